@@ -1,0 +1,90 @@
+# Thin and strict: every recipe is one command, the logic is in scripts/ascendet (typed, tested). `make help` lists all.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+# What to build and run. Override on the command line: make train MODEL=vitdet-b DATASET=coco DEVICES=0,1,2,3
+STACK ?= vitdet
+MODEL ?= vitdet-tiny
+DATASET ?= shapes
+DEVICES ?= 0,1
+# auto: the real NPUs where a CANN tree and /dev/davinci* exist, else the simulated ones of cann_sim. Or: real, sim.
+NPU ?= auto
+# RESUME=1 continues the latest unfinished training of MODEL on DATASET.
+RESUME ?=
+# The checkpoint to evaluate; where empty, the latest training's last one.
+CHECKPOINT ?=
+# The wheel file to audit; JSON=1 prints the report for machines.
+WHEEL ?=
+JSON ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+export NPU
+PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
+TARGET = --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
+
+##@ Start here
+.PHONY: help doctor demo test
+help: ## This list
+	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
+demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
+	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval DEVICES=6,7 MODEL=vitdet-tiny DATASET=shapes
+test: ## Linters and all test suites; ends with the counts
+	@$(PY) test --stack '$(STACK)'
+doctor: ## Check this machine; every problem is listed with its fix
+	@$(PY) doctor --stack '$(STACK)'
+
+##@ Pins
+.PHONY: relock check-lock
+relock: ## Write requirements/lock from stacks.toml and the *.in files
+	@$(PY) lock
+check-lock: ## Check that requirements/lock agrees with them
+	@$(PY) lock --check
+
+##@ Environment and wheels
+.PHONY: env cann-sim patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro install
+env: ## Make or repair the stack's virtual environment
+	@$(PY) env --stack '$(STACK)'
+cann-sim: ## Build the simulated CANN into it and show its devices
+	@$(PY) cann-sim --stack '$(STACK)'
+patches: ## Check the patches' headers and write their index
+	@$(PY) patches
+mmcv-wheel: ## Build mmcv with its NPU operators, audit its ABI, install it, smoke-test it
+	@$(PY) wheel mmcv --stack '$(STACK)'
+mmdet-wheel: ## Build mmdet with our patches
+	@$(PY) wheel mmdet --stack '$(STACK)'
+vitdet-wheel: ## Build our ViTDet
+	@$(PY) wheel vitdet --stack '$(STACK)'
+audit: ## Audit any mmcv WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
+	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(JSON),--json)
+check-repro: ## Build mmcv twice from nothing, under two users, and compare every byte (minutes)
+	@$(PY) check-repro mmcv --stack '$(STACK)'
+install: ## Build all of the stack's wheels and install them
+	@$(PY) install --stack '$(STACK)'
+
+##@ Data, training, evaluation
+.PHONY: data train eval
+data: ## Make or fetch DATASET
+	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)'
+train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues
+	@$(PY) train $(TARGET) $(if $(RESUME),--resume)
+eval: ## COCO numbers of the latest training, or of CHECKPOINT
+	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
+
+##@ Development
+.PHONY: lint test-unit test-sim clean
+lint: ## Style, types, shell scripts, generated files
+	@$(PY) test lint --stack '$(STACK)'
+test-unit: ## The tool's own tests
+	@$(PY) test unit --stack '$(STACK)'
+test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
+	@$(PY) test sim --stack '$(STACK)'
+bench-%: ## Print a benchmark's figures: bench-train, bench-hccl
+	@$(PY) bench '$*' --stack '$(STACK)'
+print-%: ## Print a variable of this file: make print-MODEL
+	@printf '%s\n' '$($*)'
+clean: ## Remove build/; the cache in the home folder stays
+	@rm -rf build

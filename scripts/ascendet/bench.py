@@ -1,0 +1,41 @@
+"""`make bench-<name>`: print what a program in tests/bench measures, in the stack's environment."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+
+from ascendet import env, install, paths
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument("name", help="tests/bench/bench_<name>.py")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    stack = Stack.load(args.stack)
+    program = paths.ROOT / "tests" / "bench" / f"bench_{args.name}.py"
+    if not program.is_file():
+        known = sorted(file.stem.removeprefix("bench_") for file in program.parent.glob("bench_*.py"))
+        raise AscendetError(
+            "usage",
+            f"there is no benchmark {args.name!r}",
+            expected=", ".join(known),
+            found=args.name,
+            hint=f"make bench-{known[0]}",
+        )
+    python = install.ensure(stack)
+    environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(paths.BUILD / "data")}
+    done = subprocess.run([python, program], cwd=paths.ROOT, env=environ, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "command-failed",
+            f"{paths.shorten(program)} failed",
+            found=f"exit code {done.returncode}",
+            hint="read its message above",
+        )

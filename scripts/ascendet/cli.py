@@ -1,0 +1,119 @@
+"""The command line: `python -m ascendet <stage> …`. People type make targets, which call it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+from ascendet import __version__, paths
+from ascendet.errors import EXIT_CODES, AscendetError
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """A stage: its module, the interpreter it needs ("host": standard library only), one line of help."""
+
+    module: str
+    where: Literal["host", "tools"]
+    help: str
+
+
+# In data-flow order, which is also the order in which modules may import each other.
+STAGES: dict[str, StageCommand] = {
+    "doctor": StageCommand("doctor", "host", "check this machine and list every problem with its fix"),
+    "lock": StageCommand(
+        "lock", "tools", "write requirements/lock from stacks.toml and the *.in files, or check it"
+    ),
+    "patches": StageCommand(
+        "patches", "tools", "apply a patch series to its pinned source, check headers, write the index"
+    ),
+    "env": StageCommand("env", "host", "make or repair a stack's virtual environment, without our wheels"),
+    "cann-sim": StageCommand("cann_sim", "host", "build the simulated CANN into the stack's environment"),
+    "audit": StageCommand("abi", "tools", "audit a wheel's ABI against the stack"),
+    "wheel": StageCommand("wheel", "tools", "build one of our wheels and audit its ABI"),
+    "check-repro": StageCommand("repro", "tools", "build a wheel twice from nothing and compare every byte"),
+    "install": StageCommand(
+        "install", "tools", "build the stack's wheels and install them into its environment"
+    ),
+    "data": StageCommand("data", "tools", "make or fetch a data set"),
+    "train": StageCommand("train", "tools", "train a model on the chosen devices"),
+    "evaluate": StageCommand(
+        "evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
+    ),
+    "test": StageCommand("testing", "tools", "run the linters and the test suites"),
+    "bench": StageCommand("bench", "tools", "run a benchmark in the stack's environment"),
+}
+
+
+class StageModule(Protocol):
+    """What a stage's module offers."""
+
+    def configure_parser(self, parser: argparse.ArgumentParser) -> None:
+        """Add the stage's options."""
+
+    def execute(self, args: argparse.Namespace) -> None:
+        """Do it, or raise `AscendetError`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; the exit code is 0 or that of the error that was printed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except AscendetError as error:
+        sys.stdout.flush()
+        sys.stderr.write(error.render(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_CODES["interrupted"]
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"ascendet {__version__}")
+        return 0
+    name = argv[0]
+    if name not in STAGES:
+        raise AscendetError(
+            "stage-unknown",
+            f"there is no stage {name!r}",
+            expected=", ".join(STAGES),
+            found=name,
+            hint="make help",
+        )
+    if STAGES[name].where == "tools":
+        _enter_tools(argv)
+    parser = argparse.ArgumentParser(
+        prog=f"ascendet {name}", description=STAGES[name].help, allow_abbrev=False
+    )
+    module = cast(StageModule, importlib.import_module(f"ascendet.{STAGES[name].module}"))
+    module.configure_parser(parser)
+    module.execute(parser.parse_args(argv[1:]))
+    return 0
+
+
+def overview() -> str:
+    """The list of stages, in data-flow order."""
+    width = max(map(len, STAGES))
+    lines = [f"  {name:<{width}}  {stage.help}" for name, stage in STAGES.items()]
+    return "\n".join(["usage: ascendet <stage> [options]", "", "stages, in data-flow order:", *lines])
+
+
+def _enter_tools(argv: list[str]) -> None:
+    """Continue in the tools environment, which is made first where it is missing."""
+    from ascendet import env
+
+    python = env.ensure_tools()
+    if os.path.realpath(sys.prefix) != os.path.realpath(python.parent.parent):
+        sys.stdout.flush()
+        environ = {**os.environ, "PYTHONPATH": str(paths.ROOT / "scripts")}
+        os.execve(python, [str(python), "-m", "ascendet", *argv], environ)

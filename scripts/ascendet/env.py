@@ -1,0 +1,343 @@
+"""Virtual environments: the tool's own, and one per stack with the locked wheels and, without NPUs, cann_sim.
+
+An environment cannot be built under another name and renamed (its scripts hold its path), so its manifest is
+what is written last: without one, or with another lock's digest in it, the environment is made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ascendet import host, lock, manifest, paths
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+TOOLS_PYTHON = "3.11"
+# Measured: 7.0 GiB unpacked with torch's x86_64 CUDA build, and pip's cache of the same wheels.
+_DISK_NEEDED = {"x86_64": 12 * 2**30, "aarch64": 4 * 2**30}
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Create or repair the stack's environment and say what it holds."""
+    stack = Stack.load(args.stack)
+    ensure_base(stack)
+    npu = "cann_sim" if host.npu_kind() == "sim" else f"CANN {find_cann(stack).version}"
+    print(f"{paths.shorten(stack_home(stack))}: Python {stack.python}, {stack.pair}, {npu}")
+
+
+def tools_home() -> Path:
+    """The tool's own environment."""
+    return paths.BUILD / "venv" / "tools"
+
+
+def stack_home(stack: Stack) -> Path:
+    """The environment of a stack."""
+    return paths.BUILD / "venv" / stack.name
+
+
+def stack_python(stack: Stack) -> Path:
+    """The interpreter of a stack's environment."""
+    return stack_home(stack) / "bin" / "python"
+
+
+def ensure_tools() -> Path:
+    """Make the tools environment if it is missing or stale; its interpreter."""
+    home = tools_home()
+    locked = paths.LOCK / "tools.txt"
+    _ensure(home, TOOLS_PYTHON, [locked], {}, pip=None)
+    return home / "bin" / "python"
+
+
+def ensure_base(stack: Stack) -> Path:
+    """Make a stack's environment without our wheels: torch, locked wheels and, without NPUs, cann_sim."""
+    files = [paths.LOCK / f"{stack.name}.txt", lock.torch_lock(stack, platform.machine())]
+    home = stack_home(stack)
+    layers: dict[str, Layer] = {}
+    if host.npu_kind() == "sim":
+        source = paths.WHEELS / "cann_sim"
+        inputs = {
+            "source": manifest.digest_tree(source),
+            "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
+            "lock": manifest.digest_file(files[1]),
+            "machine": platform.machine(),
+        }
+        layers["cann_sim"] = (
+            manifest.digest_inputs(inputs),
+            lambda: install_wheels(stack, [_build_cann_sim(stack, source, inputs)]),
+        )
+    _ensure(home, stack.python, files, layers, pip=tools_pip())
+    return stack_python(stack)
+
+
+# The key of what a layer holds, and the function that installs it.
+Layer = tuple[str, Callable[[], None]]
+
+
+def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
+    """Install what is missing or stale among `layers` (by name) on top of the stack's base."""
+    home = stack_home(stack)
+    content = manifest.read(home) or {}
+    if _missing(content, layers):
+        with manifest.locked(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+            _install_layers(home, layers)
+
+
+def install_wheels(stack: Stack, wheels: list[Path]) -> None:
+    """Install wheel files that we built into the stack's environment, in the place of older ones."""
+    _pip_install(stack_python(stack), tools_pip(), ["--no-index", "--force-reinstall", *map(str, wheels)])
+
+
+def tools_pip() -> list[str]:
+    """The command that runs the locked pip."""
+    return [str(ensure_tools()), "-m", "pip"]
+
+
+def find_cann(stack: Stack) -> host.CannTree:
+    """The CANN tree that the stack runs on: the machine's, or the one of cann_sim in the environment."""
+    if host.npu_kind() == "real":
+        tree = host.find_cann()
+        assert tree is not None, "npu_kind() says real only with a tree"
+        return tree
+    asked = subprocess.run(
+        [stack_python(stack), "-m", "cann_sim", "home"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise AscendetError(
+            "install-failed",
+            "cann_sim does not answer",
+            found=(asked.stderr.strip().splitlines() or ["no message"])[-1],
+            hint=f"rm -r {paths.shorten(stack_home(stack))} && make env STACK={stack.name}",
+        )
+    return host.CannTree(home=Path(asked.stdout.strip()), version=None)
+
+
+def stack_environ(stack: Stack) -> dict[str, str]:
+    """The environment variables for a program that runs in the stack's environment on its CANN tree.
+
+    The tree's own `set_env.sh` sets them, the same way for a real and for a simulated tree.
+    """
+    home = find_cann(stack).home
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    if host.npu_kind() == "real":
+        # The driver is outside the toolkit, and set_env.sh leaves it to the image.
+        driver = Path("/usr/local/Ascend/driver/lib64")
+        folders = [
+            str(folder) for folder in (driver, driver / "common", driver / "driver") if folder.is_dir()
+        ]
+        _prepend(environ, "LD_LIBRARY_PATH", folders)
+    else:
+        for name in [
+            name for name in environ if name.startswith("ASCEND_") and name.endswith(("PATH", "HOME"))
+        ]:
+            del environ[name]  # left over from another tree
+    environ = _sourced(home, environ)
+    _prepend(environ, "PATH", [str(stack_home(stack) / "bin")])
+    environ["VIRTUAL_ENV"] = str(stack_home(stack))
+    return environ
+
+
+def _prepend(environ: dict[str, str], name: str, folders: list[str]) -> None:
+    environ[name] = os.pathsep.join([*folders, *filter(None, [environ.get(name)])])
+
+
+def _sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
+    """`environ` after sourcing the tree's `set_env.sh`."""
+    script = host.set_env_script(home)
+    if script is None:
+        raise AscendetError(
+            "npu-missing",
+            f"the CANN tree {home} has no set_env.sh",
+            expected=f"{home}/set_env.sh",
+            hint="make doctor",
+        )
+    # CANN's scripts read unset variables, hence no `set -u`; what they print must not mix with env's output.
+    command = ["bash", "-c", 'source "$1" >&2 && exec env --null', "bash", str(script)]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "npu-missing",
+            f"{script} fails",
+            found=f"exit code {done.returncode}",
+            hint=f"bash -x {script}",
+        )
+    pairs = (line.partition("=") for line in done.stdout.decode(errors="surrogateescape").split("\0") if line)
+    return {name: value for name, _, value in pairs if name not in ("_", "SHLVL")}
+
+
+# -- environments --
+
+
+def _ensure(
+    home: Path, python: str, locks: list[Path], layers: Mapping[str, Layer], pip: list[str] | None
+) -> None:
+    """Make the environment `home` hold exactly the locks, plus the layers; `pip` None: its own."""
+    missing = [path for path in locks if not path.exists()]
+    if missing:
+        raise AscendetError("lock-missing", f"{paths.shorten(missing[0])} is missing", hint=lock.COMMAND)
+    base = manifest.digest_inputs(
+        {
+            "home": str(home),  # scripts hold it: a moved clone needs a new environment
+            "python": python,
+            "locks": {path.name: manifest.digest_file(path) for path in locks},
+        }
+    )
+    if not _stale(home, base) and not _missing(manifest.read(home) or {}, layers):
+        return
+    with manifest.full_disk_named(home):
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with manifest.locked(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+            if _stale(home, base):
+                _create(home, python, locks, base, pip)
+            _install_layers(home, layers)
+
+
+def _stale(home: Path, base: str) -> bool:
+    content = manifest.read(home)
+    return content is None or content.get("base") != base or not (home / "bin/python").exists()
+
+
+def _missing(content: Mapping[str, object], layers: Mapping[str, Layer]) -> list[str]:
+    """The names of layers that the manifest does not state with the same key."""
+    installed = content.get("layers")
+    known = installed if isinstance(installed, dict) else {}
+    return [name for name, (key, _) in layers.items() if known.get(name) != key]
+
+
+def _create(home: Path, python: str, locks: list[Path], base: str, pip: list[str] | None) -> None:
+    interpreter = _interpreter(python)
+    if home.exists():
+        print(f"{paths.shorten(home)}: its locks changed or it is incomplete; making it anew", flush=True)
+        shutil.rmtree(home)
+    else:
+        print(f"{paths.shorten(home)}: making it", flush=True)
+    if pip is not None:
+        _check_disk(home.parent)
+    command = [interpreter, "-m", "venv", str(home)] + (["--without-pip"] if pip else [])
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise AscendetError(
+            "install-failed",
+            f"{interpreter} cannot make a virtual environment",
+            found=(made.stdout + made.stderr).strip(),
+            hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
+        )
+    inside = home / "bin" / "python"
+    wanted = [option for path in locks for option in ("--requirement", str(path))]
+    _pip_install(inside, pip or [str(inside), "-m", "pip"], ["--require-hashes", *wanted])
+    manifest.write(
+        home, {"stage": "venv", "base": base, "locks": [path.name for path in locks], "layers": {}}
+    )
+
+
+def _install_layers(home: Path, layers: Mapping[str, Layer]) -> None:
+    """Install each missing layer; while that goes on, the manifest does not name it."""
+    content = dict(manifest.read(home) or {})
+    installed = content.get("layers")
+    known: dict[str, object] = dict(installed) if isinstance(installed, dict) else {}
+    for name in _missing(content, layers):
+        key, install = layers[name]
+        known.pop(name, None)
+        manifest.write(home, content | {"layers": known})
+        install()
+        known[name] = key
+        manifest.write(home, content | {"layers": known})
+
+
+def _pip_install(python: Path, pip: list[str], arguments: list[str]) -> None:
+    """`pip install --no-deps` into the environment of `python`, with pip's own progress on the terminal."""
+    command = [*pip, f"--python={python}", "install", "--no-deps", "--disable-pip-version-check"]
+    # Byte code is written at the first import, of what is imported; all of torch's costs most of a minute.
+    command += ["--no-compile", "--cache-dir", str(paths.CACHE / "pip"), "--no-warn-script-location"]
+    # The user's configuration says where packages come from, but not into which environment they go.
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PIP_REQUIRE_VIRTUALENV", "PIP_USER")
+    }
+    done = subprocess.run([*command, *arguments], env=environ, check=False)
+    if done.returncode:
+        for folder in (paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())):
+            if manifest.is_full(folder, 256 * 2**20):
+                raise manifest.disk_full(folder)
+        raise AscendetError(
+            "install-failed",
+            f"pip could not install into {paths.shorten(python.parent.parent)}",
+            found=f"exit code {done.returncode} (its message is above)",
+            hint="check the network and pip's index (pip config list), then run the command again",
+        )
+
+
+def _interpreter(version: str) -> str:
+    """An interpreter of exactly this minor version: the locks' wheels are made for it."""
+    if "{}.{}".format(*sys.version_info[:2]) == version:
+        return str(getattr(sys, "_base_executable", sys.executable))
+    found = shutil.which(f"python{version}")
+    if found is None:
+        raise AscendetError(
+            "python-version",
+            "the locked wheels need another Python",
+            expected=f"python{version} on the PATH",
+            found=f"Python {platform.python_version()} ({sys.executable})",
+            hint=f"install Python {version}, then: make PYTHON=/path/to/python{version} doctor",
+        )
+    return found
+
+
+def _check_disk(folder: Path) -> None:
+    """Refuse to start what cannot end well."""
+    needed = _DISK_NEEDED.get(platform.machine(), 0)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise AscendetError(
+            "disk-full",
+            f"too little space for the environment in {paths.shorten(folder)}",
+            expected=f"{needed / 2**30:.0f} GiB free",
+            found=f"{free / 2**30:.1f} GiB free",
+            hint="free some space, or set ASCENDET_BUILD to a folder on a larger disk",
+        )
+
+
+# -- cann_sim --
+
+
+def _build_cann_sim(stack: Stack, source: Path, inputs: Mapping[str, object]) -> Path:
+    """Build the simulated CANN's wheel against the torch pair in the stack's environment; its path."""
+    with manifest.stage("wheelhouse/cann_sim", inputs, cached=True) as stage:
+        if not stage.fresh:
+            print("cann_sim: compiling the simulated CANN", flush=True)
+            with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
+                copy = Path(folder, "cann_sim")  # setuptools writes into the source folder
+                shutil.copytree(
+                    source, copy, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+                )
+                command = [*tools_pip(), f"--python={stack_python(stack)}", "wheel", "--no-build-isolation"]
+                command += ["--no-deps", "--no-index", "--wheel-dir", str(stage.path), str(copy)]
+                # torch must not load torch_npu here: that needs the CANN libraries that are only now built.
+                environ = {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ
+                environ |= {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+                environ["PATH"] = f"{stack_home(stack) / 'bin'}{os.pathsep}{environ['PATH']}"
+                done = subprocess.run(command, env=environ, check=False)
+            if done.returncode:
+                if manifest.is_full(stage.path):
+                    raise manifest.disk_full(stage.path)
+                raise AscendetError(
+                    "command-failed",
+                    "cann_sim does not compile",
+                    found=f"pip wheel: exit code {done.returncode} (its message is above)",
+                    hint="make doctor, then make cann-sim",
+                )
+            stage.record(stack=stack.name, simulated=False)
+    return next(stage.final.glob("*.whl"))

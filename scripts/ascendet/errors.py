@@ -1,0 +1,107 @@
+"""Every way in which Ascendet can fail, as an interface: name, exit code, expected, found, next command.
+
+Scripts match on the name or on the exit code, people read the rest; so a name is never reused for another
+meaning.
+"""
+
+from __future__ import annotations
+
+# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-89 train/eval, 90-99 cann_sim.
+EXIT_CODES: dict[str, int] = {
+    "python-version": 10,
+    "usage": 11,
+    "stack-unknown": 12,
+    "stack-invalid": 13,
+    "stage-unknown": 14,
+    "disk-full": 15,
+    "command-failed": 16,
+    "doctor-blocked": 17,
+    "lock-stale": 18,
+    "lock-failed": 19,
+    "lock-missing": 20,
+    "install-failed": 21,
+    "npu-unknown": 22,
+    "npu-missing": 23,
+    "devices-invalid": 24,
+    "interrupted": 25,
+    "tests-failed": 26,
+    "sdist-unlocked": 40,
+    "sdist-download-failed": 41,
+    "sdist-hash-mismatch": 42,
+    "sdist-corrupt": 43,
+    "patch-invalid": 44,
+    "patch-index-stale": 45,
+    "patch-does-not-apply": 46,
+    "wheel-unknown": 47,
+    "wheel-invalid": 48,
+    "compiler-missing": 49,
+    "compiler-too-old": 50,
+    "compile-failed": 51,
+    "wheel-corrupt": 52,
+    "audit-failed": 53,
+    "smoke-failed": 54,
+    "not-reproducible": 55,
+    "data-missing": 60,
+    "data-invalid": 61,
+    "model-unknown": 70,
+    "dataset-unknown": 71,
+    "config-missing": 72,
+    "resume-impossible": 73,
+    "run-failed": 74,
+    "run-busy": 75,
+    "checkpoint-missing": 76,
+    "checkpoint-unreadable": 77,
+    "checkpoint-mismatch": 78,
+}
+
+
+class AscendetError(Exception):
+    """A failure that the user can act on.
+
+    Parameters
+    ----------
+    name
+        Kebab-case key of `EXIT_CODES`.
+    what
+        One sentence: what went wrong.
+    expected, found
+        The two sides of the disagreement, where there is one.
+    hint
+        The next command(s) to type, or the one thing to change.
+    """
+
+    def __init__(
+        self, name: str, what: str, *, expected: str | None = None, found: str | None = None, hint: str
+    ) -> None:
+        if name not in EXIT_CODES:
+            raise KeyError(f"{name!r} is not in errors.EXIT_CODES")
+        super().__init__(f"{name}: {what}")
+        self.name = name
+        self.what = what
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code for this error."""
+        return EXIT_CODES[self.name]
+
+    def render(self, *, colour: bool = False) -> str:
+        """Text for a terminal, ending in a newline.
+
+        >>> print(AscendetError("usage", "no such device", found="9", hint="make doctor").render(), end="")
+        error[usage]: no such device
+          found:    9
+          next:     make doctor
+        """
+        head = f"error[{self.name}]:"
+        if colour:
+            head = f"\x1b[1;31m{head}\x1b[0m"
+        lines = [f"{head} {self.what}"]
+        for label, text in (("expected:", self.expected), ("found:", self.found), ("next:", self.hint)):
+            if text is not None:
+                first, *rest = text.splitlines() or [""]
+                lines.append(f"  {label:<9} {first}")
+                lines += [f"{'':12}{line}" for line in rest]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,305 @@
+"""What training and evaluation share: run folders, and starting a program on devices with its log kept."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from ascendet import __version__, data, devices, env, host, manifest, paths
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+_SAME_REQUEST = 2.0  # seconds
+
+# What people want to see of mmengine's log while it runs; all of it is in the log file.
+_PROGRESS = re.compile(r"(Epoch|Iter)\(\w+\)|Saving checkpoint|resumed|^runtime: | - WARNING - ")
+_SHOWN = {"eta", "time", "memory", "loss"}
+_PREFIX = re.compile(r"^(?:\d{4}/)?\d\d/\d\d (\d\d:\d\d:\d\d) - mmengine - \S*?(INFO|WARNING|ERROR)\S* - ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What to run on what: checked names and devices of one stack."""
+
+    stack: Stack
+    model: str
+    dataset: str
+    devices: tuple[int, ...]
+    npu: host.NpuKind
+
+    @property
+    def home(self) -> Path:
+        """The folder of all runs of this model on this data set."""
+        return paths.BUILD / "runs" / f"{self.model}_{self.dataset}"
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a target: what to run on what."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument("--model", required=True, help="one of the stack's models")
+    parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
+    parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
+
+
+def check_target(stack: Stack, model: str, dataset: str, wanted: str) -> Target:
+    """Check the names and devices before anything is built.
+
+    Raises
+    ------
+    AscendetError
+        `model-unknown`, `dataset-unknown`, `devices-invalid`, `npu-unknown`, `npu-missing`.
+    """
+    if model not in stack.models:
+        raise AscendetError(
+            "model-unknown",
+            f"the {stack.name} stack has no model {model!r}",
+            expected=", ".join(stack.models) or "none is built yet for this stack",
+            found=f"MODEL={model}",
+            hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
+        )
+    if dataset not in stack.datasets:
+        raise AscendetError(
+            "dataset-unknown",
+            f"the {stack.name} stack has no data set {dataset!r}",
+            expected=", ".join(stack.datasets),
+            found=f"DATASET={dataset}",
+            hint=f"DATASET={stack.datasets[0]}",
+        )
+    npu = host.npu_kind()
+    return Target(stack=stack, model=model, dataset=dataset, devices=devices.choose(wanted, npu), npu=npu)
+
+
+def check_config(target: Target) -> Path:
+    """The installed configuration of the model on the data set, or `error[config-missing]`."""
+    configs = next(env.stack_home(target.stack).glob("lib/python*/site-packages/vitdet/configs"))
+    config = configs / f"{target.model}_{target.dataset}.py"
+    if not config.is_file():
+        known = sorted(file.stem for file in configs.glob("*.py"))
+        raise AscendetError(
+            "config-missing",
+            f"there is no configuration of {target.model} for {target.dataset}",
+            expected=", ".join(known),
+            found=config.name,
+            hint="MODEL={} DATASET={}".format(*known[0].split("_", 1)),
+        )
+    return config
+
+
+def describe(target: Target, environ: Mapping[str, str]) -> str:
+    """One line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
+    kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
+    home = paths.shorten(env.stack_home(target.stack))
+    return f"{len(target.devices)} x {soc_name(environ)}{kind} in {home}"
+
+
+def versions(stack: Stack) -> dict[str, str]:
+    """What a run's manifest says about its software."""
+    names = ("torch", "torchvision", "torch_npu", "python")
+    upstreams = {name: pin.version for name, pin in stack.upstreams.items()}
+    return {"ascendet": __version__, **{name: str(getattr(stack, name)) for name in names}, **upstreams}
+
+
+def soc_name(environ: Mapping[str, str]) -> str:
+    """The SoC as npu-smi shows it, with CANN's prefix: `Ascend910B3`."""
+    try:
+        shown = subprocess.run(
+            ["npu-smi", "info"], env=dict(environ), capture_output=True, text=True, timeout=60, check=False
+        ).stdout
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        shown = ""
+    found = re.search(r"^\|\s*\d+\s+(?:Ascend)?(\d{3}\w*)\s*\|", shown, re.MULTILINE)
+    return f"Ascend{found[1]}" if found else "Ascend NPU"
+
+
+@contextlib.contextmanager
+def not_busy(folder: Path) -> Iterator[None]:
+    """Refuse a run folder that another process works in (train.sh takes the same lock, for good)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy(folder) from None
+    yield
+
+
+def busy(folder: Path) -> AscendetError:
+    """The error for a run folder in use."""
+    return AscendetError(
+        "run-busy",
+        f"another process works in {paths.shorten(folder)}",
+        found=f"its lock {paths.shorten(folder / '.lock')} is held",
+        hint="wait for it or stop it; without RESUME=1 a training gets a folder of its own",
+    )
+
+
+def check_data(dataset: str) -> Path:
+    """The data set's folder, or `error[data-missing]`. Making it is for `make data`."""
+    if dataset == "coco":
+        return data.check_coco()
+    folder = data.root() / dataset
+    if not (folder / "annotations").is_dir():
+        raise AscendetError(
+            "data-missing",
+            f"the data set {dataset} is not here",
+            expected=f"{paths.shorten(folder)}/annotations",
+            found="no such folder",
+            hint=f"make data DATASET={dataset}",
+        )
+    return folder
+
+
+def run_environ(target: Target, work_dir: Path) -> dict[str, str]:
+    """The environment of train.sh and eval.sh."""
+    return env.stack_environ(target.stack) | {
+        "MODEL": target.model,
+        "DATASET": target.dataset,
+        "DEVICES": ",".join(map(str, target.devices)),
+        "WORK_DIR": str(work_dir),
+        "ASCENDET_DATA": str(data.root()),
+    }
+
+
+def link_latest(run: Path) -> None:
+    """Make `latest` beside the run point to it, without a moment in which it points nowhere."""
+    temp = run.parent / f".latest-{os.getpid()}"
+    temp.unlink(missing_ok=True)
+    temp.symlink_to(run.name)
+    temp.replace(run.parent / "latest")
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that mmengine wrote last, completely: it notes the name afterwards."""
+    note = run / "last_checkpoint"
+    if not note.is_file():
+        return None
+    # Only the name counts: the folder may have been moved since.
+    path = run / Path(note.read_text(encoding="utf-8").strip()).name
+    return path if path.is_file() else None
+
+
+def execute(script: str, environ: Mapping[str, str], log: Path) -> None:
+    """Run one of our shell scripts to its end: everything into `log`, progress on the terminal.
+
+    An interrupt (Ctrl-C, SIGTERM) is passed on, so that the ranks end before we do.
+
+    Raises
+    ------
+    AscendetError
+        `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `run-failed`.
+    """
+    command = ["bash", str(paths.ROOT / "scripts" / script)]
+    # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as child,
+        _interrupts_to(child) as interrupted,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            file.write(line)
+            file.flush()
+            if _PROGRESS.search(line):
+                print(shorten_progress(line.rstrip()), flush=True)
+        code = child.wait()
+    if interrupted:
+        raise AscendetError("interrupted", f"{script} was interrupted", hint="make train RESUME=1")
+    if code:
+        raise _failure(script, code, log)
+
+
+def shorten_progress(line: str) -> str:
+    """A line of mmengine's log for a terminal: the time of day, where it is, how it goes.
+
+    >>> shorten_progress("11/21 04:21:52 - mmengine - INFO - Epoch(train)  [1][ 75/150]  base_lr: 1e-3 lr: 1e-3  "
+    ...                  "eta: 0:44:08  time: 1.9933  data_time: 0.02  memory: 210  loss: 2.55  loss_cls: 0.7  acc: 82")
+    '04:21:52 Epoch(train)  [1][ 75/150]  eta: 0:44:08  time: 1.9933  memory: 210  loss: 2.55'
+    """
+    line = _PREFIX.sub(r"\1 ", line)
+    head, *values = re.split(r"\s+(?=[a-z_]+: )", line) if "(train)" in line else [line]
+    return "  ".join([head, *(value for value in values if value.split(":")[0] in _SHOWN)])
+
+
+@contextlib.contextmanager
+def _interrupts_to(child: subprocess.Popen[str]) -> Iterator[list[float]]:
+    """Pass SIGINT and SIGTERM to the child; the list holds when they arrived (seconds, monotonic).
+
+    make and timeout each pass a signal on that they get, so what follows within a moment is the same request.
+    """
+    arrived: list[float] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        arrived.append(time.monotonic())
+        if len(arrived) == 1:
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()  # torchrun ends its ranks itself
+            print("\nstopping the ranks …", file=sys.stderr, flush=True)
+        elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C means it
+            _kill_tree(child.pid)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill_tree(root: int) -> None:
+    """Kill a process and all that descend from it: torchrun's ranks are in sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            # pid (comm) state ppid …; comm may hold anything, also a closing parenthesis
+            parent = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    tree = [root]
+    for pid in tree:  # grows as it goes
+        tree += children.get(pid, [])
+    for pid in tree:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _failure(script: str, code: int, log: Path) -> AscendetError:
+    """The named error for what a failed run's log says."""
+    if code == 75:
+        return busy(log.parent)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = "\n".join(lines[-400:])
+    refused = re.search(r"CheckpointError: (.*(?:\n(?!\[|Traceback|  File).*){0,6})", text)
+    if refused:
+        reason = refused[1].strip()
+        name = "checkpoint-mismatch" if "not one of this model" in reason else "checkpoint-unreadable"
+        return AscendetError(name, "the checkpoint cannot be used", found=reason, hint="CHECKPOINT=<file>")
+    if "No space left on device" in text or manifest.is_full(log.parent):
+        return manifest.disk_full(log.parent)
+    # The first exception of a rank; torchrun's own, about the rank that ended, comes last and explains nothing.
+    raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
+    causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]
+    sys.stderr.write("\n".join(lines[max(0, causes[0] - 16) : causes[0] + 6]) + "\n")
+    return AscendetError(
+        "run-failed",
+        f"{script} failed",
+        found=f"exit code {code}" + (f"; {lines[causes[0]]}" if lines else ""),
+        hint=f"less {paths.shorten(log)}",
+    )

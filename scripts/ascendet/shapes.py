@@ -1,0 +1,326 @@
+"""Make `shapes`, a small instance-segmentation data set in COCO's format, from a seed.
+
+Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a program:
+
+    python shapes.py --out FOLDER --seed 0 --train 600 --val 120
+
+Triangles, rectangles and stars of many sizes lie over each other on a textured ground, rotated, cut by the image's
+edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots), in any colour. An
+object's annotation is what can be seen of it. Some images hold a swarm of tiny objects, annotated as one crowd region
+(RLE, `iscrowd` 1), as COCO does. Equal arguments and library versions give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+from shapely import MultiPolygon, Polygon, box
+from shapely.geometry.base import BaseGeometry
+
+Points = npt.NDArray[np.float64]
+Image = npt.NDArray[np.float32]  # (height, width, 3), 0…255
+
+IMAGE_SIZES = ((256, 256), (256, 208), (208, 256))  # (height, width) in pixels
+RADIUS = (18.0, 90.0)  # of the circle around an object, in pixels; drawn log-uniformly
+MIN_VISIBLE = 0.7  # the part of an object that others may not cover
+MIN_AREA = 60.0  # of what is seen, in pixels
+CROWD_SHARE = 0.12  # of the images
+SUPERSAMPLE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """A class of objects: its name, its outline in the unit circle and its surface, both random within the class.
+
+    `surface` gives the relief of an image of (height, width), about -1…1, which is then coloured.
+    """
+
+    name: str
+    outline: Callable[[np.random.Generator], Points]
+    surface: Callable[[np.random.Generator, int, int], Image]
+
+
+def _triangle(rng: np.random.Generator) -> Points:
+    return _on_circle(np.arange(3) * 2 * math.pi / 3 + rng.uniform(-0.35, 0.35, 3))
+
+
+def _rectangle(rng: np.random.Generator) -> Points:
+    half = math.atan(rng.uniform(0.45, 1.0))
+    return _on_circle(np.array([half, math.pi - half, math.pi + half, -half]))
+
+
+def _star(rng: np.random.Generator) -> Points:
+    points = _on_circle(np.arange(10) * math.pi / 5)
+    points[1::2] *= rng.uniform(0.38, 0.5)
+    return points
+
+
+def _waves(rng: np.random.Generator, height: int, width: int, angle: float) -> Image:
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    turns = (x * math.cos(angle) + y * math.sin(angle)) / rng.uniform(8, 14)  # a period is that many pixels
+    return np.asarray(np.sin((turns + rng.uniform(0, 1)) * np.float32(2 * math.pi)), np.float32)
+
+
+def _stripes(rng: np.random.Generator, height: int, width: int) -> Image:
+    return _waves(rng, height, width, rng.uniform(0, math.pi))
+
+
+def _dots(rng: np.random.Generator, height: int, width: int) -> Image:
+    angle = rng.uniform(0, math.pi)
+    across = _waves(rng, height, width, angle) * _waves(rng, height, width, angle + math.pi / 2)
+    return np.asarray(np.where(across > 0, 1, -1), np.float32)
+
+
+def _blotches(rng: np.random.Generator, height: int, width: int) -> Image:
+    cells = int(rng.integers(5, 10))
+    noise = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+    return np.asarray(cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _on_circle(angles: Points) -> Points:
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+CATEGORIES = (
+    Category(name="triangle", outline=_triangle, surface=_stripes),
+    Category(name="rectangle", outline=_rectangle, surface=_blotches),
+    Category(name="star", outline=_star, surface=_dots),
+)
+
+
+@dataclass(kw_only=True)
+class Thing:
+    """Something in a scene: its category, what to paint, and what of it is still seen."""
+
+    category: int
+    outlines: list[Points]
+    visible: BaseGeometry
+    crowd: bool
+
+
+def make_scene(rng: np.random.Generator, height: int, width: int) -> list[Thing]:
+    """Place things from the back to the front so that enough of each stays visible."""
+    frame = box(0, 0, width, height)
+    wanted = int(rng.integers(3, 7))
+    things: list[Thing] = []
+    if rng.random() < CROWD_SHARE:
+        things.append(_make_crowd(rng, frame))
+    for _ in range(8 * wanted):
+        if len(things) >= wanted:
+            break
+        category = int(rng.integers(len(CATEGORIES)))
+        radius = math.exp(rng.uniform(math.log(RADIUS[0]), math.log(RADIUS[1])))
+        outline = _place(rng, CATEGORIES[category], radius, rng.uniform(0, 1, 2) * (width, height))
+        shape = Polygon(outline).intersection(frame)
+        remains = [thing.visible.difference(shape) for thing in things]
+        covers_too_much = any(
+            not _is_fit(rest) or rest.area < MIN_VISIBLE * _area_of(thing)
+            for thing, rest in zip(things, remains, strict=True)
+        )
+        if covers_too_much or not _is_fit(shape) or shape.area < MIN_VISIBLE * Polygon(outline).area:
+            continue
+        for thing, rest in zip(things, remains, strict=True):
+            thing.visible = rest
+        things.append(Thing(category=category, outlines=[outline], visible=shape, crowd=False))
+    return things
+
+
+def _make_crowd(rng: np.random.Generator, frame: BaseGeometry) -> Thing:
+    """A swarm of 12 to 24 tiny objects of one category that do not touch."""
+    category = int(rng.integers(len(CATEGORIES)))
+    _, _, width, height = frame.bounds
+    centre = rng.uniform(0.25, 0.75, 2) * (width, height)
+    swarm: BaseGeometry = Polygon()
+    outlines: list[Points] = []
+    for _ in range(int(rng.integers(12, 25))):
+        outline = _place(rng, CATEGORIES[category], rng.uniform(4, 6), centre + rng.normal(0, 18, 2))
+        shape = Polygon(outline).intersection(frame)
+        if not shape.is_empty and swarm.disjoint(shape):
+            outlines.append(outline)
+            swarm = swarm.union(shape)
+    return Thing(category=category, outlines=outlines, visible=swarm, crowd=True)
+
+
+def _place(rng: np.random.Generator, category: Category, radius: float, centre: Points) -> Points:
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    # Coordinates are stored with two decimals; paint what is stored.
+    points: Points = np.round(category.outline(rng) @ turn.T * radius + centre, 2)
+    return points
+
+
+def _area_of(thing: Thing) -> float:
+    return float(sum(Polygon(outline).area for outline in thing.outlines))
+
+
+def _is_fit(shape: BaseGeometry) -> bool:
+    """Whether COCO's polygons can express it (areas, no holes) and it is large enough to be seen."""
+    parts = list(_polygons(shape))
+    whole = sum(part.area for part in parts)
+    return whole >= MIN_AREA and not any(part.interiors for part in parts)
+
+
+def _polygons(shape: BaseGeometry) -> Iterator[Polygon]:
+    """The polygons of a geometry, without slivers that have no pixel."""
+    parts = shape.geoms if hasattr(shape, "geoms") else [shape]
+    return (part for part in parts if isinstance(part, Polygon | MultiPolygon) and part.area >= 1.0)
+
+
+def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The scene as an image (height, width, 3). Colours say nothing about the category; surfaces do."""
+    image = _coloured(rng, _ground(rng, height, width), rng.uniform(40, 215, 3))
+    for thing in things:
+        ground = image.mean(axis=(0, 1))
+        colour = rng.uniform(10, 245, 3)
+        while np.abs(colour - ground).sum() < 140:
+            colour = rng.uniform(10, 245, 3)
+        cover = _coverage(thing.outlines, height, width)[..., None]
+        relief = CATEGORIES[thing.category].surface(rng, height, width)
+        image = image * (1 - cover) + _coloured(rng, relief, colour) * cover
+    image += rng.normal(0, 2, (height, width, 1)).astype(np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _coverage(outlines: list[Points], height: int, width: int) -> Image:
+    """How much of each pixel lies within the outlines, 0…1."""
+    canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
+    corners = [np.rint(outline * SUPERSAMPLE * 16 - 8).astype(np.int32) for outline in outlines]
+    cv2.fillPoly(canvas, corners, 255, shift=4)
+    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32) / np.float32(255)
+
+
+def _ground(rng: np.random.Generator, height: int, width: int) -> Image:
+    """A faint relief, of any kind."""
+    kind = CATEGORIES[int(rng.integers(len(CATEGORIES)))].surface
+    return kind(rng, height, width) * np.float32(0.3)
+
+
+def _coloured(rng: np.random.Generator, relief: Image, colour: Points) -> Image:
+    """A relief (height, width) in a colour, (height, width, 3)."""
+    image: Image = (colour + relief[..., None] * rng.uniform(20, 45, 3)).astype(np.float32)
+    return image
+
+
+def annotate(thing: Thing, height: int, width: int) -> dict[str, Any] | None:
+    """COCO's fields of one thing, or None where no pixel of it is left. Areas and boxes are the mask's."""
+    polygons = [
+        [round(float(value), 2) for point in part.exterior.coords[:-1] for value in point]
+        for part in _polygons(thing.visible)
+    ]
+    if not polygons:
+        return None
+    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    area = int(coco_mask.area(rle))
+    if area == 0:
+        return None
+    segmentation: Any = _uncompressed(coco_mask.decode(rle)) if thing.crowd else polygons
+    return {
+        "category_id": thing.category + 1,
+        "iscrowd": int(thing.crowd),
+        "area": area,
+        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+        "segmentation": segmentation,
+    }
+
+
+def _uncompressed(mask: npt.NDArray[np.uint8]) -> dict[str, list[int]]:
+    """COCO's run-length code as it stands in its annotation files: column by column, zeros first."""
+    pixels = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(pixels)) + 1
+    runs = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
+    return {"counts": [0, *runs] if pixels[0] else runs, "size": list(mask.shape)}
+
+
+def make_split(out: Path, split: str, count: int, seed: int) -> None:
+    """Write `<out>/<split>/*.png` and `<out>/annotations/instances_<split>.json`."""
+    (out / split).mkdir(parents=True)
+    (out / "annotations").mkdir(exist_ok=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        # An image depends on its own seed only, so a larger split begins with the smaller one's images.
+        rng = np.random.default_rng([seed, int.from_bytes(split.encode(), "big"), index])
+        height, width = IMAGE_SIZES[int(rng.integers(len(IMAGE_SIZES)))]
+        things = make_scene(rng, height, width)
+        name = f"{index + 1:06d}.png"
+        ok, png = cv2.imencode(".png", paint(rng, things, height, width), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        if not ok:
+            raise OSError(f"{name} could not be encoded")
+        (out / split / name).write_bytes(png.tobytes())
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        for entry in filter(None, (annotate(thing, height, width) for thing in things)):
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **entry})
+    content = {
+        "info": {"description": "shapes: generated by Ascendet", "version": "1", "seed": seed},
+        "categories": [
+            {"id": number, "name": category.name, "supercategory": "shape"}
+            for number, category in enumerate(CATEGORIES, 1)
+        ],
+        "images": images,
+        "annotations": annotations,
+    }
+    text = json.dumps(content, separators=(",", ":"), sort_keys=True)
+    (out / "annotations" / f"instances_{split}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def check_split(out: Path, split: str) -> dict[str, int]:
+    """Read a split back: every image is there, every area and box is its mask's. Counts of what is in it.
+
+    Raises
+    ------
+    ValueError
+        Naming the first annotation that is wrong.
+    """
+    content = json.loads((out / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8"))
+    images = {image["id"]: image for image in content["images"]}
+    for image in images.values():
+        pixels = cv2.imread(str(out / split / image["file_name"]))
+        if pixels is None or pixels.shape != (image["height"], image["width"], 3):
+            raise ValueError(f"{split}/{image['file_name']} is missing or of another size")
+    for entry in content["annotations"]:
+        height, width = images[entry["image_id"]]["height"], images[entry["image_id"]]["width"]
+        rle = coco_mask.frPyObjects(entry["segmentation"], height, width)
+        rle = rle if entry["iscrowd"] else coco_mask.merge(rle)
+        if int(coco_mask.area(rle)) != entry["area"] or coco_mask.toBbox(rle).tolist() != entry["bbox"]:
+            raise ValueError(f"{split}: annotation {entry['id']} has an area or box that is not its mask's")
+    areas = [entry["area"] for entry in content["annotations"] if not entry["iscrowd"]]
+    return {
+        "images": len(images),
+        "objects": len(areas),
+        "small": sum(area < 32**2 for area in areas),
+        "large": sum(area > 96**2 for area in areas),
+        "crowds": len(content["annotations"]) - len(areas),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make both splits, check them, print their counts as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=600, help="images in the train split")
+    parser.add_argument("--val", type=int, default=120, help="images in the val split")
+    args = parser.parse_args(argv)
+    cv2.setNumThreads(1)  # images are small; threads only cost
+    counts = {}
+    for split, count in (("train", args.train), ("val", args.val)):
+        make_split(args.out, split, count, args.seed)
+        counts[split] = check_split(args.out, split)
+    print(json.dumps(counts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""Build our wheels: a pinned, patched source, or one of our own, into one file that is the same every time.
+
+`wheels/<name>/wheel.toml` says what a wheel is made of. Pure ones are built by pip and packed again; one with a
+`[native]` table is compiled by us (`ascendet.native`) and audited (`ascendet.abi`) before it gets its final name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascendet import abi, env, manifest, native, patches, paths, sources, wheelfile
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+_LICENCES = ("LICENSE", "LICENSES.md", "LICENSE.txt", "NOTICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """The `[native]` table: how the wheel's extension module is compiled."""
+
+    module: str
+    record: str
+    guard: str
+    flags: tuple[str, ...]
+    header: tuple[str, ...]
+    units: Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What `wheels/<name>/wheel.toml` says.
+
+    Attributes
+    ----------
+    version
+        The wheel's own; `{torch_npu}` stands for the stack's.
+    sdist, path
+        Where the source is: a locked source distribution, or a folder below `home`; one of the two.
+    patches
+        The series in `patches/` that is applied, if any.
+    environ
+        Environment variables for the source's setup.py.
+    """
+
+    name: str
+    home: Path
+    version: str
+    sdist: str | None
+    path: str | None
+    patches: str | None
+    environ: Mapping[str, str]
+    native: Native | None
+
+    @classmethod
+    def load(cls, name: str) -> Spec:
+        """The wheel of that name.
+
+        Raises
+        ------
+        AscendetError
+            `wheel-unknown`, `wheel-invalid`.
+        """
+        path = paths.WHEELS / name / "wheel.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(found.parent.name for found in paths.WHEELS.glob("*/wheel.toml")))
+            raise AscendetError(
+                "wheel-unknown", f"there is no wheel {name!r}", expected=f"one of {known}", hint="make help"
+            )
+        try:
+            spec, unknown = cls._parse(path)
+        except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise _invalid(path, repr(error)) from error
+        if unknown or spec.name != name or (spec.sdist is None) == (spec.path is None):
+            raise _invalid(path, f"unknown: {unknown}; name: {spec.name}; source: one of sdist and path")
+        return spec
+
+    @classmethod
+    def _parse(cls, path: Path) -> tuple[Spec, list[str]]:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        source = table.pop("source")
+        compiled = table.pop("native", None)
+        extension = compiled and Native(
+            module=compiled.pop("module"),
+            record=compiled.pop("record"),
+            guard=compiled.pop("guard"),
+            flags=tuple(compiled.pop("flags")),
+            header=tuple(compiled.pop("header")),
+            units=compiled.pop("units"),
+        )
+        spec = cls(
+            name=table.pop("name"),
+            home=path.parent,
+            version=table.pop("version"),
+            sdist=source.pop("sdist", None),
+            path=source.pop("path", None),
+            patches=table.pop("patches", None),
+            environ=table.pop("env", {}),
+            native=extension,
+        )
+        return spec, [*table, *source, *(compiled or {})]
+
+
+def _invalid(path: Path, why: str) -> AscendetError:
+    name = paths.shorten(path)
+    return AscendetError("wheel-invalid", f"{name} cannot be read", found=why, hint=f"edit {name}")
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("name", help="a folder below wheels/")
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help="build there, whatever is built already, and install nothing: to compare and to measure builds",
+    )
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Build, audit, install and smoke-test the wheel, as far as that is not done yet, and say where it is."""
+    stack = Stack.load(args.stack)
+    env.ensure_base(stack)
+    built = build_into(args.into, args.name, stack) if args.into else install(args.name, stack)
+    report = built.parent / "audit.json"
+    if report.exists():
+        print(abi.summary(json.loads(report.read_text(encoding="utf-8"))))
+    print(f"{paths.shorten(built)} ({built.stat().st_size / 1e6:.2f} MB)")
+
+
+def install(name: str, stack: Stack) -> Path:
+    """Build the wheel and install it into the stack's environment, where it must pass its smoke test; its path.
+
+    The environment must be there; if it has this very wheel, tested, it stays as it is.
+    """
+    built = build(name, stack)
+
+    def install_and_test() -> None:
+        env.install_wheels(stack, [built])
+        _smoke_test(name, stack)
+
+    env.ensure_layers(stack, {name: (manifest.digest_file(built), install_and_test)})
+    return built
+
+
+def _smoke_test(name: str, stack: Stack) -> None:
+    """Run `wheels/<name>/smoke.py`, where there is one, in the stack's environment on its NPUs."""
+    program = paths.WHEELS / name / "smoke.py"
+    if not program.exists():
+        return
+    command = [env.stack_python(stack), program]
+    done = subprocess.run(command, env=env.stack_environ(stack), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "smoke-failed",
+            f"{name} is installed, but does not work",
+            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]),
+            hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
+        )
+    print(done.stdout, end="", flush=True)
+
+
+def build(name: str, stack: Stack) -> Path:
+    """The wheel `name` for a stack whose environment is there, built unless it is there too; its path.
+
+    Raises
+    ------
+    AscendetError
+        Every way in which a source, patch, compiler, disk or audit can fail has its own name.
+    """
+    spec = Spec.load(name)
+    return _build_native(spec, stack) if spec.native else _build_pure(spec, stack)
+
+
+def build_into(folder: Path, name: str, stack: Stack) -> Path:
+    """Build the wheel into `folder`, with the objects of compiled ones in `folder`/objects; its path."""
+    spec = Spec.load(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with manifest.full_disk_named(folder):
+        if not spec.native:
+            return _write_pure(spec, stack, folder)
+        target = native.host_target(stack)
+        compiler = native.find_compiler(target.machine)
+        _write_native(spec, stack, target, compiler, folder, folder / "objects")
+        return _only_wheel(folder)
+
+
+def _version(spec: Spec, stack: Stack) -> str:
+    return spec.version.format(torch_npu=stack.torch_npu)
+
+
+def _base_inputs(spec: Spec) -> dict[str, object]:
+    """What every wheel depends on: its recipe, its source, its patches, and the code that builds it."""
+    code = [spec.home / "wheel.toml", Path(__file__), Path(wheelfile.__file__)]
+    if spec.native:
+        code += [spec.home / spec.native.record, spec.home / spec.native.guard, paths.WHEELS / "policy.toml"]
+        code += [Path(native.__file__), Path(abi.__file__)]
+    return {
+        "source": manifest.digest_tree(spec.home / spec.path) if spec.path else None,
+        "sdist": spec.sdist and sources.locked_hash(spec.sdist),
+        "patches": patches.digest(spec.patches) if spec.patches else {},
+        "code": {path.name: manifest.digest_file(path) for path in code},
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,  # compresses to other bytes in another version
+    }
+
+
+def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
+    """The patched source, unpacked or copied into `folder`."""
+    if spec.sdist is not None:
+        pip = [*env.tools_pip(), f"--python={env.stack_python(stack)}"]
+        tree = sources.unpack(sources.fetch(spec.sdist, pip), folder)
+    else:
+        tree = folder / spec.name
+        ignored = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info")
+        shutil.copytree(spec.home / (spec.path or "."), tree, ignore=ignored)
+    if spec.patches:
+        patches.apply(spec.patches, tree)
+    return tree
+
+
+# -- pure Python --
+
+
+def _build_pure(spec: Spec, stack: Stack) -> Path:
+    inputs = {**_base_inputs(spec), "python": stack.python, "version": _version(spec, stack)}
+    with manifest.stage(f"wheelhouse/{spec.name}", inputs, cached=True) as stage:
+        if not stage.fresh:
+            _write_pure(spec, stack, stage.path)
+            stage.record(stack=stack.name)
+    return _only_wheel(stage.final)
+
+
+def _write_pure(spec: Spec, stack: Stack, output: Path) -> Path:
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
+        tree = _source(spec, stack, Path(folder))
+        plain = wheelfile.read(_pip_wheel(spec, stack, tree, Path(folder, "out")))
+    version = _version(spec, stack)
+    files = wheelfile.with_version(plain, version)
+    return wheelfile.write(output, plain.name, version, "-".join(plain.tags), files)
+
+
+def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
+    command = [*env.tools_pip(), f"--python={env.stack_python(stack)}", "wheel", "--no-build-isolation"]
+    command += ["--no-deps", "--no-index", "--quiet", "--wheel-dir", str(output), str(tree)]
+    environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} | dict(spec.environ)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        if manifest.is_full(tree):
+            raise manifest.disk_full(tree)
+        raise AscendetError(
+            "command-failed",
+            f"pip cannot build {spec.name}",
+            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-10:]),
+            hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
+        )
+    return _only_wheel(output)
+
+
+# -- compiled --
+
+
+def _build_native(spec: Spec, stack: Stack) -> Path:
+    assert spec.native is not None
+    target = native.host_target(stack)
+    compiler = native.find_compiler(target.machine)
+    inputs = {
+        **_base_inputs(spec),
+        "built_against": _built_against(spec, stack, compiler),
+        "torch": native.identify(target, "torch"),
+        "torch_npu": native.identify(target, "torch_npu"),
+        "machine": target.machine,
+        "suffix": target.suffix,
+    }
+    with manifest.stage(f"wheelhouse/{spec.name}", inputs, cached=True) as stage:
+        if not stage.fresh:
+            print(f"{spec.name}: building for {stack.pair} ({target.machine})", flush=True)
+            store = paths.BUILD / "objects" / f"{spec.name}-{target.machine}"
+            log = _write_native(spec, stack, target, compiler, stage.path, store)
+            stage.record(
+                stack=stack.name,
+                compiled=log.compiled,
+                reused=log.reused,
+                versions={"torch": stack.torch, "torch_npu": stack.torch_npu, "compiler": compiler.identity},
+            )
+    return _only_wheel(stage.final)
+
+
+def _built_against(spec: Spec, stack: Stack, compiler: native.Compiler) -> dict[str, object]:
+    """What the installed wheel says about itself; nothing in it depends on the machine."""
+    return {
+        "version": _version(spec, stack),
+        "torch": stack.torch,
+        "torch_npu": stack.torch_npu,
+        "cann": stack.cann,
+        "compiler": compiler.identity,
+        "sdist": spec.sdist and {spec.sdist: sources.locked_hash(spec.sdist)},
+        "patches": patches.digest(spec.patches) if spec.patches else {},
+    }
+
+
+def _write_native(
+    spec: Spec, stack: Stack, target: native.Target, compiler: native.Compiler, output: Path, store: Path
+) -> native.Log:
+    """Write the wheel and its audit into `output`; a wheel that breaks the policy is an error."""
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
+        tree = _source(spec, stack, Path(folder))
+        log = _compile(spec, stack, target, compiler, tree, output, store)
+    report = abi.audit(_only_wheel(output), abi.provider(stack, target))
+    (output / "audit.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    abi.require_sound(report)
+    return log
+
+
+def _compile(
+    spec: Spec,
+    stack: Stack,
+    target: native.Target,
+    compiler: native.Compiler,
+    tree: Path,
+    output: Path,
+    store: Path,
+) -> native.Log:
+    """Compile the extension in `tree` and write the whole wheel into `output`."""
+    assert spec.native is not None
+    recorded = _record(spec, target, tree)
+    extension = native.Extension(
+        module=spec.native.module,
+        include_dirs=recorded["include_dirs"],
+        library_dirs=recorded["library_dirs"],
+        libraries=recorded["libraries"],
+        macros=recorded["macros"],
+        flags=[*spec.native.flags, *recorded["flags"]],
+    )
+    units = native.make_units(recorded["sources"], spec.native.units)
+    header = "".join(f'#include "{name}"\n' for name in spec.native.header)
+    package, _, module = spec.native.module.rpartition(".")
+    library = tree / f"{module}{target.suffix}"
+    log = native.build(
+        extension,
+        units,
+        header,
+        tree=tree,
+        target=target,
+        compiler=compiler,
+        output=library,
+        store=store,
+    )
+    version = _version(spec, stack)
+    python = f"cp{stack.python.replace('.', '')}"
+    tag = f"{python}-{python}-linux_{target.machine}"
+    info = f"{spec.name}-{version}.dist-info"
+    files = {
+        path.relative_to(tree).as_posix(): path.read_bytes()
+        for name in recorded["packages"]
+        for path in tree.joinpath(*name.split(".")).glob("*.py")
+    }
+    built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
+    files |= {
+        f"{package}/_built_against.py": (spec.home / spec.native.guard).read_bytes(),
+        f"{package}/_built_against.json": built_against.encode(),
+        f"{package}/{library.name}": library.read_bytes(),
+        f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version),
+        f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
+        f"{info}/top_level.txt": f"{package}\n".encode(),
+        **{
+            f"{info}/licenses/{path.name}": path.read_bytes()
+            for name in _LICENCES
+            if (path := tree / name).exists()
+        },
+    }
+    wheelfile.write(output, spec.name, version, tag, files)
+    return log
+
+
+def _record(spec: Spec, target: native.Target, tree: Path) -> dict:  # type: ignore[type-arg]  # JSON
+    """What the source's own setup.py would build."""
+    assert spec.native is not None
+    command = [sys.executable, "-W", "ignore", str(spec.home / spec.native.record), str(target.site)]
+    done = subprocess.run(
+        command, cwd=tree, env=os.environ | dict(spec.environ), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise AscendetError(
+            "wheel-invalid",
+            f"{spec.name}'s setup.py does not say what it would build",
+            found="\n".join(done.stderr.strip().splitlines()[-3:]),
+            hint=f"edit wheels/{spec.name}/{spec.native.record}",
+        )
+    content = json.loads(done.stdout)
+    assert isinstance(content, dict)
+    return content
+
+
+def _only_wheel(folder: Path) -> Path:
+    (found,) = folder.glob("*.whl")
+    return found

@@ -1,0 +1,157 @@
+"""One noun per stage: the same in the command line, the Makefile, and both READMEs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ascendet import cli, paths
+from ascendet.stack import load_all
+
+MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^([a-z-]+%?):.*## ", MAKEFILE, re.MULTILINE)
+READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
+MODULES = sorted((paths.ROOT / "scripts/ascendet").glob("*.py"))
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "", "GNU make warns of undefined variables here"
+    return done.stdout
+
+
+def commands(readme: Path) -> list[str]:
+    """The lines of the README's shell blocks, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = (line.split("#")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def tables(readme: Path) -> list[list[str]]:
+    """What stands in backquotes or is a number, row by row: the part of a table that no language changes."""
+    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return [re.findall(r"`[^`]+`|\d[\d.]*", row) for row in rows]
+
+
+def test_every_stage_has_a_module_and_a_target() -> None:
+    for name, stage in cli.STAGES.items():
+        assert (paths.ROOT / "scripts/ascendet" / f"{stage.module}.py").is_file(), name
+        assert re.search(rf"\$\(PY\) {name}\b", MAKEFILE), f"no target runs {name}"
+
+
+def test_every_recipe_is_one_command_that_delegates() -> None:
+    for target, recipe in re.findall(r"^([a-z-]+%?):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE):
+        assert recipe.count("\n") == 1, target
+        assert recipe.startswith(("\t@$(PY) ", "\t@$(MAKE) ", "\t@awk ", "\t@rm ", "\t@printf ")), target
+        called = re.match(r"\t@\$\(PY\) ([a-z-]+)", recipe)
+        assert called is None or called[1] in cli.STAGES
+
+
+def test_makefile_has_the_strict_prelude() -> None:
+    for line in (".SHELLFLAGS := -eu -o pipefail -c", ".DELETE_ON_ERROR:", ".DEFAULT_GOAL := help"):
+        assert line in MAKEFILE
+    assert "--warn-undefined-variables" in MAKEFILE
+
+
+def test_help_lists_every_target_in_the_files_order() -> None:
+    assert re.findall(r"^  make ([a-z-]+%?) ", make("help"), re.MULTILINE) == TARGETS
+
+
+def test_print_variable() -> None:
+    assert make("print-MODEL") == "vitdet-tiny\n"
+    assert make("print-MODEL", "MODEL=vitdet-b") == "vitdet-b\n"
+
+
+@pytest.mark.parametrize("devices", ["7,6,x", "", "a b", "$(id)"])
+def test_variables_reach_the_tool_as_they_are(devices: str) -> None:
+    recipe = make("--dry-run", "train", f"DEVICES={devices.replace('$', '$$')}", "PYTHON=python3")
+    assert f"--devices '{devices}'" in recipe
+
+
+def test_resume_and_checkpoint_reach_the_tool() -> None:
+    assert "--resume" in make("--dry-run", "train", "RESUME=1")
+    assert "--resume" not in make("--dry-run", "train")
+    assert "--checkpoint 'x.pth'" in make("--dry-run", "eval", "CHECKPOINT=x.pth")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_readme_names_every_target_and_no_other(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([a-z-]+%?)", text)) | set(
+        re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+    )
+    assert {name for name in TARGETS if not name.endswith("%")} - named == set()
+    unknown = {name for name in named if name not in TARGETS and not name.startswith(("bench-", "print-"))}
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_first_screen_holds_the_two_commands(readme: Path) -> None:
+    first_screen = readme.read_text(encoding="utf-8").splitlines()[:30]
+    assert any(line.startswith("make demo") for line in first_screen)
+    assert any(line.startswith("make test") for line in first_screen)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_readmes_table_of_stacks_is_stacks_toml(readme: Path) -> None:
+    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for stack in load_all().values():
+        row = next(row for row in rows if row.startswith(f"| `{stack.name}` |"))
+        for value in (stack.cann, stack.python, stack.torch, stack.torchvision, stack.torch_npu):
+            assert f" {value} " in row, value
+        for name, pin in stack.upstreams.items():
+            assert f"{name} {pin.commit or pin.version}" in row
+
+
+def test_readmes_say_the_same() -> None:
+    english, chinese = READMES
+    assert commands(english) == commands(chinese)
+    assert tables(english) == tables(chinese)
+    headings = [re.findall(r"^(#+) ", readme.read_text(encoding="utf-8"), re.MULTILINE) for readme in READMES]
+    assert headings[0] == headings[1]
+
+
+def test_links_of_the_readmes_exist() -> None:
+    for readme in READMES:
+        for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (paths.ROOT / target).exists(), target
+
+
+def test_no_stage_imports_a_later_one() -> None:
+    order = [stage.module for stage in cli.STAGES.values()]
+    for index, name in enumerate(order):
+        tree = ast.parse((paths.ROOT / "scripts/ascendet" / f"{name}.py").read_text(encoding="utf-8"))
+        imported = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "ascendet"
+            for alias in node.names
+        }
+        assert imported & set(order[index + 1 :]) == set(), name
+
+
+def test_host_stages_need_the_standard_library_only() -> None:
+    """What runs before the tools environment exists may import nothing of it."""
+    import sys
+
+    own = {file.stem for file in MODULES}
+    todo = ["__main__", "cli", *(stage.module for stage in cli.STAGES.values() if stage.where == "host")]
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        tree = ast.parse((paths.ROOT / f"scripts/ascendet/{name}.py").read_text(encoding="utf-8"))
+        for node in tree.body:  # imports inside functions run when they are called
+            if isinstance(node, ast.ImportFrom) and node.module == "ascendet":
+                todo += [alias.name for alias in node.names if alias.name in own]
+            elif isinstance(node, ast.ImportFrom):
+                top, _, rest = (node.module or "").partition(".")
+                todo += [rest] if top == "ascendet" else []
+                assert top == "ascendet" or top in sys.stdlib_module_names, f"{name}: {top}"
+            elif isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] in sys.stdlib_module_names for alias in node.names), name

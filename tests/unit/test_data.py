@@ -1,0 +1,155 @@
+"""`make data`: made once, replaced when its generator changes, COCO only accepted complete."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+from ascendet import data, env, manifest
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+STACK = Stack.load("vitdet")
+
+GENERATOR = """
+import argparse, json, pathlib
+parser = argparse.ArgumentParser()
+for name in ("out", "seed", "train", "val"):
+    parser.add_argument("--" + name)
+args = parser.parse_args()
+(pathlib.Path(args.out) / "train").mkdir()
+(pathlib.Path(args.out) / "train" / "one.png").write_text(args.seed)
+print(json.dumps({"train": {"images": int(args.train)}}))
+"""
+
+
+@pytest.fixture
+def generator(build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A generator that needs no stack, in place of the real one (which tests/models runs)."""
+    program = tmp_path / "generator.py"
+    program.write_text(GENERATOR)
+    monkeypatch.setattr(data, "_GENERATOR", program)
+    monkeypatch.setattr(env, "ensure_base", lambda stack: Path(sys.executable))
+    monkeypatch.delenv("ASCENDET_DATA", raising=False)
+    return program
+
+
+def execute(dataset: str) -> None:
+    data.execute(argparse.Namespace(stack="vitdet", dataset=dataset))
+
+
+def test_shapes_is_made_once(generator: Path, build: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    execute("shapes")
+    folder = build / "data" / "shapes"
+    assert (folder / "train" / "one.png").read_text() == "0"
+    assert '{"train": {"images": 600}}' in capsys.readouterr().out
+    content = manifest.read(folder)
+    assert content is not None
+    assert set(content["outputs"]) == {"train/one.png"}  # type: ignore[call-overload]
+    made = (folder / "train" / "one.png").stat().st_mtime_ns
+    execute("shapes")
+    assert (folder / "train" / "one.png").stat().st_mtime_ns == made
+
+
+def test_another_generator_makes_another_folder(generator: Path, build: Path) -> None:
+    first = data.ensure_shapes(STACK).resolve()
+    generator.write_text(GENERATOR + "\n")
+    second = data.ensure_shapes(STACK).resolve()
+    assert first != second
+    assert first.is_dir()
+    assert (build / "data" / "shapes").resolve() == second
+
+
+def test_a_generator_that_fails_leaves_nothing(generator: Path, build: Path) -> None:
+    generator.write_text(GENERATOR + "\nraise SystemExit('no such colour')\n")
+    with pytest.raises(AscendetError) as caught:
+        execute("shapes")
+    assert caught.value.name == "command-failed"
+    assert caught.value.found == "no such colour"
+    assert not (build / "data" / "shapes").exists()
+    assert not [
+        path for path in (build / "data").rglob("*") if path.is_dir() and path.name.startswith(".tmp")
+    ]
+
+
+def test_a_folder_of_the_user_s_is_not_replaced(generator: Path, build: Path) -> None:
+    own = build / "data" / "shapes"
+    own.mkdir(parents=True)
+    (own / "mine.txt").write_text("precious")
+    with pytest.raises(AscendetError) as caught:
+        execute("shapes")
+    assert caught.value.name == "data-invalid"
+    assert (own / "mine.txt").read_text() == "precious"
+
+
+def test_the_data_folder_is_the_user_s_choice(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "mine"))
+    assert data.ensure_shapes(STACK) == tmp_path / "mine" / "shapes"
+    assert (tmp_path / "mine" / "shapes" / "train" / "one.png").is_file()
+
+
+@pytest.fixture
+def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "_COCO", {"train2017": 3, "val2017": 2})
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    for split, count in (("train2017", 3), ("val2017", 2)):
+        (folder / "annotations" / f"instances_{split}.json").write_text("{}")
+        (folder / split).mkdir()
+        for number in range(count):
+            (folder / split / f"{number:012d}.jpg").touch()
+    return folder
+
+
+def test_a_complete_coco_is_accepted(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    execute("coco")
+    assert str(coco) in capsys.readouterr().out
+
+
+def test_no_coco_names_the_next_command(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASCENDET_DATA", raising=False)
+    with pytest.raises(AscendetError) as caught:
+        execute("coco")
+    assert caught.value.name == "data-missing"
+    assert caught.value.found == "none of them"
+    assert "make data DATASET=shapes" in caught.value.hint
+    assert not build.exists()
+
+
+def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
+    (coco / "annotations" / "instances_train2017.json").unlink()
+    with pytest.raises(AscendetError) as caught:
+        execute("coco")
+    assert caught.value.name == "data-missing"
+    assert caught.value.found == "without annotations/instances_train2017.json"
+
+
+def test_an_incomplete_split_is_named(coco: Path) -> None:
+    (coco / "val2017" / f"{0:012d}.jpg").unlink()
+    with pytest.raises(AscendetError) as caught:
+        execute("coco")
+    assert caught.value.name == "data-invalid"
+    assert caught.value.found == "1 images"
+    assert caught.value.hint == "unpack val2017.zip again"
+
+
+def test_an_unknown_data_set_is_refused() -> None:
+    with pytest.raises(AscendetError) as caught:
+        execute("imagenet")
+    assert caught.value.name == "dataset-unknown"
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "file" / "data"))
+    with pytest.raises(AscendetError) as caught:
+        execute("shapes")
+    assert caught.value.name == "data-invalid"
+    assert caught.value.found == "Not a directory"

@@ -1,0 +1,227 @@
+"""Environments: made once, made anew when their locks change or a build was killed, layered with our wheels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ascendet import env, host, manifest, paths
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+PYTHON = "{}.{}".format(*sys.version_info[:2])
+STACK = Stack.load("vitdet")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What pip would have been asked to install; nothing is."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(env, "_pip_install", lambda python, pip, arguments: asked.append(arguments))
+    monkeypatch.setattr(env, "_check_disk", lambda folder: None)
+    return asked
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    path = tmp_path / "some.txt"
+    path.write_text("thing==1\n")
+    return path
+
+
+def make(home: Path, locked: Path, **layers: env.Layer) -> None:
+    # With a pip of its own elsewhere, so that the environment needs none: making it takes no time.
+    env._ensure(home, PYTHON, [locked], layers, pip=["pip"])
+
+
+def test_made_once_and_anew_when_the_lock_changes(
+    build: Path, locked: Path, installed: list[list[str]]
+) -> None:
+    home = build / "venv/some"
+    make(home, locked)
+    assert installed == [["--require-hashes", "--requirement", str(locked)]]
+    assert subprocess.run([home / "bin/python", "-c", ""], check=True).returncode == 0
+    (home / "mark").touch()
+    make(home, locked)
+    assert len(installed) == 1
+    assert (home / "mark").exists()
+    locked.write_text("thing==2\n")
+    make(home, locked)
+    assert len(installed) == 2
+    assert not (home / "mark").exists()
+
+
+def test_up_to_date_environment_starts_no_process(
+    build: Path, locked: Path, installed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(build / "venv/some", locked, ours=("1", lambda: None))
+    monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(manifest, "locked", None)
+    make(build / "venv/some", locked, ours=("1", lambda: None))
+
+
+def test_killed_half_way_is_repaired(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = build / "venv/some"
+    monkeypatch.setattr(env, "_check_disk", lambda folder: None)
+
+    def killed(*_: object) -> None:
+        (home / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(env, "_pip_install", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(home, locked)
+    assert manifest.read(home) is None
+    monkeypatch.setattr(env, "_pip_install", lambda *_: None)
+    make(home, locked)
+    assert not (home / "half").exists()
+    assert manifest.read(home) is not None
+
+
+def test_removed_interpreter_is_noticed(build: Path, locked: Path, installed: list[list[str]]) -> None:
+    make(build / "venv/some", locked)
+    (build / "venv/some/bin/python").unlink()
+    make(build / "venv/some", locked)
+    assert len(installed) == 2
+
+
+def test_layers_are_installed_when_their_key_changes(
+    build: Path, locked: Path, installed: list[list[str]]
+) -> None:
+    home, done = build / "venv/some", []
+
+    def layer(name: str) -> Callable[[], None]:
+        return lambda: done.append(name)
+
+    make(home, locked, a=("1", layer("a1")))
+    make(home, locked, a=("1", layer("never")))
+    make(home, locked, b=("1", layer("b1")))
+    make(home, locked, a=("2", layer("a2")), b=("1", layer("never")))
+    assert done == ["a1", "b1", "a2"]
+    assert len(installed) == 1
+    content = json.loads((home / "manifest.json").read_text())
+    assert content["layers"] == {"a": "2", "b": "1"}
+
+
+def test_failed_layer_is_not_taken_for_the_old_one(
+    build: Path, locked: Path, installed: list[list[str]]
+) -> None:
+    home, done = build / "venv/some", []
+    make(home, locked, a=("1", lambda: None))
+
+    def fails() -> None:
+        raise RuntimeError("half-installed")
+
+    with pytest.raises(RuntimeError):
+        make(home, locked, a=("2", fails))
+    make(home, locked, a=("1", lambda: done.append("again")))
+    assert done == ["again"]
+
+
+def test_missing_lock_is_named(build: Path, tmp_path: Path) -> None:
+    with pytest.raises(AscendetError) as caught:
+        make(build / "venv/some", tmp_path / "none.txt")
+    assert caught.value.name == "lock-missing"
+
+
+def test_missing_interpreter_is_named(build: Path, locked: Path) -> None:
+    with pytest.raises(AscendetError) as caught:
+        env._ensure(build / "venv/some", "3.99", [locked], {}, pip=None)
+    assert caught.value.name == "python-version"
+    assert not (build / "venv/some").exists()
+
+
+def test_too_small_disk_is_refused_before_the_start(
+    build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env, "_DISK_NEEDED", dict.fromkeys(("x86_64", "aarch64"), 2**60))
+    with pytest.raises(AscendetError) as caught:
+        make(build / "venv/some", locked)
+    assert caught.value.name == "disk-full"
+    assert not (build / "venv/some").exists()
+
+
+def test_pips_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "_check_disk", lambda folder: None)
+    with pytest.raises(AscendetError) as caught:
+        env._ensure(build / "venv/some", PYTHON, [locked], {}, pip=["false"])
+    assert caught.value.name == "install-failed"
+
+
+def fake_tree(home: Path) -> Path:
+    """A CANN tree whose set_env.sh does what real ones do: reads unset variables, prints, prepends."""
+    (home / "lib64").mkdir(parents=True)
+    (home / "lib64/libascendcl.so").touch()
+    (home / "set_env.sh").write_text(
+        f"echo noise\nexport ASCEND_HOME_PATH={home}\nexport ASCEND_OPP_PATH={home}/opp\n"
+        f"export LD_LIBRARY_PATH={home}/lib64:$LD_LIBRARY_PATH\nexport MULTI='two\nlines'\n"
+    )
+    return home
+
+
+def test_environment_variables_come_from_the_trees_own_script(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = fake_tree(tmp_path / "tree")
+    monkeypatch.setenv("NPU", "sim")
+    monkeypatch.setattr(env, "find_cann", lambda stack: host.CannTree(home=home, version=None))
+    monkeypatch.setenv("ASCEND_OPP_PATH", "/another/tree/opp")
+    monkeypatch.setenv("ASCEND_AICPU_PATH", "/another/tree")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "0")
+    environ = env.stack_environ(STACK)
+    assert environ["ASCEND_HOME_PATH"] == str(home)
+    assert environ["ASCEND_OPP_PATH"] == f"{home}/opp"
+    assert environ["LD_LIBRARY_PATH"] == f"{home}/lib64:/mine"
+    assert environ["MULTI"] == "two\nlines"
+    assert environ["TASK_QUEUE_ENABLE"] == "0"
+    assert environ["PATH"].startswith(f"{paths.BUILD}/venv/vitdet/bin:")
+    assert "ASCEND_AICPU_PATH" not in environ
+    assert "PYTHONPATH" not in environ
+
+
+def test_tree_without_its_script_is_named(
+    build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "tree"
+    home.mkdir()
+    monkeypatch.setenv("NPU", "sim")
+    monkeypatch.setattr(env, "find_cann", lambda stack: host.CannTree(home=home, version=None))
+    with pytest.raises(AscendetError) as caught:
+        env.stack_environ(STACK)
+    assert caught.value.name == "npu-missing"
+    (home / "set_env.sh").write_text("exit 3\n")
+    with pytest.raises(AscendetError) as caught:
+        env.stack_environ(STACK)
+    assert caught.value.found == "exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "version"),
+    [
+        ("cann-8.5.0", "version.cfg", "# v\nruntime_running_version=[7.8.0.1.220:8.5.0]\n", "8.5.0"),
+        ("cann", "version.info", "Version=8.3.RC1\n", "8.3.RC1"),
+        ("cann-8.5.1", None, "", "8.5.1"),
+        ("ascend-toolkit/latest", None, "", None),
+    ],
+)
+def test_cann_trees_of_all_layouts_are_found(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    file: str | None,
+    text: str,
+    version: str | None,
+) -> None:
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    home = fake_tree(tmp_path / "usr/local/Ascend" / name)
+    if file:
+        (home / file).write_text(text)
+    tree = host.find_cann(tmp_path)
+    assert tree == host.CannTree(home=home, version=version)
+    assert host.find_cann(tmp_path / "elsewhere") is None

@@ -1,0 +1,172 @@
+"""What people wish, what is locked, and what is documented must be the same."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from ascendet import lock, paths, stack
+from ascendet.errors import AscendetError
+
+
+@pytest.fixture
+def requirements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of requirements/ that a test may break."""
+    copy = tmp_path / "requirements"
+    shutil.copytree(paths.REQUIREMENTS, copy)
+    monkeypatch.setattr(paths, "REQUIREMENTS", copy)
+    monkeypatch.setattr(paths, "LOCK", copy / "lock")
+    return copy
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_everything_agrees() -> None:
+    assert lock.check() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("vitdet.in", "addict\n", "addict\nnew-thing\n", "lock/vitdet.txt lacks new-thing"),
+        ("vitdet.in", "mmengine==0.10.7", "mmengine==0.10.6", "vitdet.in says mmengine==0.10.6"),
+        ("README.md", "| `addict` |", "| addict |", "README.md gives no reason for addict"),
+        ("README.md", "| `addict` |", "| `adict` |", "which nothing asks for"),
+        (
+            "lock/vitdet.txt",
+            "numpy==",
+            "--extra-index-url x\nnumpy==",
+            "names an index, a host or a local path",
+        ),
+        ("lock/tools.txt", "make relock", "pip-compile", "does not say how to remake it"),
+        (
+            "lock/vitdet-torch-x86_64.txt",
+            "torch==2.8.0",
+            "torch==2.9.0",
+            "has torch 2.9.0, stacks.toml says 2.8.0",
+        ),
+        ("lock/vitdet-torch-aarch64.txt", "--hash=sha256:", "--hash=md5:", "not a SHA-256"),
+        ("lock/vitdet-torch-aarch64.txt", "    --hash", "    # --hash", "no hash for torch==2.8.0"),
+        ("lock/vitdet.txt", "opencv-python-headless==", "opencv-python==", "needs libGL"),
+        ("lock/sources.toml", "mmcv-2.1.0", "mmcv-2.2.0", "lock/sources.toml: mmcv-2.1.0.tar.gz"),
+    ],
+)
+def test_each_disagreement_is_found(requirements: Path, file: str, old: str, new: str, problem: str) -> None:
+    edit(requirements / file, old, new)
+    assert any(problem in found for found in lock.check()), lock.check()
+
+
+def test_missing_and_extra_files_are_found(requirements: Path) -> None:
+    (requirements / "lock/extra.txt").write_text("# make relock\n")
+    assert lock.check() == ["lock/extra.txt is not written by make relock"]
+    (requirements / "lock/tools.txt").unlink()
+    assert lock.check() == ["lock/tools.txt is missing"]
+
+
+def test_setuptools_keeps_pkg_resources() -> None:
+    for name in ("vitdet", "blendmask"):
+        version = lock.pins((paths.LOCK / f"{name}.txt").read_text())["setuptools"]
+        assert int(version.split(".")[0]) < 82
+
+
+def test_torch_npus_undeclared_needs_are_locked() -> None:
+    needs = {"pyyaml", "psutil", "decorator", "attrs", "scipy", "cloudpickle"}
+    for name in stack.load_all():
+        assert needs <= lock.pins((paths.LOCK / f"{name}.txt").read_text()).keys()
+
+
+def test_wheels_agree_with_stacks_and_sources() -> None:
+    sources = tomllib.loads((paths.LOCK / "sources.toml").read_text())
+    for one in stack.load_all().values():
+        for name in one.wheels:
+            spec = tomllib.loads((paths.WHEELS / name / "wheel.toml").read_text())
+            assert spec["name"] == name
+            pin = one.upstreams.get(name)
+            if pin is None or pin.sdist is None:
+                assert "path" in spec["source"]
+                continue
+            assert spec["source"]["sdist"] == pin.sdist
+            # The hash is in sources.toml; a recipe that repeats it must not differ.
+            assert spec["source"].get("sha256", sources[pin.sdist]["sha256"]) == sources[pin.sdist]["sha256"]
+            assert spec["version"].startswith(f"{pin.version}+"), (
+                "a patched build must not look like upstream's"
+            )
+
+
+def test_models_and_data_sets_have_configurations() -> None:
+    one = stack.Stack.load("vitdet")
+    configs = {file.stem for file in (paths.WHEELS / "vitdet/vitdet/configs").glob("*.py")}
+    assert {name.split("_")[0] for name in configs} == set(one.models)
+    assert {name.split("_")[1] for name in configs} == set(one.datasets)
+
+
+def test_no_torch_lock_for_an_unknown_machine() -> None:
+    with pytest.raises(AscendetError) as caught:
+        lock.torch_lock(stack.Stack.load("vitdet"), "riscv64")
+    assert caught.value.name == "lock-missing"
+
+
+def test_unknown_stack_lists_the_known() -> None:
+    with pytest.raises(AscendetError) as caught:
+        stack.Stack.load("yolo")
+    assert caught.value.name == "stack-unknown"
+    assert caught.value.expected == "one of vitdet, blendmask"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('cann = "8.5.0"', "cann = 8.5"),
+        ('cann = "8.5.0"', 'can = "8.5.0"'),
+        ('cann = "8.5.0"', ""),
+        ('soc = ["', 'soc = [1, "'),
+        ("[stacks.vitdet]", "[stacks.vitdet"),
+        ('mmengine = { version = "0.10.7" }', 'mmengine = { versoin = "0.10.7" }'),
+        ('mmengine = { version = "0.10.7" }', 'mmengine = "0.10.7"'),
+    ],
+)
+def test_broken_stack_file_is_named(tmp_path: Path, old: str, new: str) -> None:
+    file = tmp_path / "stacks.toml"
+    shutil.copy(paths.REQUIREMENTS / "stacks.toml", file)
+    edit(file, old, new)
+    with pytest.raises(AscendetError) as caught:
+        stack.load_all(file)
+    assert caught.value.name == "stack-invalid"
+
+
+def test_index_links_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = pytest.importorskip("requests", reason="only the tools environment has requests")
+    digest = hashlib.sha256(b"x").hexdigest()
+
+    class Page:
+        text = (
+            f'<a href="../../p/thing-1.tar.gz#sha256={digest}">thing</a><a href="thing-2.tar.gz">no hash</a>'
+        )
+
+        def raise_for_status(self) -> None:
+            pass
+
+    monkeypatch.setattr(requests, "get", lambda *_, **__: Page())
+    monkeypatch.setattr(lock, "_pip_index", lambda: "https://mirror.example/simple/")
+    assert lock._index_hash("thing", "thing-1.tar.gz") == digest
+    with pytest.raises(AscendetError) as caught:
+        lock._index_hash("thing", "thing-2.tar.gz")
+    assert caught.value.name == "lock-failed"
+
+
+def test_locking_ignores_local_wheels_and_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
+        monkeypatch.setenv(name, "something")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    environ = lock._environ()
+    left = {name for name, value in environ.items() if value == "something"}
+    assert left == set()
+    assert environ["PIP_CONFIG_FILE"] == "/dev/null"
+    assert environ["PIP_INDEX_URL"] == "https://mirror.example/simple"

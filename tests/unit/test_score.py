@@ -1,0 +1,189 @@
+"""The evaluator's 24 numbers equal pycocotools' on made-up cases, the easy and the odd ones."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from ascendet import paths
+from ascendet.score import NAMES, score, table
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+Json = dict[str, Any]
+SIZE = 240
+
+
+def rle(mask: np.ndarray) -> Json:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def box_mask(box: list[float], cut: float = 0.0) -> np.ndarray:
+    """The mask of a box [x, y, width, height]; `cut` takes a part off its right side."""
+    mask = np.zeros((SIZE, SIZE), bool)
+    x, y, width, height = (round(value) for value in box)
+    mask[y : y + height, x : x + max(1, round(width * (1 - cut)))] = True
+    return mask
+
+
+def truth(objects: list[tuple[int, int, list[float], bool]], images: int = 1, categories: int = 1) -> Json:
+    """COCO annotations from (image, category, box, crowd)."""
+    return {
+        "info": {},
+        "images": [{"id": image, "width": SIZE, "height": SIZE} for image in range(1, images + 1)],
+        "categories": [{"id": category, "name": str(category)} for category in range(1, categories + 1)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "area": float(box_mask(box).sum()),
+                "iscrowd": int(crowd),
+                "segmentation": rle(box_mask(box)),
+            }
+            for number, (image, category, box, crowd) in enumerate(objects, 1)
+        ],
+    }
+
+
+def detection(image: int, category: int, box: list[float], confidence: float, cut: float = 0.0) -> Json:
+    mask = rle(box_mask(box, cut))
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "score": confidence,
+        "segmentation": mask,
+    }
+
+
+def reference(annotations: Json, results: list[Json], kind: Literal["bbox", "segm"]) -> dict[str, float]:
+    """pycocotools' numbers, as mmdetection and COCO's own server get them."""
+    results = copy.deepcopy(results)
+    if kind == "segm":
+        for result in results:
+            del result["bbox"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(annotations)
+        coco.createIndex()
+        found = coco.loadRes(results) if results else COCO()
+        evaluation = COCOeval(coco, found, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(NAMES, map(float, evaluation.stats), strict=True))
+
+
+def assert_equal(annotations: Json, results: list[Json]) -> None:
+    for kind in ("bbox", "segm"):
+        expected = reference(annotations, results, kind)  # type: ignore[arg-type]
+        found = score(copy.deepcopy(annotations), copy.deepcopy(results), kind)  # type: ignore[arg-type]
+        assert found == pytest.approx(expected, abs=1e-12), kind
+
+
+SMALL, MEDIUM, LARGE = [10.0, 10, 20, 20], [40.0, 40, 60, 60], [100.0, 100, 120, 110]
+
+
+@pytest.mark.parametrize(
+    ("objects", "results"),
+    [
+        pytest.param([(1, 1, LARGE, False)], [(1, 1, LARGE, 0.9)], id="perfect"),
+        pytest.param([(1, 1, LARGE, False)], [], id="nothing found"),
+        pytest.param([(1, 1, LARGE, False)], [(1, 2, LARGE, 0.9)], id="wrong category"),
+        pytest.param([(1, 1, LARGE, False)], [(2, 1, LARGE, 0.9)], id="wrong image"),
+        pytest.param([(1, 1, LARGE, False)], [(1, 1, LARGE, 0.9), (1, 1, LARGE, 0.8)], id="twice"),
+        pytest.param([(1, 1, LARGE, True)], [(1, 1, MEDIUM, 0.9)], id="only a crowd"),
+        pytest.param(
+            [(1, 1, LARGE, True), (1, 1, SMALL, False)],
+            [(1, 1, [110.0, 110, 30, 30], 0.9), (1, 1, [150.0, 150, 30, 30], 0.8), (1, 1, SMALL, 0.7)],
+            id="several in a crowd",
+        ),
+        pytest.param(
+            [(1, 1, SMALL, False), (1, 1, MEDIUM, False), (1, 2, LARGE, False)],
+            [(1, 1, SMALL, 0.5), (1, 1, [44.0, 40, 60, 60], 0.5), (1, 2, [90.0, 100, 120, 110], 0.5)],
+            id="equal scores",
+        ),
+        pytest.param([(1, 1, SMALL, False)], [(1, 1, LARGE, 0.9), (1, 1, SMALL, 0.1)], id="false one first"),
+    ],
+)
+def test_equals_pycocotools(
+    objects: list[tuple[int, int, list[float], bool]], results: list[tuple[int, int, list[float], float]]
+) -> None:
+    assert_equal(truth(objects, images=2, categories=2), [detection(*result) for result in results])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_pycocotools_on_random_cases(seed: int) -> None:
+    draw = random.Random(seed)
+    objects, results = [], []
+    for image in range(1, 13):
+        for _ in range(draw.randrange(12)):
+            side = draw.choice([8, 30, 33, 70, 95, 98, 120])
+            box = [
+                float(draw.randrange(SIZE - side)),
+                float(draw.randrange(SIZE - side)),
+                float(side),
+                float(side),
+            ]
+            category = draw.randint(1, 4)  # the fourth may stay without objects
+            objects.append((image, category, box, draw.random() < 0.1))
+            for _ in range(draw.choice([0, 1, 1, 2])):
+                shaken = [value + draw.randint(-4, 4) for value in box[:2]] + box[2:]
+                shaken[:2] = [min(max(value, 0.0), SIZE - side) for value in shaken[:2]]
+                other = draw.randint(1, 4) if draw.random() < 0.1 else category
+                results.append(
+                    detection(image, other, shaken, round(draw.random(), 1), draw.choice([0, 0.2, 0.4]))
+                )
+    # More than 100 in one image: the standard counts no more.
+    results += [detection(1, 1, [float(x), 5.0, 30.0, 30.0], 0.3) for x in range(120)]
+    assert_equal(truth(objects, images=12, categories=4), results)
+
+
+def test_mask_size_is_the_masks_and_not_the_boxs() -> None:
+    """A thin mask in a large box is a small object: with the box's area it would be sorted wrongly."""
+    thin = [10.0, 10, 200, 200]
+    annotations = truth([(1, 1, [10.0, 10, 4, 200], False)])
+    result = detection(1, 1, thin, 0.9, cut=0.98)
+    assert score(annotations, [result], "segm")["APs"] == 1.0
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    annotations, results = truth([(1, 1, LARGE, False)]), [detection(1, 1, LARGE, 0.9)]
+    (tmp_path / "val.json").write_text(json.dumps(annotations))
+    (tmp_path / "p.json").write_text(json.dumps(results))
+    command = [sys.executable, "-m", "ascendet.score", "--annotations", tmp_path / "val.json"]
+    command += [
+        "--boxes",
+        tmp_path / "p.json",
+        "--masks",
+        tmp_path / "p.json",
+        "--out",
+        tmp_path / "metrics.json",
+    ]
+    subprocess.run(command, cwd=paths.ROOT / "scripts", check=True)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == {
+        kind: {name: -1.0 if name in ("APs", "APm", "ARs", "ARm") else 1.0 for name in NAMES}
+        for kind in ("bbox", "segm")
+    }
+    lines = table(metrics).splitlines()
+    assert lines[0].split() == list(NAMES)
+    assert lines[1].split() == ["boxes", "1.000", "1.000", "1.000", "-", "-", "1.000"] + ["1.000"] * 3 + [
+        "-",
+        "-",
+        "1.000",
+    ]
+    assert lines[2].startswith("masks")
