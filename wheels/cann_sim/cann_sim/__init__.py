@@ -1,0 +1,36 @@
+"""A simulated CANN, and where it lies.
+
+`python -m cann_sim env` prints the shell exports under which the unmodified torch_npu wheel uses it; after that
+nothing of this package needs to be imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def home() -> Path:
+    """The CANN-shaped tree: set_env.sh, lib64/, bin/npu-smi, opp/, runtime/, compiler/."""
+    return Path(__file__).resolve().parent / "tree"
+
+
+def environ(inherited: dict[str, str]) -> dict[str, str]:
+    """The variables that make `home()` the CANN of a process; paths in `inherited` are kept behind ours."""
+    root = home()
+
+    def prepend(name: str, folder: Path) -> str:
+        rest = [part for part in inherited.get(name, "").split(":") if part and part != str(folder)]
+        return ":".join([str(folder), *rest])
+
+    return {
+        "ASCEND_HOME_PATH": str(root),
+        "ASCEND_TOOLKIT_HOME": str(root),
+        "ASCEND_OPP_PATH": str(root / "opp"),
+        "ASCEND_AICPU_PATH": str(root),
+        "LD_LIBRARY_PATH": prepend("LD_LIBRARY_PATH", root / "lib64"),
+        "PATH": prepend("PATH", root / "bin"),
+        # torch_npu's import starts torch.compile's workers; the simulated device has no compiler for them to run.
+        "TORCHINDUCTOR_COMPILE_THREADS": inherited.get("TORCHINDUCTOR_COMPILE_THREADS", "1"),
+    }

@@ -1,0 +1,146 @@
+"""Builds the shared libraries of the simulated CANN with g++ into the package's CANN-shaped tree.
+
+The libraries carry CANN's names, because torch_npu asks for them by name; they are no Python extensions, so
+setuptools' own build_ext has no use here. Needs torch and torch_npu of the pair to serve in the building
+environment (pip install --no-build-isolation) and nothing of CANN: the headers are inside the torch_npu wheel.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+SOURCE = Path(__file__).parent / "src"
+CXX = [*(["ccache"] if shutil.which("ccache") else []), os.environ.get("CXX", "g++")]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-Wall",
+    "-Wextra",
+]
+
+# Which sources make which library. Only the compute plug-in knows libtorch; it alone is loaded on demand.
+LIBRARIES = {
+    "libascendcl.so": ["runtime", "memory", "descriptors"],
+    "libacl_op_compiler.so": ["op_compiler"],
+    "libhccl.so": ["hccl", "hccl_comm", "hccl_error", "hccl_net", "hccl_reduce", "hccl_registry"],
+    "libcann_sim_compute.so": [
+        "alias", "dispatch", "npu_ops", "npu_attention", "acl_ops", "acl_array_ops", "acl_detection_ops",
+        "acl_mmcv_ops",
+    ],
+    # Linked or looked up by torch_npu, which calls nothing in them on this path.
+    "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [], "libopapi.so": [],
+}  # fmt: skip
+COMPUTE = "libcann_sim_compute.so"
+
+
+def package_folder(distribution: str, module: str) -> Path:
+    """Where `module` lies; it is not imported (torch_npu cannot be, before what is built here exists)."""
+    found = importlib.metadata.distribution(distribution).locate_file(module)
+    return Path(str(found)).resolve()
+
+
+def run(command: list[str | Path]) -> None:
+    """Run a compiler command; its output is the error message."""
+    subprocess.run([str(word) for word in command], check=True)
+
+
+class BuildTree(build_py):
+    """Compiles the libraries beside the Python files of the package."""
+
+    def run(self) -> None:
+        """Copy the Python files, then compile and link beside the tree's own files."""
+        super().run()
+        tree = Path(self.build_lib) / "cann_sim" / "tree"
+        objects = Path(self.get_finalized_command("build").build_temp)
+        objects.mkdir(parents=True, exist_ok=True)
+        self.compile_sources(objects)
+        self.link_libraries(objects, tree / "lib64")
+        write_info(tree)
+        for name in ("bin/npu-smi", "set_env.sh"):
+            (tree / name).chmod(0o755)
+
+    def compile_sources(self, objects: Path) -> None:
+        """Compile every source; those of the compute plug-in on a precompiled header."""
+        torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
+        # Foreign headers are system headers: their warnings are not ours.
+        acl = ["-isystem", torch_npu / "include"]
+        aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
+        header = objects / "compute_pch.h"
+        shutil.copyfile(SOURCE / "compute_pch.h", header)
+        jobs: list[list[str | Path]] = []
+        for library, sources in LIBRARIES.items():
+            include = ["-I", objects, *aten] if library == COMPUTE else acl
+            jobs += [
+                [
+                    *CXX,
+                    *FLAGS,
+                    "-I",
+                    SOURCE,
+                    *include,
+                    "-c",
+                    SOURCE / f"{name}.cpp",
+                    "-o",
+                    objects / f"{name}.o",
+                ]
+                for name in sources
+            ]
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+            # The header first: every source of the compute plug-in reads it precompiled.
+            precompiled = pool.submit(
+                run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
+            )
+            light = [pool.submit(run, job) for job in jobs if str(objects) not in map(str, job[:-1])]
+            precompiled.result()
+            for done in light + [pool.submit(run, job) for job in jobs if str(objects) in map(str, job[:-1])]:
+                done.result()
+
+    def link_libraries(self, objects: Path, lib64: Path) -> None:
+        """Link every library under CANN's name for it."""
+        torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
+        lib64.mkdir(parents=True, exist_ok=True)
+        for library, sources in LIBRARIES.items():
+            needs: list[str | Path] = []
+            if library == "libhccl.so":
+                needs = ["-Wl,-z,nodelete"]  # its sender threads and fork handlers outlive a dlclose
+            elif library == "libacl_op_compiler.so":
+                needs = ["-L", lib64, "-lascendcl"]
+            elif library == COMPUTE:
+                # What libtorch itself needs (CUDA's libraries for that build) is loaded with it, not by us.
+                needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
+                         "-L", torch_npu / "lib", "-ltorch_npu",
+                         "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
+                 *(objects / f"{name}.o" for name in sources), *needs, "-ldl", "-lpthread"])  # fmt: skip
+
+
+def write_info(tree: Path) -> None:
+    """The version files of a CANN installation, in the places where CANN 8.5 has them; they say what this is."""
+    arch = platform.machine()
+    text = "package_name=Ascend-cann-toolkit\nversion=8.5.0\ninnerversion=cann_sim (simulated)\narch={arch}\nos=linux\n"
+    for place in (f"{arch}-linux/ascend_toolkit_install.info", "runtime/version.info", "compiler/version.info",
+                  "opp/version.info"):  # fmt: skip
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        (tree / place).write_text(text.format(arch=arch))
+
+
+class BinaryDistribution(Distribution):
+    """The wheel is for one architecture and one torch pair."""
+
+    def has_ext_modules(self) -> bool:
+        """Not a pure wheel."""
+        return True
+
+
+setup(cmdclass={"build_py": BuildTree}, distclass=BinaryDistribution)
