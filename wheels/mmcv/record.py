@@ -1,0 +1,103 @@
+"""Ask mmcv's own setup.py what it would build, and print that as JSON.
+
+So the list of sources, macros, packages and requirements is mmcv's, not a copy of ours. setup.py wants to import
+torch and torch_npu, which needs CANN's libraries and cannot work at all for another architecture; it uses little
+of them, so stand-ins give it that. torch_npu's own `NpuExtension` is run for real.
+
+usage: cd <unpacked mmcv> && MMCV_WITH_OPS=1 FORCE_NPU=1 python record.py <site-packages that holds torch_npu>
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pkg_resources
+import setuptools
+
+
+def main() -> None:
+    """Run setup.py up to its call of `setup()` and print what it passed."""
+    site = Path(sys.argv[1]).resolve()
+    passed: dict[str, Any] = {}
+    setuptools.setup = lambda **arguments: passed.update(arguments)
+    install_stand_ins(site)
+    sys.path.insert(0, str(Path.cwd()))
+    stdout, sys.stdout = sys.stdout, sys.stderr  # what setup.py prints is not ours
+    runpy.run_path("setup.py", run_name="__main__")
+    sys.stdout = stdout
+    (extension,) = passed.pop("ext_modules")
+    tree = Path.cwd()
+    content = {
+        "sources": sorted(os.path.normpath(source) for source in extension.sources),
+        "include_dirs": [relative(folder, tree, site) for folder in extension.include_dirs],
+        "library_dirs": [relative(folder, tree, site) for folder in extension.library_dirs],
+        "libraries": extension.libraries,
+        "macros": [f"{name}={value}" if value else name for name, value in extension.define_macros],
+        "flags": extension.extra_compile_args["cxx"],
+        "packages": sorted(passed["packages"]),
+        "metadata": {
+            name: value for name, value in sorted(passed.items()) if name not in ("packages", "cmdclass")
+        },
+    }
+    json.dump(content, sys.stdout, indent=1)
+
+
+def relative(folder: str, tree: Path, site: Path) -> str:
+    """A folder as `{tree}/…` or `{site}/…`: the record must not hold this machine's paths."""
+    path = Path(folder).resolve()
+    for name, home in (("tree", tree), ("site", site)):
+        if path.is_relative_to(home):
+            return f"{{{name}}}/{path.relative_to(home)}".removesuffix("/.")
+    raise SystemExit(f"setup.py names {folder}, which is in neither mmcv nor {site}")
+
+
+def install_stand_ins(site: Path) -> None:
+    """Put modules into `sys.modules` that hold just what setup.py reads."""
+    version = runpy.run_path(f"{site}/torch/version.py")
+    torch = module("torch", __version__=str(version["__version__"]), version=SimpleNamespace(**version))
+    torch.cuda = module("torch.cuda", is_available=lambda: False)
+    torch.backends = module("torch.backends")
+    torch.utils = module("torch.utils")
+    headers = [f"{site}/torch/include", f"{site}/torch/include/torch/csrc/api/include"]
+    torch.utils.cpp_extension = module(
+        "torch.utils.cpp_extension",
+        BuildExtension=object,
+        CppExtension=None,
+        CUDAExtension=None,
+        ROCM_HOME=None,
+        include_paths=lambda: headers,
+        library_paths=lambda: [f"{site}/torch/lib"],
+    )
+    module("torch_npu", __file__=f"{site}/torch_npu/__init__.py")
+    module("torch_npu.utils")
+    name = "torch_npu.utils.cpp_extension"
+    spec = importlib.util.spec_from_file_location(name, site / "torch_npu/utils/cpp_extension.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    # Which OpenCV setup.py asks for depends on what is installed beside it. We say: headless, needs no libGL.
+    sys.modules["cv2"] = None  # type: ignore[assignment]  # importing it fails
+    pkg_resources.get_distribution = lambda name: name
+
+
+def module(name: str, **content: Any) -> Any:
+    """Make and install a stand-in module."""
+    made = ModuleType(name)
+    made.__spec__ = ModuleSpec(name, None)
+    made.__path__ = []
+    made.__dict__.update(content)
+    sys.modules[name] = made
+    return made
+
+
+if __name__ == "__main__":
+    main()
