@@ -1,0 +1,26 @@
+"""ViTDet for mmdetection 3.3: `custom_imports = dict(imports=["vitdet"])` registers all of it.
+
+Written from the papers: ViTDet (arXiv 2203.16527), MAE (2111.06377), MViTv2 (2112.01526). The state dict's keys are
+those of mmdetection's project of the same name, so its published checkpoints load.
+"""
+
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from vitdet.backbone import ViT
+from vitdet.checkpoint import PlainCheckpointHook, load_from_local
+from vitdet.memory import DeviceMemoryHook
+from vitdet.optim import LayerDecayOptimizerConstructor
+from vitdet.pyramid import LN2d, SimpleFPN
+from vitdet.seeding import SeedEachEpochHook
+
+__all__ = [
+    "DeviceMemoryHook",
+    "LN2d",
+    "LayerDecayOptimizerConstructor",
+    "PlainCheckpointHook",
+    "SeedEachEpochHook",
+    "SimpleFPN",
+    "ViT",
+]
+
+CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)

@@ -1,0 +1,129 @@
+"""Multi-head attention with decomposed relative positions (MViTv2, arXiv 2112.01526, section 4.1).
+
+The logit between query pixel (y, x) and key pixel (v, u) is
+
+    scale * q·k  +  q·R_h[y, v]  +  q·R_w[x, u]
+
+The two position terms separate into a row part and a column part. With the one-hot vectors e_v, e_u of the key's
+row and column they are a dot product of (q·R_h[y], q·R_w[x]) and (e_v, e_u): extra channels of the query and the
+key. So any fused attention kernel computes the whole logit, and no matrix of the size of the logits exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Formulation = Literal["fused", "plain"]
+
+
+def toeplitz(table: Tensor, size: int) -> Tensor:
+    """Arrange a table of relative offsets by query and key position.
+
+    Parameters
+    ----------
+    table
+        (2 * size - 1, channels); row `size - 1 + d` belongs to the offset `d = query - key`.
+    size
+        Number of positions along the axis.
+
+    Returns
+    -------
+    Tensor
+        (size, size, channels) with `out[q, k] = table[size - 1 + q - k]`. Only padding, expanding and slicing: an
+        index tensor would cost a host-to-device copy and a synchronisation in every block.
+    """
+    channels = table.shape[1]
+    # Rows of 2*size entries, all alike. Cutting the sequence into rows of one entry fewer shifts each row by one
+    # against the row before: by_key[k, c] = table[c - k].
+    rows = F.pad(table, (0, 0, 0, 1)).expand(size, 2 * size, channels).reshape(-1, channels)
+    by_key = rows[: size * (2 * size - 1)].view(size, 2 * size - 1, channels)
+    return by_key[:, size - 1 :].transpose(0, 1)
+
+
+def resize_offsets(table: Tensor, length: int) -> Tensor:
+    """Resample a (offsets, channels) table linearly to `length` offsets, for another size of image or window."""
+    rows = F.interpolate(table.float().t()[None], size=length, mode="linear", align_corners=False)
+    return rows[0].t().to(table.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention among all pixels of a map.
+
+    Parameters
+    ----------
+    dim, num_heads
+        Channels of the map; `dim` is a multiple of `num_heads`.
+    size
+        Height and width of the square map, in tokens.
+    formulation
+        "fused" calls `scaled_dot_product_attention`; "plain" writes the same out in basic operators, for graph
+        export and for devices without a fused kernel.
+    """
+
+    def __init__(self, dim: int, num_heads: int, size: int, formulation: Formulation) -> None:
+        super().__init__()
+        if formulation not in ("fused", "plain"):
+            raise ValueError(f"attention must be 'fused' or 'plain', not {formulation!r}")
+        self.num_heads = num_heads
+        self.size = size
+        self.formulation = formulation
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        # Zero at the start: the model begins as one without relative positions, which is what MAE pre-trained.
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
+        # (tokens, 2 * size): the key's row and column, one-hot. Part of the module so that it lives on the device.
+        axis = torch.eye(size)
+        row_and_column = torch.cat([axis.repeat_interleave(size, 0), axis.repeat(size, 1)], dim=1)
+        self.register_buffer("key_position", row_and_column, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend: (batch, size, size, dim) to the same."""
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, channels)
+        row, column = self.position_logits(query)
+        attend = self._fused if self.formulation == "fused" else self._plain
+        out = attend(query * self.scale, key, value, row, column)
+        return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
+
+    def position_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits' row and column terms, each (batch, heads, tokens, size); `query` is unscaled."""
+        batch, heads, tokens, channels = query.shape
+        grid = query.view(batch, heads, self.size, self.size, channels)
+        # One matrix product per row (or column) of queries, all at once: the row is the batch of `matmul`.
+        by_row = grid.permute(2, 0, 1, 3, 4).reshape(self.size, -1, channels)
+        row = by_row @ toeplitz(self.rel_pos_h, self.size).transpose(1, 2)
+        row = row.view(self.size, batch, heads, self.size, self.size).permute(1, 2, 0, 3, 4)
+        by_column = grid.permute(3, 0, 1, 2, 4).reshape(self.size, -1, channels)
+        column = by_column @ toeplitz(self.rel_pos_w, self.size).transpose(1, 2)
+        column = column.view(self.size, batch, heads, self.size, self.size).permute(1, 2, 3, 0, 4)
+        shape = (batch, heads, tokens, self.size)
+        return row.reshape(shape), column.reshape(shape)
+
+    def _fused(self, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        position = self.key_position.to(key.dtype).expand(*key.shape[:2], -1, -1)
+        # The kernels want equally many channels in query, key and value.
+        padded = F.pad(value, (0, 2 * self.size))
+        out = F.scaled_dot_product_attention(
+            torch.cat([query, row, column], dim=-1), torch.cat([key, position], dim=-1), padded, scale=1.0
+        )
+        return out[..., : value.shape[-1]]
+
+    def _plain(self, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        logits = query @ key.transpose(-2, -1)
+        by_pixel = logits.view(*logits.shape[:3], self.size, self.size)
+        by_pixel = by_pixel + row.unsqueeze(-1) + column.unsqueeze(-2)
+        return by_pixel.view(logits.shape).softmax(dim=-1) @ value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name in ("rel_pos_h", "rel_pos_w"):
+            table = state_dict.get(prefix + name)
+            if table is not None and table.ndim == 2 and len(table) != 2 * self.size - 1:
+                state_dict[prefix + name] = resize_offsets(table, 2 * self.size - 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)

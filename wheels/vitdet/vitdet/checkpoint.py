@@ -1,0 +1,244 @@
+"""Checkpoints that are safe to read, complete, and of the right model.
+
+PyTorch since 2.6 reads files with `weights_only`: tensors and plain values, no code. mmengine 0.10.7's checkpoints
+do not pass, because its message hub pickles `HistoryBuffer` objects and numpy arrays (by way of `builtins.getattr`,
+which nobody should allow-list). So, without ever switching the check off:
+
+- what we write holds plain values only (`PlainCheckpointHook`);
+- what mmengine wrote elsewhere is read with those few globals replaced by `Discarded`, which does nothing: weights,
+  optimizer and counters survive, the log's history does not;
+- anything else in a file is refused by PyTorch, as it should be.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+
+# What an unmodified mmengine checkpoint names besides tensors; under numpy 1's module names and numpy 2's.
+_MMENGINE_GLOBALS = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+# Parts of MAE's pre-training that a detector has no use for, and what a detector adds to it.
+_MAE_ONLY = ("cls_token", "mask_token", "norm.", "decoder_")
+_NEW_IN_DETECTOR = (".attn.rel_pos_h", ".attn.rel_pos_w")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is damaged, that wants to run code, or that belongs to another model."""
+
+
+class Discarded:
+    """Stands for an object of a checkpoint that is not rebuilt. Calling it, or giving it state, has no effect."""
+
+    def __new__(cls, *_: object) -> Discarded:
+        """Accept any arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        """Keep nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """How a checkpoint's keys meet a model's. `complete` is what one wants to see."""
+
+    matched: int
+    missing: tuple[str, ...] = ()  # in the model only
+    unexpected: tuple[str, ...] = ()  # in the checkpoint only
+    mismatched: tuple[str, ...] = ()  # in both, with other shapes: "key (checkpoint) -> (model)"
+    initialised: tuple[str, ...] = ()  # in the model only, by design
+    ignored: tuple[str, ...] = ()  # in the checkpoint only, by design
+
+    @property
+    def complete(self) -> bool:
+        """Whether every weight was found and used."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        """One line per kind that occurs."""
+        lines = [f"{self.matched} tensors match"]
+        for kind in ("missing", "unexpected", "mismatched", "initialised", "ignored"):
+            keys = getattr(self, kind)
+            if keys:
+                more = f", … ({len(keys)} in all)" if len(keys) > 6 else ""
+                lines.append(f"{kind}: {', '.join(keys[:6])}{more}")
+        return "\n".join(lines)
+
+
+def read(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    CheckpointError
+        The file is truncated or no checkpoint, or names a global that is not allowed.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with torch.serialization.safe_globals([(Discarded, name) for name in _MMENGINE_GLOBALS]):
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error)
+        raise CheckpointError(f"{path} is refused, because reading it could run code: {reason}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no complete PyTorch checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    if "message_hub" in content:
+        content["message_hub"] = restore_message_hub(content["message_hub"], path.name)
+    return content
+
+
+def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
+    """Stand in for mmengine's loader of local files, which prints this name."""
+    return read(filename, map_location)
+
+
+def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by key: mmengine's ('state_dict'), MAE's ('model') or bare ones."""
+    for name in ("state_dict", "model"):
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    return {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
+    """How `weights` would load. Position tables count as matching at any length: loading fits them."""
+    own = model.state_dict()
+    both = own.keys() & weights.keys()
+    mismatched = {
+        key
+        for key in both
+        if own[key].shape != weights[key].shape
+        and not (
+            key.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
+            and own[key].shape[-1] == weights[key].shape[-1]
+        )
+    }
+    return LoadReport(
+        matched=len(both) - len(mismatched),
+        missing=tuple(key for key in own if key not in weights),
+        unexpected=tuple(key for key in weights if key not in own),
+        mismatched=tuple(
+            f"{key} {tuple(weights[key].shape)} -> {tuple(own[key].shape)}"
+            for key in own
+            if key in mismatched
+        ),
+    )
+
+
+def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:
+    """Load MAE's weights into a backbone.
+
+    Raises
+    ------
+    CheckpointError
+        Where a key is missing, unexpected or of another shape, beyond what pre-training and detection differ by.
+    """
+    weights = weights_of(read(filename))
+    found = compare(backbone, weights)
+    report = LoadReport(
+        matched=found.matched,
+        missing=tuple(key for key in found.missing if not key.endswith(_NEW_IN_DETECTOR)),
+        unexpected=tuple(key for key in found.unexpected if not key.startswith(_MAE_ONLY)),
+        mismatched=found.mismatched,
+        initialised=tuple(key for key in found.missing if key.endswith(_NEW_IN_DETECTOR)),
+        ignored=tuple(key for key in found.unexpected if key.startswith(_MAE_ONLY)),
+    )
+    if not report.complete:
+        raise CheckpointError(f"{filename} does not fit this backbone\n{report}")
+    backbone.load_state_dict(weights, strict=False)
+    print_log(f"{filename}: {report}", logger="current")
+    return report
+
+
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """Copy a nest of containers with values that `weights_only` reads back: numpy's become Python's or tensors.
+
+    >>> plain({"lr": np.float64(0.5), "sizes": (1, np.int32(2))})
+    {'lr': 0.5, 'sizes': (1, 2)}
+
+    Raises
+    ------
+    TypeError
+        An object of another kind; the message says where it sits. Better now than when the file is needed.
+    """
+    if value is None or isinstance(value, (bool, str, bytes, Tensor)) or type(value) in (int, float, complex):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, HistoryBuffer):
+        log, count = value.data
+        return {"log": log.tolist(), "count": count.tolist(), "max_length": value.max_length}
+    if isinstance(value, Mapping):
+        kind = type(value) if type(value) in (OrderedDict, Counter) else dict
+        return kind({plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()})
+    if isinstance(value, (list, tuple, set)):
+        kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
+        return kind(plain(item, f"{where}[{index}]") for index, item in enumerate(value))
+    raise TypeError(f"{where} is a {type(value).__name__}, which a checkpoint cannot hold safely")
+
+
+def restore_message_hub(hub: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Make mmengine's own objects of a message hub's plain form; drop what was discarded on reading."""
+    scalars = {
+        key: HistoryBuffer(entry["log"], entry["count"], entry["max_length"])
+        for key, entry in hub["log_scalars"].items()
+        if not isinstance(entry, Discarded)
+    }
+    info = {key: value for key, value in hub["runtime_info"].items() if not isinstance(value, Discarded)}
+    dropped = len(hub["log_scalars"]) - len(scalars) + len(hub["runtime_info"]) - len(info)
+    if dropped:
+        print_log(
+            f"{name}: written by plain mmengine; {dropped} entries of its log are left out", logger="current"
+        )
+    return {"log_scalars": scalars, "runtime_info": info, "resumed_keys": hub["resumed_keys"]}
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Write checkpoints that can be read safely; refuse those of another model."""
+
+    priority = "LOWEST"  # after the hooks that add to a checkpoint
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Replace all but the weights, which are tensors, by plain values."""
+        for name in checkpoint.keys() - {"state_dict"}:
+            checkpoint[name] = plain(checkpoint[name], name)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Report on the keys. Only where a training starts from other weights may they differ: fine-tuning."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        report = compare(model, weights_of(checkpoint))
+        starting = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        if not report.complete and not starting:
+            raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
+        print_log(f"checkpoint: {report}", logger="current")

@@ -1,0 +1,55 @@
+"""ViTDet at a size that two CPU cores can train: every part of ViTDet-B, a thousandth of its arithmetic.
+
+Patches of 8 px in images of 128 px, so 16 x 16 tokens: 96 channels for the 192 values of a patch. With 16 px patches
+(768 values) of 256 px images, at the same cost, masks were learned markedly later. Windows of 7 are padded to 21, as
+ViTDet-B's 64 tokens are to 70; global attention in turn. The pyramid's strides are half of ViTDet-B's, and so are
+those of anchors and regions. A stock Mask R-CNN samples 512 regions per image, for images of far more objects.
+"""
+
+_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
+custom_imports = dict(imports=["vitdet"])
+
+norm_cfg = dict(type="LN2d")
+regions = dict(
+    out_channels=48, featmap_strides=[2, 4, 8, 16], finest_scale=28, roi_layer=dict(sampling_ratio=2)
+)
+
+model = dict(
+    data_preprocessor=dict(
+        pad_size_divisor=32,
+        batch_augments=[dict(type="BatchFixedSizePad", size=(128, 128), pad_mask=True)],
+    ),
+    backbone=dict(
+        _delete_=True,
+        type="ViT",
+        img_size=128,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=3,
+        window_size=7,
+        window_block_indexes=[0, 2],
+    ),
+    neck=dict(_delete_=True, type="SimpleFPN", in_channels=96, out_channels=48, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        num_convs=2, in_channels=48, feat_channels=48, anchor_generator=dict(strides=[2, 4, 8, 16, 32])
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=regions,
+        bbox_head=dict(
+            type="Shared4Conv1FCBBoxHead",
+            in_channels=48,
+            conv_out_channels=48,
+            fc_out_channels=256,
+            norm_cfg=norm_cfg,
+        ),
+        mask_roi_extractor=regions,
+        mask_head=dict(in_channels=48, conv_out_channels=48, norm_cfg=norm_cfg),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
+)

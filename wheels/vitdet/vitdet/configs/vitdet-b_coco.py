@@ -1,0 +1,136 @@
+"""ViTDet-B: Mask R-CNN on a ViT-B/16 from MAE, COCO, 1024 px, 100 epochs of large-scale jitter.
+
+The recipe is the one that mmdetection published with its checkpoint (51.6 box AP, 45.7 mask AP):
+16 cards x 4 images. With fewer cards accumulate to the same 64 images per step.
+"""
+
+_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
+custom_imports = dict(imports=["vitdet"])
+
+# The folder that holds the data sets, each in a folder of its own, and weights/.
+data = "{{$ASCENDET_DATA:data}}"
+data_root = data + "/coco/"
+image_size = (1024, 1024)
+norm_cfg = dict(type="LN2d")
+grey = dict(img=(114, 114, 114))
+
+model = dict(
+    data_preprocessor=dict(
+        pad_size_divisor=32,
+        # Every batch has one shape, so an NPU compiles (and caches) each operator once.
+        batch_augments=[dict(type="BatchFixedSizePad", size=image_size, pad_mask=True)],
+    ),
+    backbone=dict(
+        _delete_=True,
+        type="ViT",
+        img_size=1024,
+        patch_size=16,
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        window_size=14,
+        window_block_indexes=[0, 1, 3, 4, 6, 7, 9, 10],
+        drop_path_rate=0.1,
+        init_cfg=dict(type="Pretrained", checkpoint=data + "/weights/mae_pretrain_vit_base.pth"),
+    ),
+    neck=dict(_delete_=True, type="SimpleFPN", in_channels=768, out_channels=256, norm_cfg=norm_cfg),
+    rpn_head=dict(num_convs=2),
+    roi_head=dict(
+        bbox_head=dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, norm_cfg=norm_cfg),
+        mask_head=dict(norm_cfg=norm_cfg),
+    ),
+)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomResize", scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
+    dict(
+        type="RandomCrop",
+        crop_type="absolute_range",
+        crop_size=image_size,
+        recompute_bbox=True,
+        allow_negative_crop=True,
+    ),
+    dict(type="FilterAnnotations", min_gt_bbox_wh=(1e-2, 1e-2)),
+    dict(type="Pad", size=image_size, pad_val=grey),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=image_size, keep_ratio=True),
+    dict(type="Pad", size=image_size, pad_val=grey),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        ann_file="annotations/instances_train2017.json",
+        data_prefix=dict(img="train2017/"),
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        ann_file="annotations/instances_val2017.json",
+        data_prefix=dict(img="val2017/"),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type="CocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric=["bbox", "segm"]
+)
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    # The published training ran with automatic mixed precision (`--amp`); single precision is the safe default.
+    type="OptimWrapper",
+    constructor="LayerDecayOptimizerConstructor",
+    paramwise_cfg=dict(decay_rate=0.7),
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
+)
+
+# 100 epochs of 118,000 images at 64 images per step; the rate drops after epochs 88 and 96.
+max_iters = 184375
+interval = 5000
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
+    dict(type="MultiStepLR", by_epoch=False, begin=0, end=max_iters, milestones=[163889, 177546], gamma=0.1),
+]
+train_cfg = dict(
+    type="IterBasedTrainLoop",
+    max_iters=max_iters,
+    val_interval=interval,
+    dynamic_intervals=[(max_iters // interval * interval + 1, max_iters)],  # and once more at the end
+)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+
+default_hooks = dict(
+    checkpoint=dict(
+        type="CheckpointHook", by_epoch=False, save_last=True, interval=interval, max_keep_ckpts=5
+    )
+)
+custom_hooks = [dict(type="PlainCheckpointHook"), dict(type="DeviceMemoryHook")]
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
+log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
+auto_scale_lr = dict(base_batch_size=64)

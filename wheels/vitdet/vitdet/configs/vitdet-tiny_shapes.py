@@ -1,0 +1,85 @@
+"""ViTDet-tiny on the generated data set `shapes`: the demonstration that trains anywhere, in minutes."""
+
+_base_ = "./_base_/vitdet-tiny.py"
+
+# The folder that holds the data sets, each in a folder of its own.
+data_root = "{{$ASCENDET_DATA:data}}/shapes/"
+metainfo = dict(classes=("triangle", "rectangle", "star"))
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)))
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(128, 128), keep_ratio=True),
+    dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(128, 128), keep_ratio=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,  # in the main process: 8 ms per batch, and a resumed training repeats what was drawn
+    persistent_workers=False,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file="annotations/instances_train.json",
+        data_prefix=dict(img="train/"),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file="annotations/instances_val.json",
+        data_prefix=dict(img="val/"),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type="CocoMetric", ann_file=data_root + "annotations/instances_val.json", metric=["bbox", "segm"]
+)
+test_evaluator = val_evaluator
+
+epochs = 12
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="LayerDecayOptimizerConstructor",
+    paramwise_cfg=dict(decay_rate=1.0),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05),
+    clip_grad=dict(max_norm=10),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR", by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True
+    ),
+]
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=epochs)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+
+default_hooks = dict(logger=dict(type="LoggerHook", interval=25))
+custom_hooks = [
+    dict(type="PlainCheckpointHook"),
+    dict(type="SeedEachEpochHook"),
+    dict(type="DeviceMemoryHook"),
+]
+randomness = dict(seed=0)

@@ -1,0 +1,21 @@
+"""Device memory in the log: mmengine 0.10 reads it from CUDA only."""
+
+from __future__ import annotations
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.device import is_npu_available
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class DeviceMemoryHook(Hook):
+    """Log the most memory that tensors held on this rank's NPU so far, as `memory`, in MiB."""
+
+    priority = "NORMAL"  # before the logger, which is below
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Read the allocator's high-water mark; it costs no synchronisation."""
+        if is_npu_available():
+            runner.message_hub.update_scalar("train/memory", torch.npu.max_memory_allocated() / 2**20)
