@@ -1,0 +1,73 @@
+"""ViTDet-tiny with mmcv's real NPU operators on the simulated NPU: its training is the CPU's, step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).with_name("detector_job.py")
+GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+STEPS = 20
+
+
+def run(data: Path, out: Path, device: str, *launch: str, **environ: str) -> None:
+    """Run the job: `STEPS` training steps on `device`, results as JSON or tensors in `out`."""
+    if "ASCEND_HOME_PATH" not in os.environ:
+        pytest.skip('no CANN tree: run it by `make test-sim`, or after eval "$(python -m cann_sim env)"')
+    done = subprocess.run(
+        [sys.executable, *launch, str(JOB), device, str(STEPS), str(out)],
+        env={**os.environ, "ASCENDET_DATA": str(data), "OMP_NUM_THREADS": "1", **environ},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set `shapes`."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, GENERATOR, "--out", folder / "shapes", "--train", "16", "--val", "1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cpu_losses(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    out = tmp_path_factory.mktemp("cpu") / "losses.json"
+    run(data, out, "cpu")
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("queue", ["0", "1"])
+def test_losses_equal_the_cpus(data: Path, cpu_losses: list[float], tmp_path: Path, queue: str) -> None:
+    """The same seed on the CPU and on the NPU, whether torch_npu queues its operators or not: 1e-4 is promised."""
+    run(data, tmp_path / "losses.json", "npu", TASK_QUEUE_ENABLE=queue)
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(cpu_losses, rel=1e-4)
+
+
+def test_averaged_gradients_are_the_mean_of_the_ranks(data: Path, tmp_path: Path) -> None:
+    """DDP over HCCL: every parameter's gradient, against each rank's own without communication."""
+    run(
+        data,
+        tmp_path / "gradients.json",
+        "ddp",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+    )
+    report = json.loads((tmp_path / "gradients.json").read_text())
+    assert report["parameters"] > 100
+    assert report["ranks_differ"], "both ranks had the same batch: the test would prove nothing"
+    assert report["largest_difference"] <= 1e-6

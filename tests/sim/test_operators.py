@@ -1,0 +1,153 @@
+"""Operators on the simulated NPU against the CPU: values and gradients, to the last bit.
+
+The kernels are the CPU's, so anything but equality is a fault of the passage between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+torch_npu = pytest.importorskip(
+    "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
+)
+
+F = torch.nn.functional
+Tensors = tuple[torch.Tensor, ...]
+
+
+def rand(*shape: int) -> torch.Tensor:
+    return torch.rand(shape) - 0.5
+
+
+# Name: (function, inputs). Inputs of floating type get a gradient.
+CASES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], Tensors]]] = {
+    "linear": (F.linear, lambda: (rand(5, 7, 16), rand(8, 16), rand(8))),
+    "matmul matrices": (torch.matmul, lambda: (rand(6, 7), rand(7, 5))),
+    "matmul transposed": (lambda a, b: a @ b.t(), lambda: (rand(6, 7), rand(5, 7))),
+    "matmul batched": (torch.matmul, lambda: (rand(2, 3, 6, 7), rand(2, 3, 7, 5))),
+    "matmul broadcast": (torch.matmul, lambda: (rand(2, 1, 6, 7), rand(3, 7, 5))),
+    "matmul folded": (torch.matmul, lambda: (rand(2, 3, 6, 7), rand(7, 5))),
+    "matmul vectors": (torch.matmul, lambda: (rand(7), rand(7))),
+    "matmul matrix vector": (torch.matmul, lambda: (rand(4, 6, 7), rand(7))),
+    "matmul vector matrix": (torch.matmul, lambda: (rand(7), rand(4, 7, 5))),
+    "convolution": (lambda x, w, b: F.conv2d(x, w, b, 2, 1), lambda: (rand(2, 4, 9, 9), rand(6, 4, 3, 3), rand(6))),
+    "convolution grouped": (lambda x, w: F.conv2d(x, w, groups=4), lambda: (rand(2, 4, 9, 9), rand(4, 1, 3, 3))),
+    "convolution transposed": (
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2), lambda: (rand(2, 4, 5, 5), rand(4, 6, 2, 2), rand(6)),
+    ),
+    "layer norm": (lambda x, w, b: F.layer_norm(x, (8,), w, b), lambda: (rand(3, 8), rand(8), rand(8))),
+    "batch norm": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True), lambda: (rand(3, 4, 5, 5), rand(4), rand(4)),
+    ),
+    "group norm": (lambda x, w, b: F.group_norm(x, 2, w, b), lambda: (rand(3, 4, 5, 5), rand(4), rand(4))),
+    "gelu": (F.gelu, lambda: (rand(4, 5),)),
+    "softmax": (lambda x: x.softmax(-1), lambda: (rand(4, 5),)),
+    "attention": (F.scaled_dot_product_attention, lambda: tuple(rand(2, 3, 17, 16) for _ in range(3))),
+    "attention masked": (
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        lambda: (*(rand(2, 3, 17, 16) for _ in range(3)), torch.rand(17, 17) > 0.3),
+    ),
+    "max pool": (lambda x: F.max_pool2d(x, 2), lambda: (rand(2, 3, 8, 8),)),
+    "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), lambda: (rand(1, 2, 5, 5),)),
+    "bicubic": (lambda x: F.interpolate(x, (7, 9), mode="bicubic"), lambda: (rand(1, 2, 5, 5),)),
+    "pad": (lambda x: F.pad(x, (0, 2, 1, 0)), lambda: (rand(2, 3, 3),)),
+    "cat": (lambda *x: torch.cat(x, 1), lambda: (rand(2, 3), rand(2, 4))),
+    "stack": (lambda *x: torch.stack(x), lambda: (rand(2, 3), rand(2, 3))),
+    "index": (lambda x, i: x[i], lambda: (rand(6, 3), torch.tensor([0, 5, 5]))),
+    "index mask": (lambda x, m: x[m], lambda: (rand(6, 3), torch.tensor([1, 0, 1, 1, 0, 1]).bool())),
+    "gather": (lambda x, i: x.gather(1, i), lambda: (rand(3, 5), torch.tensor([[0, 1], [4, 4], [2, 0]]))),
+    "repeat_interleave": (lambda x: x.repeat_interleave(3, 1), lambda: (rand(2, 4),)),
+    "repeat_interleave by tensor": (
+        lambda x, r: x.repeat_interleave(r, 0), lambda: (rand(3, 4), torch.tensor([2, 0, 3])),
+    ),
+    "where": (lambda c, a, b: torch.where(c, a, b), lambda: (torch.rand(3, 4) > 0.5, rand(3, 4), rand(3, 4))),
+    "cross entropy": (F.cross_entropy, lambda: (rand(6, 4), torch.tensor([0, 3, 1, 1, 2, 0]))),
+    "bce with logits": (
+        lambda x, y: F.binary_cross_entropy_with_logits(x, y.detach()), lambda: (rand(6, 4), torch.rand(6, 4)),
+    ),
+    "bce with logits weighted": (
+        lambda x, *ywp: F.binary_cross_entropy_with_logits(
+            x, *(t.detach() for t in ywp[:2]), reduction="sum", pos_weight=ywp[2].detach()
+        ),
+        lambda: (rand(6, 4), torch.rand(6, 4), torch.rand(6, 4), torch.rand(4)),
+    ),
+    "l1 loss": (F.l1_loss, lambda: (rand(6, 4), rand(6, 4))),
+    "smooth l1 loss": (F.smooth_l1_loss, lambda: (rand(6, 4), rand(6, 4))),
+    "kl divergence": (
+        lambda x, y: F.kl_div(x, y.detach(), reduction="sum"), lambda: (rand(6, 4), torch.rand(6, 4) + 0.1),
+    ),
+    "cast": (lambda x: x.to(torch.float16).to(torch.float32) * 2, lambda: (rand(3, 4),)),
+    "view chain": (
+        lambda x: x.permute(2, 0, 1).contiguous().view(4, 6)[:, ::2].clone(), lambda: (rand(2, 3, 4),),
+    ),
+    "in place on a view": (lambda x: x.clone().mul_(2).t().add_(1).t()[1:].neg_(), lambda: (rand(3, 4),)),
+    "norm": (lambda x: torch.linalg.vector_norm(x), lambda: (rand(3, 4),)),
+    "cumsum": (lambda x: x.cumsum(0), lambda: (rand(3, 4),)),
+}  # fmt: skip
+
+# Here torch's CPU path forms the same sums in another order than torch_npu's backward operator does.
+REORDERED = {"matmul vector matrix"}
+
+
+def evaluate(function: Callable[..., torch.Tensor], inputs: Tensors, device: str) -> list[torch.Tensor]:
+    """Result and gradients, on the CPU again; the result's dtype and device are checked on the way."""
+    moved = [tensor.detach().to(device).requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    result = function(*moved)
+    assert result.device.type == device
+    (result * torch.arange(1, result.numel() + 1, device=device).view(result.shape)).sum().backward()
+    gradients = [tensor.grad for tensor in moved if tensor.requires_grad]
+    return [result.detach().cpu(), *(g.cpu() for g in gradients if g is not None)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_the_cpus(name: str) -> None:
+    function, make = CASES[name]
+    torch.manual_seed(0)
+    inputs = make()
+    expected, found = evaluate(function, inputs, "cpu"), evaluate(function, inputs, "npu")
+    for e, f in zip(expected, found, strict=True):
+        if name in REORDERED:
+            torch.testing.assert_close(f, e, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(e, f), (e - f).abs().max()
+
+
+def test_out_argument_is_resized() -> None:
+    out = torch.empty(0, device="npu")
+    torch.add(torch.ones(3, 4, device="npu"), 1, out=out)
+    assert torch.equal(out.cpu(), torch.full((3, 4), 2.0))
+
+
+def test_results_that_share_memory() -> None:
+    parts = torch.arange(6.0).npu().split(2)
+    parts[1].zero_()
+    assert parts[1].sum().item() == 0
+    values, indices = torch.arange(6.0).npu().flip(0).sort()
+    assert values.cpu().tolist() == sorted(values.cpu().tolist())
+    assert indices.cpu().tolist() == [5, 4, 3, 2, 1, 0]
+
+
+def test_scalars_keep_the_type_promotion_of_the_cpu() -> None:
+    half = torch.ones(3, dtype=torch.float16)
+    assert (half.npu() * 2.5).dtype == torch.float16
+    assert (half.npu() * torch.tensor(2.5)).dtype == torch.float16
+    assert (torch.ones(3, dtype=torch.int32).npu() * 2.5).dtype == torch.float32
+
+
+def test_a_kernel_that_fails_says_why_and_leaves_the_device_usable() -> None:
+    with pytest.raises(RuntimeError, match="size"):
+        torch.ones(3, device="npu") + torch.ones(4, device="npu")
+    assert torch.ones(3, device="npu").sum().item() == 3
+
+
+def test_nothing_of_a_detector_falls_back_to_the_cpu(
+    recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.rand(2, 3, 8, 8, device="npu", requires_grad=True)
+    F.conv2d(x, torch.rand(4, 3, 3, 3, device="npu")).relu().mean().backward()
+    assert "fall back to run on the CPU" not in capfd.readouterr().err + "".join(
+        str(w.message) for w in recwarn
+    )

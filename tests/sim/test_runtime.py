@@ -1,0 +1,229 @@
+"""The simulated runtime through the unmodified torch_npu: devices, memory, streams, events, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import RunPython
+
+pytestmark = pytest.mark.skipif(
+    "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
+    reason="the CANN tree is not cann_sim's: its rules are not under test",
+)
+
+COUNT = "import torch, torch_npu; print(torch.npu.device_count())"
+
+
+def output(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [(None, 4), ("1,3", 2), ("0", 1), ("3,1", 1), ("0, 1", 1), ("1,1", 1), ("0,4,1", 1), ("x", 0), ("", 0)],
+)
+def test_visible_devices_end_at_the_first_bad_entry(
+    run_python: RunPython, visible: str | None, count: int
+) -> None:
+    """CANN's reference: integers, commas only, ascending; from the first other entry on the list is dropped."""
+    environ = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
+    assert output(run_python(COUNT, CANN_SIM_DEVICES="4", **environ)) == str(count)
+
+
+def test_visible_devices_are_numbered_from_zero(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        print(torch.ones(1, device="npu:1").device)
+        try:
+            torch.npu.set_device(2)
+        except Exception as error:
+            print(type(error).__name__)
+    """
+    assert output(run_python(code, ASCEND_RT_VISIBLE_DEVICES="6,7")).split() == ["npu:1", "RuntimeError"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("CANN_SIM_SOC", "Ascend999"), ("CANN_SIM_DEVICES", "many"), ("CANN_SIM_HBM_GB", "0")],
+)
+def test_a_wrong_setting_is_a_named_error(run_python: RunPython, variable: str, value: str) -> None:
+    done = run_python(COUNT, **{variable: value})
+    assert done.returncode == 90
+    assert "error[cann-sim-config]" in done.stderr
+    assert variable in done.stderr
+    assert value in done.stderr
+
+
+def test_soc_name(run_python: RunPython) -> None:
+    code = "import torch, torch_npu; print(torch.npu.get_device_name(), torch_npu._C._npu_get_soc_version())"
+    assert output(run_python(code, CANN_SIM_SOC="Ascend910B4")).split()[0] == "Ascend910B4"
+    # A3 and 310P3 are other generations to torch_npu, not only other names.
+    versions = {
+        soc: output(run_python(code, CANN_SIM_SOC=soc)).split()[1]
+        for soc in ("Ascend910B3", "Ascend910_9391", "Ascend310P3")
+    }
+    assert len(set(versions.values())) == 3, versions
+
+
+def test_memory_is_counted_and_given_back(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        x = torch.zeros(3, 1 << 20, device="npu")
+        y = x + x
+        print(torch.npu.memory_allocated() // 2**20)
+        del x, y
+        print(torch.npu.memory_allocated(), torch.npu.max_memory_allocated() // 2**20)
+        torch.npu.empty_cache()
+        free, total = torch.npu.mem_get_info()
+        print(total - free)
+    """
+    for allocator in ("expandable_segments:False", "expandable_segments:True"):
+        lines = output(run_python(code, PYTORCH_NPU_ALLOC_CONF=allocator)).splitlines()
+        assert lines == ["24", "0 24", "0"], (allocator, lines)
+
+
+def test_the_memory_limit_ends_in_torch_npus_own_error(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        kept = torch.ones(1 << 20, device="npu")
+        try:
+            torch.empty(3, 1 << 28, device="npu")
+        except RuntimeError as error:
+            print(str(error).split(".")[0])
+        print(kept.sum().item())
+    """
+    lines = output(run_python(code, CANN_SIM_HBM_GB="1")).splitlines()
+    assert lines[0] == "NPU out of memory"
+    assert lines[1] == str(float(1 << 20))
+
+
+def test_the_limit_is_the_devices_not_the_processs(run_python: RunPython) -> None:
+    code = """
+        import os, subprocess, sys, torch, torch_npu
+        take = "import torch, torch_npu; held = torch.empty(700 << 20, dtype=torch.uint8, device='npu')"
+        exec(take)
+        other = subprocess.run([sys.executable, "-c", take], capture_output=True, text=True)
+        print(other.returncode != 0 and "NPU out of memory" in other.stderr)
+        table = subprocess.run(["npu-smi", "info"], capture_output=True, text=True, check=True).stdout
+        print([line for line in table.splitlines() if f"| {os.getpid()} " in line])
+    """
+    lines = output(run_python(code, CANN_SIM_HBM_GB="1")).splitlines()
+    assert lines[0] == "True"
+    assert "python" in lines[1]
+    held = int(lines[1].rsplit("|", 2)[1])
+    assert 700 <= held < 750  # MiB; torch_npu's allocator takes whole pages
+
+
+def test_an_operator_that_is_not_simulated_is_named(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        torch_npu.npu_anchor_response_flags(torch.rand(2, 4).npu(), [8, 8], [4, 4], 3)
+        torch.npu.synchronize()
+    """
+    for queue in ("0", "1"):
+        done = run_python(code, TASK_QUEUE_ENABLE=queue)
+        assert done.returncode != 0
+        assert "AnchorResponseFlags" in done.stdout + done.stderr
+
+
+def test_double_becomes_float_with_torch_npus_warning(run_python: RunPython) -> None:
+    done = run_python("import torch, torch_npu; print(torch.ones(2).npu().double().dtype)")
+    assert output(done) == "torch.float32"
+    assert "Device do not support double dtype" in done.stderr
+
+
+def test_streams_and_events(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        start, end = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
+        side = torch.npu.Stream()
+        x = torch.ones(500, 500, device="npu")
+        start.record()
+        with torch.npu.stream(side):
+            side.wait_stream(torch.npu.default_stream())
+            y = x @ x
+        torch.npu.current_stream().wait_stream(side)
+        z = y.sum()
+        end.record()
+        torch.npu.synchronize()
+        print(start.elapsed_time(end) > 0, end.query(), z.item() == 500.0**3)
+    """
+    assert output(run_python(code)) == "True True True"
+
+
+def test_random_state_is_saved_and_restored(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        torch.manual_seed(3)
+        host = torch.get_rng_state()
+        state = torch.npu.get_rng_state()
+        first = torch.rand(8, device="npu"), torch.nn.functional.dropout(torch.ones(64, device="npu"), 0.5)
+        torch.npu.set_rng_state(state)
+        second = torch.rand(8, device="npu"), torch.nn.functional.dropout(torch.ones(64, device="npu"), 0.5)
+        print(all(torch.equal(a, b) for a, b in zip(first, second)))
+        print(torch.equal(torch.rand(8, device="npu"), first[0]), torch.equal(host, torch.get_rng_state()))
+    """
+    assert output(run_python(code)).splitlines() == ["True", "False True"]
+
+
+def test_no_kernel_copies_its_operands(run_python: RunPython) -> None:
+    """A result takes the memory that the kernel wrote: at the peak there are two operands and one result."""
+    code = """
+        import torch, torch_npu
+        size = 4 << 22
+        x, y = torch.ones(1 << 22, device="npu"), torch.ones(1 << 22, device="npu")
+        torch.npu.reset_peak_memory_stats()
+        z = x * y
+        address = x.data_ptr()
+        x.add_(y)
+        print(x.data_ptr() == address, 3 <= torch.npu.max_memory_allocated() / size < 3.01)
+    """
+    assert output(run_python(code)) == "True True"
+
+
+def test_data_loader_workers_and_a_clean_end(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        from torch.utils.data import DataLoader, TensorDataset
+        total = torch.zeros(1, device="npu")
+        for (batch,) in DataLoader(TensorDataset(torch.arange(32.0)), batch_size=8, num_workers=2, pin_memory=True,
+                                   pin_memory_device="npu"):
+            total += batch.to("npu", non_blocking=True).sum()
+        print(total.item())
+    """
+    done = run_python(code)
+    assert output(done) == "496.0"
+    assert "Error" not in done.stderr
+
+
+def test_npu_smi_reads_as_the_real_one(run_python: RunPython) -> None:
+    environ = {**os.environ, "CANN_SIM_SOC": "Ascend910_9391", "CANN_SIM_DEVICES": "2"}
+
+    def smi(*words: str) -> str:
+        command = ["npu-smi", "info", *words]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+
+    assert "Total Count                    : 2" in smi("-l")
+    board = dict(line.split(":", 1) for line in smi("-t", "board", "-i", "1", "-c", "0").splitlines())
+    fields = {name.strip(): value.strip() for name, value in board.items()}
+    # Documented for A3: the SoC name is <Chip Name>_<NPU Name>.
+    assert (fields["Chip Name"], fields["NPU Name"]) == ("Ascend910", "9391")
+    assert "simulated" in smi()
+    command = ["npu-smi", "info", "-t", "board", "-i", "5"]
+    absent = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert absent.returncode != 0
+    assert "-8008" in absent.stderr
+
+
+def test_the_shell_exports_are_complete(run_python: RunPython) -> None:
+    """`eval "$(python -m cann_sim env)"` is all that a job needs, also where torch_npu loads by itself."""
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")}
+    bare.pop("LD_LIBRARY_PATH", None)
+    program = "import torch; print(torch.npu.is_available())"
+    script = f'eval "$({sys.executable} -m cann_sim env)" && {sys.executable} -c "{program}"'
+    done = subprocess.run(["bash", "-c", script], env=bare, capture_output=True, text=True, check=False)
+    assert output(done) == "True"
