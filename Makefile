@@ -20,6 +20,8 @@ CHECKPOINT ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
 WHEEL ?=
 JSON ?=
+# The architecture to build mmcv for, where it is not this machine's: aarch64 or x86_64.
+ARCH ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 export NPU
@@ -45,23 +47,25 @@ check-lock: ## Check that requirements/lock agrees with them
 	@$(PY) lock --check
 
 ##@ Environment and wheels
-.PHONY: env cann-sim patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro install
+.PHONY: env cann-sim patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro check-aarch64 install
 env: ## Make or repair the stack's virtual environment
 	@$(PY) env --stack '$(STACK)'
 cann-sim: ## Build the simulated CANN into it and show its devices
 	@$(PY) cann-sim --stack '$(STACK)'
 patches: ## Check the patches' headers and write their index
 	@$(PY) patches
-mmcv-wheel: ## Build mmcv with its NPU operators, audit its ABI, install it, smoke-test it
-	@$(PY) wheel mmcv --stack '$(STACK)'
+mmcv-wheel: ## Build mmcv with its NPU operators, audit, install, smoke-test it; ARCH=aarch64 cross-builds
+	@$(PY) wheel mmcv --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)')
 mmdet-wheel: ## Build mmdet with our patches
 	@$(PY) wheel mmdet --stack '$(STACK)'
 vitdet-wheel: ## Build our ViTDet
 	@$(PY) wheel vitdet --stack '$(STACK)'
 audit: ## Audit any mmcv WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
-	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(JSON),--json)
+	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)') $(if $(JSON),--json)
 check-repro: ## Build mmcv twice from nothing, under two users, and compare every byte (minutes)
 	@$(PY) check-repro mmcv --stack '$(STACK)'
+check-aarch64: ## Build mmcv and the simulated CANN for aarch64 and smoke-test them under emulation (minutes)
+	@$(PY) check-emulated --stack '$(STACK)' --machine aarch64
 install: ## Build all of the stack's wheels and install them
 	@$(PY) install --stack '$(STACK)'
 

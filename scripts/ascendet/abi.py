@@ -27,7 +27,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
 
-from ascendet import env, host, manifest, native, paths, wheelfile
+from ascendet import cross, env, manifest, native, paths, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -76,6 +76,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("wheel", help="a wheel file, from wherever")
     parser.add_argument("--stack", default="vitdet", help="the stack that it should fit")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    cross.add_machine_option(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -89,14 +90,14 @@ def execute(args: argparse.Namespace) -> None:
             hint=f"make audit WHEEL=path/to/mmcv-….whl STACK={stack.name}",
         )
     env.ensure_base(stack)
-    report = audit(Path(args.wheel), provider(stack, native.host_target(stack)))
+    report = audit(Path(args.wheel), provider(stack, cross.target(stack, args.machine)))
     print(json.dumps(report, indent=1) if args.json else summary(report), flush=True)
     require_sound(report)
 
 
 def provider(stack: Stack, target: native.Target) -> Provider:
     """What the stack provides on a target: torch, torch_npu, and the CANN tree, real or simulated."""
-    cann = "cann_sim" if host.npu_kind() == "sim" else "CANN"
+    cann, cann_libraries = cross.find_cann_libraries(stack, target.machine)
     return Provider(
         versions={"torch": stack.torch, "torch_npu": stack.torch_npu},
         python=f"cp{stack.python.replace('.', '')}",
@@ -104,7 +105,7 @@ def provider(stack: Stack, target: native.Target) -> Provider:
         folders={
             "torch": target.site / "torch/lib",
             "torch_npu": target.site / "torch_npu/lib",
-            cann: env.find_cann(stack).home / "lib64",
+            cann: cann_libraries,
         },
         interpreter=target.interpreter,
     )

@@ -37,6 +37,9 @@ STAGES: dict[str, StageCommand] = {
     "audit": StageCommand("abi", "tools", "audit a wheel's ABI against the stack"),
     "wheel": StageCommand("wheel", "tools", "build one of our wheels and audit its ABI"),
     "check-repro": StageCommand("repro", "tools", "build a wheel twice from nothing and compare every byte"),
+    "check-emulated": StageCommand(
+        "emulate", "tools", "build mmcv for another architecture and smoke-test it under emulation"
+    ),
     "install": StageCommand(
         "install", "tools", "build the stack's wheels and install them into its environment"
     ),

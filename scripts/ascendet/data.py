@@ -12,7 +12,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from ascendet import env, manifest, paths
+from ascendet import env, lock, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -61,7 +61,7 @@ def ensure_shapes(stack: Stack) -> Path:
     python = env.ensure_base(stack)
     inputs = {
         "generator": manifest.digest_file(_GENERATOR),
-        "lock": manifest.digest_file(paths.LOCK / f"{stack.name}.txt"),
+        "lock": manifest.digest_file(lock.packages_lock(stack.packages)),
         # Sines and square roots may differ in the last bit between machines, and a pixel with them.
         "machine": platform.machine(),
         **SHAPES,

@@ -7,6 +7,7 @@ what is written last: without one, or with another lock's digest in it, the envi
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import platform
 import shutil
@@ -57,28 +58,28 @@ def ensure_tools() -> Path:
     """Make the tools environment if it is missing or stale; its interpreter."""
     home = tools_home()
     locked = paths.LOCK / "tools.txt"
-    _ensure(home, TOOLS_PYTHON, [locked], {}, pip=None)
+    _ensure(home, TOOLS_PYTHON, [locked], {})
     return home / "bin" / "python"
 
 
 def ensure_base(stack: Stack) -> Path:
     """Make a stack's environment without our wheels: torch, locked wheels and, without NPUs, cann_sim."""
-    files = [paths.LOCK / f"{stack.name}.txt", lock.torch_lock(stack, platform.machine())]
+    files = [lock.packages_lock(stack.packages), lock.torch_lock(stack, platform.machine())]
     home = stack_home(stack)
     layers: dict[str, Layer] = {}
     if host.npu_kind() == "sim":
-        source = paths.WHEELS / "cann_sim"
         inputs = {
-            "source": manifest.digest_tree(source),
+            "source": manifest.digest_tree(paths.WHEELS / "cann_sim"),
             "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
             "lock": manifest.digest_file(files[1]),
             "machine": platform.machine(),
         }
         layers["cann_sim"] = (
             manifest.digest_inputs(inputs),
-            lambda: install_wheels(stack, [_build_cann_sim(stack, source, inputs)]),
+            lambda: install_wheels(stack, [_build_cann_sim(stack, inputs)]),
         )
-    _ensure(home, stack.python, files, layers, pip=tools_pip())
+    ensure_tools()
+    _ensure(home, stack.python, files, layers)
     return stack_python(stack)
 
 
@@ -97,7 +98,7 @@ def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
 
 def install_wheels(stack: Stack, wheels: list[Path]) -> None:
     """Install wheel files that we built into the stack's environment, in the place of older ones."""
-    _pip_install(stack_python(stack), tools_pip(), ["--no-index", "--force-reinstall", *map(str, wheels)])
+    uv_install(stack_python(stack), ["--no-index", "--reinstall", *map(str, wheels)])
 
 
 def tools_pip() -> list[str]:
@@ -124,6 +125,11 @@ def find_cann(stack: Stack) -> host.CannTree:
     return host.CannTree(home=Path(asked.stdout.strip()), version=None)
 
 
+def find_cann_libraries(stack: Stack) -> tuple[str, Path]:
+    """Whose CANN libraries the stack runs on ("CANN", "cann_sim"), and their folder."""
+    return "cann_sim" if host.npu_kind() == "sim" else "CANN", find_cann(stack).home / "lib64"
+
+
 def stack_environ(stack: Stack) -> dict[str, str]:
     """The environment variables for a program that runs in the stack's environment on its CANN tree.
 
@@ -143,7 +149,7 @@ def stack_environ(stack: Stack) -> dict[str, str]:
             name for name in environ if name.startswith("ASCEND_") and name.endswith(("PATH", "HOME"))
         ]:
             del environ[name]  # left over from another tree
-    environ = _sourced(home, environ)
+    environ = sourced(home, environ)
     _prepend(environ, "PATH", [str(stack_home(stack) / "bin")])
     environ["VIRTUAL_ENV"] = str(stack_home(stack))
     return environ
@@ -153,7 +159,7 @@ def _prepend(environ: dict[str, str], name: str, folders: list[str]) -> None:
     environ[name] = os.pathsep.join([*folders, *filter(None, [environ.get(name)])])
 
 
-def _sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
+def sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
     """`environ` after sourcing the tree's `set_env.sh`."""
     script = host.set_env_script(home)
     if script is None:
@@ -180,10 +186,8 @@ def _sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
 # -- environments --
 
 
-def _ensure(
-    home: Path, python: str, locks: list[Path], layers: Mapping[str, Layer], pip: list[str] | None
-) -> None:
-    """Make the environment `home` hold exactly the locks, plus the layers; `pip` None: its own."""
+def _ensure(home: Path, python: str, locks: list[Path], layers: Mapping[str, Layer]) -> None:
+    """Make the environment `home` hold exactly the locks, plus the layers."""
     missing = [path for path in locks if not path.exists()]
     if missing:
         raise AscendetError("lock-missing", f"{paths.shorten(missing[0])} is missing", hint=lock.COMMAND)
@@ -200,7 +204,7 @@ def _ensure(
         home.parent.mkdir(parents=True, exist_ok=True)
         with manifest.locked(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
             if _stale(home, base):
-                _create(home, python, locks, base, pip)
+                _create(home, python, locks, base)
             _install_layers(home, layers)
 
 
@@ -216,16 +220,17 @@ def _missing(content: Mapping[str, object], layers: Mapping[str, Layer]) -> list
     return [name for name, (key, _) in layers.items() if known.get(name) != key]
 
 
-def _create(home: Path, python: str, locks: list[Path], base: str, pip: list[str] | None) -> None:
+def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
+    tools = home == tools_home()
     interpreter = _interpreter(python)
     if home.exists():
         print(f"{paths.shorten(home)}: its locks changed or it is incomplete; making it anew", flush=True)
         shutil.rmtree(home)
     else:
         print(f"{paths.shorten(home)}: making it", flush=True)
-    if pip is not None:
+    if not tools:
         _check_disk(home.parent)
-    command = [interpreter, "-m", "venv", str(home)] + (["--without-pip"] if pip else [])
+    command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise AscendetError(
@@ -236,7 +241,7 @@ def _create(home: Path, python: str, locks: list[Path], base: str, pip: list[str
         )
     inside = home / "bin" / "python"
     wanted = [option for path in locks for option in ("--requirement", str(path))]
-    _pip_install(inside, pip or [str(inside), "-m", "pip"], ["--require-hashes", *wanted])
+    (_pip_install if tools else uv_install)(inside, ["--require-hashes", *wanted])
     manifest.write(
         home, {"stage": "venv", "base": base, "locks": [path.name for path in locks], "layers": {}}
     )
@@ -256,28 +261,91 @@ def _install_layers(home: Path, layers: Mapping[str, Layer]) -> None:
         manifest.write(home, content | {"layers": known})
 
 
-def _pip_install(python: Path, pip: list[str], arguments: list[str]) -> None:
-    """`pip install --no-deps` into the environment of `python`, with pip's own progress on the terminal."""
-    command = [*pip, f"--python={python}", "install", "--no-deps", "--disable-pip-version-check"]
-    # Byte code is written at the first import, of what is imported; all of torch's costs most of a minute.
+def _pip_install(python: Path, requirements: list[str]) -> None:
+    """Install into the environment of `python` with its own pip: only the tools, which bring uv for all others."""
+    command = [str(python), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
+    # Byte code is written at the first import, of what is imported.
     command += ["--no-compile", "--cache-dir", str(paths.CACHE / "pip"), "--no-warn-script-location"]
     # The user's configuration says where packages come from, but not into which environment they go.
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PIP_REQUIRE_VIRTUALENV", "PIP_USER")
-    }
-    done = subprocess.run([*command, *arguments], env=environ, check=False)
+    elsewhere = ("PIP_REQUIRE_VIRTUALENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+    environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    done = subprocess.run([*command, *requirements], env=environ, check=False)
     if done.returncode:
-        for folder in (paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())):
-            if manifest.is_full(folder, 256 * 2**20):
-                raise manifest.disk_full(folder)
-        raise AscendetError(
-            "install-failed",
-            f"pip could not install into {paths.shorten(python.parent.parent)}",
-            found=f"exit code {done.returncode} (its message is above)",
-            hint="check the network and pip's index (pip config list), then run the command again",
-        )
+        raise _install_failed(paths.shorten(python.parent.parent), done.returncode)
+
+
+def uv_install(python: Path, arguments: list[str]) -> None:
+    """`uv pip install --no-deps` for the interpreter `python`.
+
+    uv downloads and unpacks in parallel, and links what its cache has: torch's 6 GB take 40 s, not 120, and a second
+    environment takes one. So what lies in an environment is the cache's file: replace it, do not write into it.
+
+    Raises
+    ------
+    AscendetError
+        `install-failed`, `disk-full`.
+    """
+    command = [str(tools_home() / "bin" / "uv"), "pip", "install", f"--python={python}", "--no-deps"]
+    done = subprocess.run([*command, *arguments], env=_uv_environ(), check=False)
+    if done.returncode:
+        raise _install_failed(paths.shorten(python.parent.parent), done.returncode)
+
+
+def _install_failed(where: str, code: int) -> AscendetError:
+    for folder in (paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())):
+        if manifest.is_full(folder, 256 * 2**20):
+            return manifest.disk_full(folder)
+    return AscendetError(
+        "install-failed",
+        f"packages could not be installed into {where}",
+        found=f"exit code {code} (the message is above)",
+        hint="check the network and pip's index (pip config list), then run the command again",
+    )
+
+
+# uv reads no pip configuration. What a user has told pip about where packages come from is meant for us as well.
+_UV_NAMES = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "proxy": "ALL_PROXY",
+    "timeout": "UV_HTTP_TIMEOUT",
+}
+
+
+def _uv_environ() -> dict[str, str]:
+    """The environment variables for uv: pip's settings under uv's names, where uv has none of its own."""
+    shown = subprocess.run([*tools_pip(), "config", "list"], capture_output=True, text=True, check=True)
+    found = {
+        uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
+        for name, value in read_pip_config(shown.stdout).items()
+        if (uv := _UV_NAMES.get(name))
+    }
+    return {
+        **found,
+        **os.environ,
+        "UV_CACHE_DIR": str(paths.CACHE / "uv"),
+        "UV_PYTHON_DOWNLOADS": "never",
+        # Several indexes are equals for pip; what they serve is held to the locks' hashes anyway.
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+
+
+def read_pip_config(shown: str) -> dict[str, str]:
+    r"""The settings that hold for `pip install`, from what `pip config list` prints.
+
+    >>> read_pip_config("global.index-url='https://a/simple'\n:env:.index-url='https://b/simple'\n")
+    {'index-url': 'https://b/simple'}
+    """
+    scopes: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # the later one wins
+    for line in shown.splitlines():
+        name, separator, value = line.partition("=")
+        scope, _, key = name.rpartition(".")
+        if separator and scope in scopes:
+            scopes[scope][key] = str(ast.literal_eval(value))
+    return {key: value for settings in scopes.values() for key, value in settings.items()}
 
 
 def _interpreter(version: str) -> str:
@@ -313,31 +381,37 @@ def _check_disk(folder: Path) -> None:
 # -- cann_sim --
 
 
-def _build_cann_sim(stack: Stack, source: Path, inputs: Mapping[str, object]) -> Path:
+def _build_cann_sim(stack: Stack, inputs: Mapping[str, object]) -> Path:
     """Build the simulated CANN's wheel against the torch pair in the stack's environment; its path."""
     with manifest.stage("wheelhouse/cann_sim", inputs, cached=True) as stage:
         if not stage.fresh:
-            print("cann_sim: compiling the simulated CANN", flush=True)
-            with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
-                copy = Path(folder, "cann_sim")  # setuptools writes into the source folder
-                shutil.copytree(
-                    source, copy, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-                )
-                command = [*tools_pip(), f"--python={stack_python(stack)}", "wheel", "--no-build-isolation"]
-                command += ["--no-deps", "--no-index", "--wheel-dir", str(stage.path), str(copy)]
-                # torch must not load torch_npu here: that needs the CANN libraries that are only now built.
-                environ = {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ
-                environ |= {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-                environ["PATH"] = f"{stack_home(stack) / 'bin'}{os.pathsep}{environ['PATH']}"
-                done = subprocess.run(command, env=environ, check=False)
-            if done.returncode:
-                if manifest.is_full(stage.path):
-                    raise manifest.disk_full(stage.path)
-                raise AscendetError(
-                    "command-failed",
-                    "cann_sim does not compile",
-                    found=f"pip wheel: exit code {done.returncode} (its message is above)",
-                    hint="make doctor, then make cann-sim",
-                )
+            compile_cann_sim(stack, stage.path, {})
             stage.record(stack=stack.name, simulated=False)
     return next(stage.final.glob("*.whl"))
+
+
+def compile_cann_sim(stack: Stack, output: Path, environ: Mapping[str, str]) -> Path:
+    """Compile the simulated CANN into a wheel in the folder `output`, with more variables if need be; its path."""
+    print("cann_sim: compiling the simulated CANN", flush=True)
+    with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
+        copy = Path(folder, "cann_sim")  # setuptools writes into the source folder
+        ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        shutil.copytree(paths.WHEELS / "cann_sim", copy, ignore=ignored)
+        command = [*tools_pip(), f"--python={stack_python(stack)}", "wheel", "--no-build-isolation"]
+        command += ["--no-deps", "--no-index", "--wheel-dir", str(output), str(copy)]
+        # torch must not load torch_npu here: that needs the CANN libraries that are only now built.
+        complete = (
+            {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+        )
+        complete["PATH"] = f"{stack_home(stack) / 'bin'}{os.pathsep}{complete['PATH']}"
+        done = subprocess.run(command, env=complete | dict(environ), check=False)
+    if done.returncode:
+        if manifest.is_full(output):
+            raise manifest.disk_full(output)
+        raise AscendetError(
+            "command-failed",
+            "cann_sim does not compile",
+            found=f"pip wheel: exit code {done.returncode} (its message is above)",
+            hint="make doctor, then make cann-sim",
+        )
+    return next(output.glob("*.whl"))

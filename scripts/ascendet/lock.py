@@ -2,7 +2,7 @@
 
 `make relock` is the only writer. Three kinds of files come out:
 
-- `<name>.txt`: pip-tools' resolution of `<name>.in`, one file for both architectures;
+- `<packages>.txt`: pip-tools' resolution of `<packages>.in`, one file for both architectures;
 - `<stack>-torch-<machine>.txt`: torch, torchvision, torch_npu and the libraries that torch links, per
   architecture. They are apart because torch_npu's x86_64 wheel asks for `torch==<version>+cpu`, which the
   package index does not have, and because the two architectures need different files;
@@ -68,10 +68,20 @@ def execute(args: argparse.Namespace) -> None:
 
 def lock_names() -> list[str]:
     """Every file that `make relock` writes."""
-    names = ["sources.toml", "tools.txt"]
+    names = ["sources.toml", *(packages_lock(name).name for name in _package_lists())]
     for stack in load_all():
-        names += [f"{stack}.txt", *(f"{stack}-torch-{machine}.txt" for machine in MACHINES)]
+        names += [f"{stack}-torch-{machine}.txt" for machine in MACHINES]
     return names
+
+
+def _package_lists() -> list[str]:
+    """The names of all `*.in` files."""
+    return list(dict.fromkeys(["tools", *(stack.packages for stack in load_all().values())]))
+
+
+def packages_lock(packages: str) -> Path:
+    """The lock of `<packages>.in`."""
+    return paths.LOCK / f"{packages}.txt"
 
 
 def torch_lock(stack: Stack, machine: str) -> Path:
@@ -113,7 +123,7 @@ def wishes(text: str) -> list[str]:
 def write_all() -> None:
     """Write every lock; a file is replaced only when its new content is complete."""
     paths.LOCK.mkdir(parents=True, exist_ok=True)
-    for name in ("tools", *load_all()):
+    for name in _package_lists():
         _say(f"{name}.txt")
         _compile(name)
     for stack in load_all().values():
@@ -127,7 +137,7 @@ def write_all() -> None:
 
 def _compile(name: str) -> None:
     """Resolve `<name>.in` with pip-tools, starting from the versions that are locked now."""
-    target = paths.LOCK / f"{name}.txt"
+    target = packages_lock(name)
     with tempfile.TemporaryDirectory(dir=paths.LOCK, prefix=".tmp-") as folder:
         output = Path(folder, target.name)
         if target.exists():
@@ -336,7 +346,7 @@ def check() -> list[str]:
     problems: list[str] = []
     listed = _listed_reasons()
     wished: set[str] = set()
-    for name in ("tools", *load_all()):
+    for name in _package_lists():
         lines = wishes((paths.REQUIREMENTS / f"{name}.in").read_text(encoding="utf-8"))
         wished |= {normalise(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in lines}
         problems += _check_pins(name, lines)
@@ -361,7 +371,7 @@ def check() -> list[str]:
 def _check_pins(name: str, lines: Iterable[str]) -> list[str]:
     from packaging.requirements import Requirement
 
-    locked = pins((paths.LOCK / f"{name}.txt").read_text(encoding="utf-8"))
+    locked = pins(packages_lock(name).read_text(encoding="utf-8"))
     problems = []
     for line in lines:
         wish = Requirement(line)
@@ -377,11 +387,12 @@ def _check_pins(name: str, lines: Iterable[str]) -> list[str]:
 
 def _check_stack(stack: Stack) -> list[str]:
     problems = []
-    locked = pins((paths.LOCK / f"{stack.name}.txt").read_text(encoding="utf-8"))
+    shared = packages_lock(stack.packages)
+    locked = pins(shared.read_text(encoding="utf-8"))
     for upstream, pin in stack.upstreams.items():
         if pin.sdist is None and pin.commit is None and locked.get(upstream) != pin.version:
             found = locked.get(upstream)
-            problems.append(f"lock/{stack.name}.txt has {upstream} {found}, stacks.toml says {pin.version}")
+            problems.append(f"lock/{shared.name} has {upstream} {found}, stacks.toml says {pin.version}")
     for machine in MACHINES:
         name = f"{stack.name}-torch-{machine}.txt"
         family = pins((paths.LOCK / name).read_text(encoding="utf-8"))
@@ -395,7 +406,7 @@ def _check_stack(stack: Stack) -> list[str]:
                     f"lock/{name} has {project} {family.get(project)}, stacks.toml says {version}"
                 )
         problems += [
-            f"{project} is in lock/{name} and in lock/{stack.name}.txt"
+            f"{project} is in lock/{name} and in lock/{shared.name}"
             for project in family.keys() & locked.keys()
         ]
     return problems

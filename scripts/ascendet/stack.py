@@ -24,7 +24,10 @@ class Upstream:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """One stack of `stacks.toml`; the fields have the file's names and order."""
+    """One stack of `stacks.toml`; the fields have the file's names and order.
+
+    `packages` is the name of its `*.in` file and that file's lock, which stacks may share.
+    """
 
     name: str
     summary: str
@@ -34,6 +37,7 @@ class Stack:
     torch: str
     torchvision: str
     torch_npu: str
+    packages: str
     wheels: tuple[str, ...]
     models: tuple[str, ...]
     datasets: tuple[str, ...]

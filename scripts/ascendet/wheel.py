@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import abi, env, manifest, native, patches, paths, sources, wheelfile
+from ascendet import abi, cross, env, manifest, native, patches, paths, sources, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -127,13 +128,19 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="build there, whatever is built already, and install nothing: to compare and to measure builds",
     )
+    cross.add_machine_option(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
     """Build, audit, install and smoke-test the wheel, as far as that is not done yet, and say where it is."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
-    built = build_into(args.into, args.name, stack) if args.into else install(args.name, stack)
+    if args.into:
+        built = build_into(args.into, args.name, stack)
+    elif args.machine == platform.machine():
+        built = install(args.name, stack)
+    else:
+        built = build(args.name, stack, args.machine)
     report = built.parent / "audit.json"
     if report.exists():
         print(abi.summary(json.loads(report.read_text(encoding="utf-8"))))
@@ -172,8 +179,10 @@ def _smoke_test(name: str, stack: Stack) -> None:
     print(done.stdout, end="", flush=True)
 
 
-def build(name: str, stack: Stack) -> Path:
+def build(name: str, stack: Stack, machine: str | None = None) -> Path:
     """The wheel `name` for a stack whose environment is there, built unless it is there too; its path.
+
+    `machine` is the architecture to build for, where it is not this one.
 
     Raises
     ------
@@ -181,7 +190,9 @@ def build(name: str, stack: Stack) -> Path:
         Every way in which a source, patch, compiler, disk or audit can fail has its own name.
     """
     spec = Spec.load(name)
-    return _build_native(spec, stack) if spec.native else _build_pure(spec, stack)
+    if not spec.native:
+        return _build_pure(spec, stack)  # the same for every architecture
+    return _build_native(spec, stack, cross.target(stack, machine or platform.machine()))
 
 
 def build_into(folder: Path, name: str, stack: Stack) -> Path:
@@ -271,9 +282,8 @@ def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
 # -- compiled --
 
 
-def _build_native(spec: Spec, stack: Stack) -> Path:
+def _build_native(spec: Spec, stack: Stack, target: native.Target) -> Path:
     assert spec.native is not None
-    target = native.host_target(stack)
     compiler = native.find_compiler(target.machine)
     inputs = {
         **_base_inputs(spec),

@@ -12,7 +12,7 @@ from ascendet import cli, paths
 from ascendet.stack import load_all
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = re.findall(r"^([a-z-]+%?):.*## ", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^([a-z0-9-]+%?):.*## ", MAKEFILE, re.MULTILINE)
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
 MODULES = sorted((paths.ROOT / "scripts/ascendet").glob("*.py"))
 
@@ -43,7 +43,7 @@ def test_every_stage_has_a_module_and_a_target() -> None:
 
 
 def test_every_recipe_is_one_command_that_delegates() -> None:
-    for target, recipe in re.findall(r"^([a-z-]+%?):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE):
+    for target, recipe in re.findall(r"^([a-z0-9-]+%?):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE):
         assert recipe.count("\n") == 1, target
         assert recipe.startswith(("\t@$(PY) ", "\t@$(MAKE) ", "\t@awk ", "\t@rm ", "\t@printf ")), target
         called = re.match(r"\t@\$\(PY\) ([a-z-]+)", recipe)
@@ -57,7 +57,7 @@ def test_makefile_has_the_strict_prelude() -> None:
 
 
 def test_help_lists_every_target_in_the_files_order() -> None:
-    assert re.findall(r"^  make ([a-z-]+%?) ", make("help"), re.MULTILINE) == TARGETS
+    assert re.findall(r"^  make ([a-z0-9-]+%?) ", make("help"), re.MULTILINE) == TARGETS
 
 
 def test_print_variable() -> None:
@@ -80,8 +80,8 @@ def test_resume_and_checkpoint_reach_the_tool() -> None:
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
 def test_readme_names_every_target_and_no_other(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z-]+%?)", text)) | set(
-        re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+    named = set(re.findall(r"`make ([a-z0-9-]+%?)", text)) | set(
+        re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE)
     )
     assert {name for name in TARGETS if not name.endswith("%")} - named == set()
     unknown = {name for name in named if name not in TARGETS and not name.startswith(("bench-", "print-"))}

@@ -19,9 +19,9 @@ STACK = Stack.load("vitdet")
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What pip would have been asked to install; nothing is."""
+    """What uv would have been asked to install; nothing is."""
     asked: list[list[str]] = []
-    monkeypatch.setattr(env, "_pip_install", lambda python, pip, arguments: asked.append(arguments))
+    monkeypatch.setattr(env, "uv_install", lambda python, arguments: asked.append(arguments))
     monkeypatch.setattr(env, "_check_disk", lambda folder: None)
     return asked
 
@@ -34,8 +34,7 @@ def locked(tmp_path: Path) -> Path:
 
 
 def make(home: Path, locked: Path, **layers: env.Layer) -> None:
-    # With a pip of its own elsewhere, so that the environment needs none: making it takes no time.
-    env._ensure(home, PYTHON, [locked], layers, pip=["pip"])
+    env._ensure(home, PYTHON, [locked], layers)
 
 
 def test_made_once_and_anew_when_the_lock_changes(
@@ -72,11 +71,11 @@ def test_killed_half_way_is_repaired(build: Path, locked: Path, monkeypatch: pyt
         (home / "half").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(env, "_pip_install", killed)
+    monkeypatch.setattr(env, "uv_install", killed)
     with pytest.raises(KeyboardInterrupt):
         make(home, locked)
     assert manifest.read(home) is None
-    monkeypatch.setattr(env, "_pip_install", lambda *_: None)
+    monkeypatch.setattr(env, "uv_install", lambda *_: None)
     make(home, locked)
     assert not (home / "half").exists()
     assert manifest.read(home) is not None
@@ -130,7 +129,7 @@ def test_missing_lock_is_named(build: Path, tmp_path: Path) -> None:
 
 def test_missing_interpreter_is_named(build: Path, locked: Path) -> None:
     with pytest.raises(AscendetError) as caught:
-        env._ensure(build / "venv/some", "3.99", [locked], {}, pip=None)
+        env._ensure(build / "venv/some", "3.99", [locked], {})
     assert caught.value.name == "python-version"
     assert not (build / "venv/some").exists()
 
@@ -145,11 +144,31 @@ def test_too_small_disk_is_refused_before_the_start(
     assert not (build / "venv/some").exists()
 
 
-def test_pips_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uv = build / "venv/tools/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text("#!/bin/sh\nexit 3\n")
+    uv.chmod(0o755)
     monkeypatch.setattr(env, "_check_disk", lambda folder: None)
+    monkeypatch.setattr(env, "_uv_environ", dict)
     with pytest.raises(AscendetError) as caught:
-        env._ensure(build / "venv/some", PYTHON, [locked], {}, pip=["false"])
+        make(build / "venv/some", locked)
     assert caught.value.name == "install-failed"
+    assert caught.value.found is not None
+    assert "3" in caught.value.found
+
+
+def test_what_pip_was_told_about_indexes_holds_for_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "tools_pip", lambda: [sys.executable, "-m", "pip"])
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "UV_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
+    environ = env._uv_environ()
+    assert environ["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+    assert environ["UV_FIND_LINKS"] == "/one,/two"
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://own.example/simple")
+    assert env._uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
 
 
 def fake_tree(home: Path) -> Path:

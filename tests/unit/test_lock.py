@@ -78,8 +78,8 @@ def test_setuptools_keeps_pkg_resources() -> None:
 
 def test_torch_npus_undeclared_needs_are_locked() -> None:
     needs = {"pyyaml", "psutil", "decorator", "attrs", "scipy", "cloudpickle"}
-    for name in stack.load_all():
-        assert needs <= lock.pins((paths.LOCK / f"{name}.txt").read_text()).keys()
+    for one in stack.load_all().values():
+        assert needs <= lock.pins(lock.packages_lock(one.packages).read_text()).keys()
 
 
 def test_wheels_agree_with_stacks_and_sources() -> None:
@@ -117,7 +117,7 @@ def test_unknown_stack_lists_the_known() -> None:
     with pytest.raises(AscendetError) as caught:
         stack.Stack.load("yolo")
     assert caught.value.name == "stack-unknown"
-    assert caught.value.expected == "one of vitdet, blendmask"
+    assert caught.value.expected == "one of vitdet, vitdet-post2, vitdet-torch2.9, blendmask"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class BuildTree(build_py):
 
 def write_info(tree: Path) -> None:
     """The version files of a CANN installation, in the places where CANN 8.5 has them; they say what this is."""
-    arch = platform.machine()
+    arch = sysconfig.get_platform().rpartition("-")[2]  # honours a cross build's _PYTHON_HOST_PLATFORM
     text = "package_name=Ascend-cann-toolkit\nversion=8.5.0\ninnerversion=cann_sim (simulated)\narch={arch}\nos=linux\n"
     for place in (f"{arch}-linux/ascend_toolkit_install.info", "runtime/version.info", "compiler/version.info",
                   "opp/version.info"):  # fmt: skip
