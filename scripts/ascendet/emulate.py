@@ -88,6 +88,7 @@ def _ensure_root(machine: str) -> Path:
                     found=f"exit code {done.returncode} (its message is above)",
                     hint="check the network and /etc/apt/sources.list, then run the command again",
                 )
+            shutil.rmtree(stage.path / "root" / "dev")  # the emulator uses this machine's
     return stage.final / "root"
 
 
