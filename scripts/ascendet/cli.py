@@ -118,5 +118,6 @@ def _enter_tools(argv: list[str]) -> None:
     python = env.ensure_tools()
     if os.path.realpath(sys.prefix) != os.path.realpath(python.parent.parent):
         sys.stdout.flush()
-        environ = {**os.environ, "PYTHONPATH": str(paths.ROOT / "scripts")}
+        environ = {name: value for name, value in os.environ.items() if name not in env.FOREIGN}
+        environ["PYTHONPATH"] = str(paths.ROOT / "scripts")
         os.execve(python, [str(python), "-m", "ascendet", *argv], environ)

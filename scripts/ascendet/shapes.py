@@ -5,8 +5,8 @@ Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a progra
     python shapes.py --out FOLDER --seed 0 --train 600 --val 120
 
 Triangles, rectangles and stars of many sizes lie over each other on a textured ground, rotated, cut by the image's
-edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots), in any colour. An
-object's annotation is what can be seen of it. Some images hold a swarm of tiny objects, annotated as one crowd region
+edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots) and leans to a colour,
+and the ground is paler than what lies on it. An object's annotation is what can be seen of it. Some images hold a swarm of tiny objects, annotated as one crowd region
 (RLE, `iscrowd` 1), as COCO does. Equal arguments and library versions give equal bytes.
 """
 
@@ -35,18 +35,21 @@ IMAGE_SIZES = ((256, 256), (256, 208), (208, 256))  # (height, width) in pixels
 RADIUS = (18.0, 90.0)  # of the circle around an object, in pixels; drawn log-uniformly
 MIN_VISIBLE = 0.7  # the part of an object that others may not cover
 MIN_AREA = 60.0  # of what is seen, in pixels
+HUE_SPREAD = 1 / 6  # to both sides of a class's hue, in turns
 CROWD_SHARE = 0.12  # of the images
 SUPERSAMPLE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """A class of objects: its name, its outline in the unit circle and its surface, both random within the class.
+    """A class of objects: its name, its outline in the unit circle, its surface, its hue, all random within the class.
 
-    `surface` gives the relief of an image of (height, width), about -1…1, which is then coloured.
+    `surface` gives the relief of an image of (height, width), about -1…1, which is then coloured. `hue` is the middle
+    of the class's range on the colour wheel, in turns; ranges of neighbours touch.
     """
 
     name: str
+    hue: float
     outline: Callable[[np.random.Generator], Points]
     surface: Callable[[np.random.Generator, int, int], Image]
 
@@ -93,9 +96,9 @@ def _on_circle(angles: Points) -> Points:
 
 
 CATEGORIES = (
-    Category(name="triangle", outline=_triangle, surface=_stripes),
-    Category(name="rectangle", outline=_rectangle, surface=_blotches),
-    Category(name="star", outline=_star, surface=_dots),
+    Category(name="triangle", hue=0.0, outline=_triangle, surface=_stripes),
+    Category(name="rectangle", hue=1 / 3, outline=_rectangle, surface=_blotches),
+    Category(name="star", hue=2 / 3, outline=_star, surface=_dots),
 )
 
 
@@ -178,18 +181,24 @@ def _polygons(shape: BaseGeometry) -> Iterator[Polygon]:
 
 
 def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The scene as an image (height, width, 3). Colours say nothing about the category; surfaces do."""
-    image = _coloured(rng, _ground(rng, height, width), rng.uniform(40, 215, 3))
+    """The scene as an image (height, width, 3)."""
+    image = _coloured(rng, _ground(rng, height, width), _colour(rng, rng.uniform(0, 1), (0.0, 0.35)))
     for thing in things:
-        ground = image.mean(axis=(0, 1))
-        colour = rng.uniform(10, 245, 3)
-        while np.abs(colour - ground).sum() < 140:
-            colour = rng.uniform(10, 245, 3)
+        hue = CATEGORIES[thing.category].hue + rng.uniform(-1, 1) * HUE_SPREAD
+        colour = _colour(rng, hue, (0.6, 1.0))
         cover = _coverage(thing.outlines, height, width)[..., None]
         relief = CATEGORIES[thing.category].surface(rng, height, width)
         image = image * (1 - cover) + _coloured(rng, relief, colour) * cover
     image += rng.normal(0, 2, (height, width, 1)).astype(np.float32)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> Points:
+    """A colour of a hue (in turns) and a range of saturations (0 is grey), as blue, green and red (OpenCV's order), 0…255."""
+    value = rng.uniform(110, 245)
+    wheel = np.abs((hue * 6 + np.array([2.0, 4.0, 0.0])) % 6 - 3) - 1  # HSV with value 1 and saturation 1
+    colour: Points = value * (1 - rng.uniform(*saturation) * (1 - np.clip(wheel, 0, 1)))
+    return colour
 
 
 def _coverage(outlines: list[Points], height: int, width: int) -> Image:

@@ -58,7 +58,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-epochs = 12
+epochs = 8
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayOptimizerConstructor",
