@@ -1,0 +1,75 @@
+"""Targets of another architecture, and the tools that their emulation needs."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+
+import pytest
+from ascendet import cross, emulate, env, lock, native
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+STACK = Stack.load("vitdet")
+HERE = platform.machine()
+(OTHER,) = (machine for machine in lock.MACHINES if machine != HERE)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> native.Target:
+    """This machine's target, without an environment."""
+    target = native.Target(
+        machine=HERE,
+        site=tmp_path / "site",
+        python_include=tmp_path / "include",
+        interpreter=tmp_path / "python",
+        suffix=f".cpython-311-{HERE}-linux-gnu.so",
+    )
+    monkeypatch.setattr(native, "host_target", lambda stack: target)
+    return target
+
+
+def test_this_machine_is_the_stacks_environment(here: native.Target) -> None:
+    assert cross.target(STACK, HERE) is here
+
+
+def test_another_machine_has_its_own_wheels_and_suffix(
+    here: native.Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cross, "ensure_site", lambda stack, machine: tmp_path / machine)
+    target = cross.target(STACK, OTHER)
+    assert target.machine == OTHER
+    assert target.site == tmp_path / OTHER
+    assert target.suffix == f".cpython-311-{OTHER}-linux-gnu.so"
+    assert target.python_include == here.python_include
+
+
+def test_machine_without_locks_is_named() -> None:
+    with pytest.raises(AscendetError) as caught:
+        cross.target(STACK, "riscv64")
+    assert caught.value.name == "usage"
+    assert caught.value.found == "riscv64"
+
+
+def test_locked_wheels_of_the_other_machine_are_asked_for(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(env, "uv_install", lambda python, arguments: asked.append(arguments))
+    cross.ensure_site(STACK, OTHER)
+    cross.ensure_site(STACK, OTHER)
+    (arguments,) = asked
+    assert "--require-hashes" in arguments
+    assert "--only-binary=:all:" in arguments
+    assert str(lock.torch_lock(STACK, OTHER)) in arguments
+    assert any(argument.startswith(f"--python-platform={OTHER}") for argument in arguments)
+
+
+def test_missing_emulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "ensure_base", lambda stack: None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(AscendetError) as caught:
+        emulate.execute(argparse.Namespace(stack="vitdet", machine=OTHER))
+    assert caught.value.name == "command-failed"
+    assert "qemu-user-static" in caught.value.hint
