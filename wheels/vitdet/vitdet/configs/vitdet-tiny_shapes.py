@@ -58,7 +58,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-epochs = 8
+epochs = 6
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayOptimizerConstructor",
