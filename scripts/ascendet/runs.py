@@ -292,7 +292,10 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
         name = "checkpoint-mismatch" if "not one of this model" in reason else "checkpoint-unreadable"
         return AscendetError(name, "the checkpoint cannot be used", found=reason, hint="CHECKPOINT=<file>")
     if "No space left on device" in text or manifest.is_full(log.parent):
-        return manifest.disk_full(log.parent)
+        error = manifest.disk_full(log.parent)
+        if script == "train.sh":
+            error.hint = "free some space, then: make train RESUME=1 (from the last whole checkpoint)"
+        return error
     # The first exception of a rank; torchrun's own, about the rank that ended, comes last and explains nothing.
     raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
     causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]

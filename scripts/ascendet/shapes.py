@@ -6,8 +6,9 @@ Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a progra
 
 Triangles, rectangles and stars of many sizes lie over each other on a textured ground, rotated, cut by the image's
 edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots) and leans to a colour,
-and the ground is paler than what lies on it. An object's annotation is what can be seen of it. Some images hold a swarm of tiny objects, annotated as one crowd region
-(RLE, `iscrowd` 1), as COCO does. Equal arguments and library versions give equal bytes.
+and the ground is paler than what lies on it. An object's annotation is what can be seen of it. Some images hold a
+swarm of tiny objects, annotated as one crowd region (RLE, `iscrowd` 1), as COCO does. Equal arguments and library
+versions give equal bytes.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int
 
 
 def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> Points:
-    """A colour of a hue (in turns) and a range of saturations (0 is grey), as blue, green and red (OpenCV's order), 0…255."""
+    """A colour of a hue (in turns) and a range of saturations (0 is grey), as OpenCV's blue, green and red, 0…255."""
     value = rng.uniform(110, 245)
     wheel = np.abs((hue * 6 + np.array([2.0, 4.0, 0.0])) % 6 - 3) - 1  # HSV with value 1 and saturation 1
     colour: Points = value * (1 - rng.uniform(*saturation) * (1 - np.clip(wheel, 0, 1)))

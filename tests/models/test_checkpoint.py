@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import re
@@ -12,7 +13,7 @@ import vitdet
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint
 from torch import nn
 from vitdet.backbone import ViT
 from vitdet.checkpoint import CheckpointError, Discarded, compare, load_pretrained, plain, read
@@ -227,6 +228,17 @@ def test_what_we_write_reads_back(tmp_path):
     assert restored.max_length == 7
     assert got["runtime_info"]["lr"] == 0.5
     assert got["runtime_info"]["table"].tolist() == [0, 1, 2]
+
+
+def test_a_checkpoint_on_a_full_disk_leaves_the_last_one(tmp_path, monkeypatch):
+    path = tmp_path / "epoch_1.pth"
+    save_checkpoint({"state_dict": {"weight": torch.zeros(3)}}, str(path))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        with pytest.raises(OSError, match="full"):
+            save_checkpoint({"state_dict": {"weight": torch.ones(3)}}, str(tmp_path / name))
+    assert [file.name for file in tmp_path.iterdir()] == ["epoch_1.pth"]
+    assert torch.load(path, weights_only=True)["state_dict"]["weight"].sum() == 0
 
 
 def test_what_cannot_be_stored_is_named():

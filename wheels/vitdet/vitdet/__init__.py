@@ -4,10 +4,11 @@ Written from the papers: ViTDet (arXiv 2203.16527), MAE (2111.06377), MViTv2 (21
 those of mmdetection's project of the same name, so its published checkpoints load.
 """
 
+from mmengine.fileio import register_backend
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from vitdet.backbone import ViT
-from vitdet.checkpoint import PlainCheckpointHook, load_from_local
+from vitdet.checkpoint import AtomicLocalBackend, PlainCheckpointHook, load_from_local
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.pyramid import LN2d, SimpleFPN
@@ -23,4 +24,5 @@ __all__ = [
     "ViT",
 ]
 
+register_backend("local", AtomicLocalBackend, prefixes="", force=True)
 CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)

@@ -12,6 +12,7 @@ which nobody should allow-list). So, without ever switching the check off:
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.registry import HOOKS
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
@@ -221,6 +223,25 @@ def restore_message_hub(hub: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{name}: written by plain mmengine; {dropped} entries of its log are left out", logger="current"
         )
     return {"log_scalars": scalars, "runtime_info": info, "resumed_keys": hub["resumed_keys"]}
+
+
+class AtomicLocalBackend(LocalBackend):  # type: ignore[misc]  # mmengine has no types
+    """mmengine's local files, of which a checkpoint appears under its name only when all of it is on the disk."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write `obj` beside `filepath` and rename it; OSError leaves nothing behind."""
+        final = Path(filepath)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temp = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+        try:
+            with temp.open("wb") as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.rename(final)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
 
 
 @HOOKS.register_module()
