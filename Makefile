@@ -47,11 +47,13 @@ check-lock: ## Check that requirements/lock agrees with them
 	@$(PY) lock --check
 
 ##@ Environment and wheels
-.PHONY: env cann-sim patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro check-aarch64 install
+.PHONY: env cann-sim sim-coverage patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro check-aarch64 install
 env: ## Make or repair the stack's virtual environment
 	@$(PY) env --stack '$(STACK)'
 cann-sim: ## Build the simulated CANN into it and show its devices
 	@$(PY) cann-sim --stack '$(STACK)'
+sim-coverage: ## Compare torch's operator database on it with the CPU, write the table (minutes); JSON=1 for machines
+	@$(PY) sim-coverage --stack '$(STACK)' $(if $(JSON),--json)
 patches: ## Check the patches' headers and write their index
 	@$(PY) patches
 mmcv-wheel: ## Build mmcv with its NPU operators, audit, install, smoke-test it; ARCH=aarch64 cross-builds

@@ -34,6 +34,9 @@ STAGES: dict[str, StageCommand] = {
     ),
     "env": StageCommand("env", "host", "make or repair a stack's virtual environment, without our wheels"),
     "cann-sim": StageCommand("cann_sim", "host", "build the simulated CANN into the stack's environment"),
+    "sim-coverage": StageCommand(
+        "coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
+    ),
     "audit": StageCommand("abi", "tools", "audit a wheel's ABI against the stack"),
     "wheel": StageCommand("wheel", "tools", "build one of our wheels and audit its ABI"),
     "check-repro": StageCommand("repro", "tools", "build a wheel twice from nothing and compare every byte"),

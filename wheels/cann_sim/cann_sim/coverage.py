@@ -1,0 +1,284 @@
+"""`python -m cann_sim coverage`: how much of torch's operator database computes as on the CPU.
+
+The operators run in a process of their own (`opinfo`): one that crashes or hangs is written down, and a new process
+goes on behind it. What is known is kept in a file of JSON lines, so that a run continues where the last one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cann_sim
+
+Job = tuple[str, str, str]  # operator, dtype, mode
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("--state", type=Path, required=True, help="file that keeps the results between runs")
+    parser.add_argument("--seconds", type=float, help="end after about that long; run again to go on")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one operator in one dtype")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="OP", help="OpInfo names to run, known or not"
+    )
+    parser.add_argument("--markdown", type=Path, help="write the table of operators to this file")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Run what is not known yet, then report."""
+    state = State(args.state)
+    deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
+    left = Runner(state, args.timeout, deadline).run(args.only)
+    results = state.results()
+    if args.json:
+        print(
+            json.dumps(
+                {**state.pair, "unfinished": left, "results": results, "totals": totals(results)}, indent=1
+            )
+        )
+    else:
+        print(summary(results))
+    if left:
+        print(f"{left} not run yet: run it again", file=sys.stderr)
+    elif args.markdown:
+        from cann_sim import operators
+
+        args.markdown.write_text(markdown(state.pair, results, operators.aten()), encoding="utf-8")
+        print(f"wrote {args.markdown}", file=sys.stderr)
+
+
+class State:
+    """Results on disk, one JSON line each after a first line that says of what they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pair = {name: importlib.metadata.version(name) for name in ("torch", "torch_npu")}
+        compute = cann_sim.home() / "lib64" / "libcann_sim_compute.so"
+        self._header = {**self.pair, "cann_sim": hashlib.sha256(compute.read_bytes()).hexdigest()[:16]}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._known: dict[Job, dict[str, Any]] = {}
+        if lines and json.loads(lines[0]) == self._header:
+            for line in lines[1:]:
+                self._remember(json.loads(line))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self._header) + "\n", encoding="utf-8")
+
+    def __contains__(self, job: Job) -> bool:
+        return job in self._known
+
+    def _remember(self, result: dict[str, Any]) -> None:
+        self._known[result["op"], result["dtype"], result["mode"]] = result
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Keep one result; it replaces an older one."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        self._remember(result)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Everything known, by operator, dtype and mode."""
+        return [self._known[job] for job in sorted(self._known)]
+
+
+class Runner:
+    """Gives jobs to `opinfo` processes until all are done or time is up."""
+
+    def __init__(self, state: State, timeout: float, deadline: float) -> None:
+        self.state, self.timeout, self.deadline = state, timeout, deadline
+
+    def run(self, only: list[str]) -> int:
+        """Run what is missing (or `only` those operators, again); how many jobs are left."""
+        todo: collections.deque[Job] | None = None
+        done = 0
+        while todo is None or todo:
+            with Worker() as worker:
+                if todo is None:
+                    every = [tuple(job) for job in worker.read(self.timeout)["jobs"]]
+                    todo = collections.deque(
+                        job for job in every if (job[0] in only if only else job not in self.state)
+                    )
+                else:
+                    worker.read(self.timeout)
+                while todo and worker.alive:
+                    if time.monotonic() > self.deadline:
+                        return len(todo)
+                    job = todo.popleft()
+                    self.state.add(self._ask(worker, job))
+                    done += 1
+                    print(
+                        f"\r{done} done, {len(todo)} left: {' '.join(job)[:80]:<80}", end="", file=sys.stderr
+                    )
+        print(file=sys.stderr)
+        return 0
+
+    def _ask(self, worker: Worker, job: Job) -> dict[str, Any]:
+        try:
+            return worker.ask(job, self.timeout)
+        except WorkerLost as lost:
+            # How many samples there would have been is not known: the whole operator counts as one.
+            return {"op": job[0], "dtype": job[1], "mode": job[2], "samples": 1, "equal": 0, "random": 0,
+                    "different": 0, "refused": 0, "crashed": 1, "max_error": 0.0, "reasons": {str(lost): 1},
+                    "example": "", "seconds": 0.0}  # fmt: skip
+
+
+class WorkerLost(Exception):  # not an error of ours: a finding
+    """The process ended or hung; the text says which."""
+
+
+class Worker:
+    """One `opinfo` process."""
+
+    def __enter__(self) -> Worker:
+        self.alive = True
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "cann_sim.opinfo"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def ask(self, job: Job, timeout: float) -> dict[str, Any]:
+        """The result of a job; `WorkerLost` if there is none."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return self.read(timeout)
+
+    def read(self, timeout: float) -> dict[str, Any]:
+        """The next line of the process."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            ready = selector.select(timeout)
+        line = self._process.stdout.readline() if ready else ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+        self.alive = False
+        if not ready:
+            raise WorkerLost(f"no result in {timeout:.0f} s")
+        code = self._process.wait()
+        raise WorkerLost(
+            signal.Signals(-code).name if code < 0 else f"exit code {code}: {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:160] if lines else ""
+
+
+# -- the report --
+
+
+def totals(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By mode and dtype: samples, those that passed, the rest by kind, and the percentage that passed."""
+    sums: dict[str, collections.Counter[str]] = {}
+    for result in results:
+        counter = sums.setdefault(f"{result['mode']} {result['dtype']}", collections.Counter())
+        counter["operators"] += 1
+        for kind in ("samples", "equal", "random", "different", "refused", "crashed"):
+            counter[kind] += result[kind]
+    return {
+        key: {**counter, "percent": percentage(counter["equal"] + counter["random"], counter["samples"])}
+        for key, counter in sums.items()
+    }
+
+
+def percentage(part: int, whole: int) -> float:
+    """Rounded down to two digits: 100 means all.
+
+    >>> percentage(99999, 100000), percentage(3, 3), percentage(0, 0)
+    (99.99, 100.0, 100.0)
+    """
+    return int(10000 * part / whole) / 100 if whole else 100.0
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """The totals as a table."""
+    kinds = ("operators", "samples", "equal", "random", "different", "refused", "crashed", "percent")
+    rows = [["", *kinds]]
+    for key, total in sorted(totals(results).items()):
+        rows.append(
+            [key, *(f"{total[kind]:.2f}" if kind == "percent" else str(total[kind]) for kind in kinds)]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def markdown(pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable[Any]) -> str:
+    """The generated file: totals, what differs and why, and the state of every aten operator."""
+    from cann_sim.operators import STATES
+
+    operators = list(aten)
+    count = collections.Counter(operator.state for operator in operators)
+    lines = [
+        "# What the simulated NPU computes",
+        "",
+        f"Made by `make sim-coverage` on {datetime.date.today()} with torch "
+        f"{pair['torch']} and torch_npu {pair['torch_npu']}. **Simulated**: it compares cann_sim with the CPU and says",
+        "nothing of the accuracy of an NPU's kernels.",
+        "",
+        "## torch's operator database (OpInfo) on `npu` against the CPU",
+        "",
+        "Equal means to the last bit. Random samples (and uninitialised memory) are compared by dtype and shape.",
+        "",
+        "| | operators | samples | equal | random | different | refused | crashed | passed |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, total in sorted(totals(results).items()):
+        cells = [
+            str(total[kind])
+            for kind in ("operators", "samples", "equal", "random", "different", "refused", "crashed")
+        ]
+        lines.append(f"| {key} | {' | '.join(cells)} | {total['percent']:.2f} % |")
+    lines += ["", "### The rest, by reason", "", "| reason | samples | operators |", "|---|--:|---|"]
+    for reason, samples, names in _by_reason(results):
+        lines.append(f"| {_cell(reason)} | {samples} | {_cell(', '.join(names))} |")
+    lines += ["", "## aten operators", "", "| state | operators | meaning |", "|---|--:|---|"]
+    lines += [f"| {state} | {count[state]} | {meaning} |" for state, meaning in STATES.items()]
+    lines += ["", "| operator | state |", "|---|---|"]
+    lines += [f"| `{operator.name}` | {operator.state} |" for operator in operators]
+    return "\n".join(lines) + "\n"
+
+
+def _by_reason(results: list[dict[str, Any]]) -> list[tuple[str, int, list[str]]]:
+    """(reason, samples, operators), the most frequent first."""
+    samples, names = collections.Counter[str](), collections.defaultdict[str, set[str]](set)
+    for result in results:
+        for reason, number in result["reasons"].items():
+            samples[reason] += number
+            names[reason].add(result["op"])
+    return [(reason, number, sorted(names[reason])) for reason, number in samples.most_common()]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,60 @@
+"""What becomes of each aten operator on the simulated NPU, as torch's dispatcher says after torch_npu is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import torch
+import torch_npu  # noqa: F401  # registers its kernels, and by aclInit ours
+
+# In the order in which they are told.
+STATES = {
+    "simulated": "the CPU's kernel runs over the NPU tensor's memory, or one of cann_sim's own",
+    "view": "torch_npu's own; only sizes, strides and offset change",
+    "torch_npu": "torch_npu's own: allocation, copies between host and device, scalars read by the host",
+    "CPU fallback": "torch_npu registers nothing: it copies to the CPU and back, with a warning, as on a card",
+    "not simulated": "torch_npu's own kernel, which asks CANN for an operator; the call ends in an error that names it",
+}
+_OURS = re.compile(r"^PrivateUse1: registered at \S*/src/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
+_COMPOSITE = (
+    "CompositeImplicitAutograd",
+    "CompositeExplicitAutograd",
+    "CompositeExplicitAutogradNonFunctional",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """One aten operator, without the namespace, and one of `STATES`."""
+
+    name: str
+    state: str
+
+
+def aten() -> Iterator[Operator]:
+    """Every aten operator that has a kernel for PrivateUse1 or falls back, in alphabetical order."""
+    torch.npu.init()  # aclInit loads the compute plug-in
+    registered = set(torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1"))
+    for name in sorted(torch._C._dispatch_get_all_op_names()):
+        if not name.startswith("aten::"):
+            continue
+        if name in registered:
+            yield Operator(name.removeprefix("aten::"), _state(name))
+        elif _has(name, "CPU") and not any(_has(name, key) for key in _COMPOSITE):
+            yield Operator(name.removeprefix("aten::"), "CPU fallback")
+
+
+def _state(name: str) -> str:
+    if _OURS.search(torch._C._dispatch_dump(name)):
+        return "simulated"
+    schema = torch._C._get_schema(*(name.rsplit(".", 1) if "." in name else (name, "")))
+    if any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns):
+        return "view"
+    on_cpu = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CPU")
+    return "torch_npu" if on_cpu else "not simulated"
+
+
+def _has(name: str, key: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, key))

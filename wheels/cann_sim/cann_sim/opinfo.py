@@ -1,0 +1,305 @@
+"""torch's own operator database (OpInfo) on `npu` against the CPU, operator by operator.
+
+The kernels of the simulated device are the CPU's, so the rule is equality to the last bit. Samples that draw random
+numbers, or leave memory as they found it, are compared by dtype and shape, and counted apart.
+
+As a program (`python -m cann_sim.opinfo`, which `coverage` starts) it prints all jobs as one JSON line, then reads jobs
+from standard input, a line each, and answers each with its `Result`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+import types
+import unittest
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch_npu  # noqa: F401  # makes torch know `npu`
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if importlib.util.find_spec("expecttest") is None:
+    # torch.testing's modules derive their own test classes from it; nothing here runs those.
+    sys.modules["expecttest"] = types.ModuleType("expecttest")
+    sys.modules["expecttest"].TestCase = unittest.TestCase  # type: ignore[attr-defined]
+
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+
+# Operators of detection and segmentation models, whose gradient is compared too. F is nn.functional.
+_DETECTION = {
+    "products": "F.conv1d F.conv2d F.conv3d F.conv_transpose2d F.linear matmul mm bmm mv addmm baddbmm einsum outer "
+    "__rmatmul__ F.scaled_dot_product_attention",
+    "norms": "F.batch_norm native_batch_norm F.layer_norm native_layer_norm F.group_norm F.instance_norm F.rms_norm "
+    "F.local_response_norm F.normalize norm linalg.vector_norm",
+    "activations": "F.relu F.relu6 F.leaky_relu F.gelu F.silu F.hardswish F.hardsigmoid F.hardtanh F.mish F.elu "
+    "F.softplus F.logsigmoid F.glu F.prelu sigmoid tanh softmax log_softmax logsumexp",
+    "pooling and resampling": "F.max_pool2d F.avg_pool2d F.adaptive_avg_pool2d F.adaptive_max_pool2d F.interpolate "
+    "F.upsample_bilinear F.upsample_nearest F.grid_sample F.pad F.pixel_shuffle F.unfold F.fold",
+    "losses": "F.cross_entropy F.nll_loss F.binary_cross_entropy F.binary_cross_entropy_with_logits F.l1_loss "
+    "F.smooth_l1_loss F.mse_loss F.huber_loss F.kl_div F.cosine_similarity",
+    "indexing": "F.embedding index_select gather scatter scatter_add index_add index_put masked_select masked_fill "
+    "where take_along_dim __getitem__ sort topk tril triu diagonal as_strided",
+    "shapes": "cat stack split chunk tensor_split unbind narrow select permute reshape view transpose t flip roll "
+    "expand repeat tile repeat_interleave flatten unflatten squeeze unsqueeze contiguous clone meshgrid",
+    "arithmetic": "add sub mul div rsub pow __rpow__ sqrt rsqrt exp log log2 log1p expm1 abs clamp clamp_min clamp_max "
+    "minimum maximum atan atan2 sin cos erf square reciprocal neg lerp addcmul addcdiv nan_to_num cdist",
+    "reductions": "max min amax amin mean sum prod var std var_mean std_mean cumsum cumprod",
+}
+DETECTION = frozenset(
+    name.replace("F.", "nn.functional.") for line in _DETECTION.values() for name in line.split()
+)
+
+# Operators whose result is memory that nobody wrote.
+UNINITIALISED = {
+    "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "resize_", "resize_as_",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Result:
+    """What one operator did in one dtype; every sample is counted once."""
+
+    op: str  # OpInfo's name, and its variant after a dot if it has one
+    dtype: str
+    mode: str  # "forward" or "gradient"
+    samples: int = 0
+    equal: int = 0
+    random: int = 0  # same dtypes and shapes; values are not comparable
+    different: int = 0
+    refused: int = 0  # raised on npu, not on the CPU
+    crashed: int = 0  # the process ended, or gave no answer in time
+    max_error: float = 0.0  # over the different samples: the largest |npu - cpu| / max(1, |cpu|)
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    example: str = ""  # the first sample that did not pass
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> int:
+        """Samples without complaint."""
+        return self.equal + self.random
+
+
+class Draws(TorchDispatchMode):
+    """Whether what runs under it draws random numbers."""
+
+    random = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator as it is."""
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+def find(name: str) -> OpInfo:
+    """The OpInfo of that name; `KeyError` for an unknown one."""
+    return _BY_NAME[name]
+
+
+def names() -> list[str]:
+    """All OpInfos, in the database's order."""
+    return list(_BY_NAME)
+
+
+def _full_name(op: OpInfo) -> str:
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
+
+
+_BY_NAME: dict[str, OpInfo] = {_full_name(op): op for op in op_db}
+
+
+def dtypes_of(op: OpInfo) -> list[torch.dtype]:
+    """float32, float16 and bfloat16 as far as the CPU has them; else the first of int64, bool and complex64."""
+    supported = op.supported_dtypes("cpu")
+    floats = [dtype for dtype in (torch.float32, torch.float16, torch.bfloat16) if dtype in supported]
+    return floats or [dtype for dtype in (torch.int64, torch.bool, torch.complex64) if dtype in supported][:1]
+
+
+def jobs() -> list[tuple[str, str, str]]:
+    """Everything that there is to compare, the widest dtypes first: (operator, dtype, mode)."""
+    wide: list[tuple[str, str, str]] = []
+    gradients: list[tuple[str, str, str]] = []
+    narrow: list[tuple[str, str, str]] = []
+    for name, op in _BY_NAME.items():
+        first, *others = (str(dtype).removeprefix("torch.") for dtype in dtypes_of(op))
+        wide.append((name, first, "forward"))
+        narrow += [(name, dtype, "forward") for dtype in others]
+        if op.name in DETECTION and op.supports_autograd and first == "float32":
+            gradients.append((name, first, "gradient"))
+    return wide + gradients + narrow
+
+
+def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Result:
+    """Run an operator's samples (the first `limit`) on both devices."""
+    op, result = find(name), Result(name, dtype, mode)
+    started, reasons = time.monotonic(), collections.Counter[str]()
+    torch.manual_seed(0)
+    samples = op.sample_inputs("cpu", getattr(torch, dtype), requires_grad=mode == "gradient")
+    for sample in samples:
+        if limit is not None and result.samples >= limit:
+            break
+        on_npu = _to_npu(
+            [sample.input, sample.args, sample.kwargs]
+        )  # first: an operator may write to its input
+        try:
+            expected, random = _reference(op, sample, mode)
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+            continue  # the CPU refuses this sample: nothing to compare with
+        result.samples += 1
+        reason = _judge(op, sample, mode, expected, random or op.name in UNINITIALISED, on_npu, result)
+        if reason:
+            reasons[reason] += 1
+            result.example = result.example or sample.summary()[:300]
+    result.reasons = dict(reasons.most_common())
+    result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+def _reference(op: OpInfo, sample: SampleInput, mode: str) -> tuple[list[Any], bool]:
+    with Draws() as draws:
+        expected = _evaluate(op, sample, mode, [sample.input, sample.args, sample.kwargs])
+    return expected, draws.random
+
+
+def _judge(
+    op: OpInfo, sample: SampleInput, mode: str, expected: list[Any], random: bool, on_npu: Any, result: Result
+) -> str:
+    """Count one sample; why it did not pass, or nothing."""
+    if isinstance(on_npu, Exception):
+        result.refused += 1
+        return _first_line(on_npu)
+    try:
+        found = _evaluate(op, sample, mode, on_npu)
+        found = [leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
+    except Exception as error:  # whatever it is, it is the finding
+        result.refused += 1
+        return _first_line(error)
+    reason, distance = difference(expected, found, shapes_only=random)
+    if reason:
+        result.different += 1
+        result.max_error = max(result.max_error, distance)
+    elif random:
+        result.random += 1
+    else:
+        result.equal += 1
+    return reason
+
+
+def _evaluate(op: OpInfo, sample: SampleInput, mode: str, inputs: list[Any]) -> list[Any]:
+    """The flat result, or the gradients of every input that has one."""
+    first, args, kwargs = inputs
+    if mode == "forward":
+        with torch.no_grad():
+            return pytree.tree_leaves(op(first, *args, **kwargs))
+    output = sample.output_process_fn_grad(op(first, *args, **kwargs))
+    roots = [
+        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+    ]
+    leaves = [
+        leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor) and leaf.requires_grad
+    ]
+    if not roots:
+        return []
+    # A weight per element, so that a gradient in the wrong place shows.
+    weights = [
+        (torch.arange(root.numel(), dtype=torch.float32) % 7 - 2).view(root.shape).to(root.device, root.dtype)
+        for root in roots
+    ]
+    return list(torch.autograd.grad(roots, leaves, weights, allow_unused=True))
+
+
+def _to_npu(inputs: Any) -> Any:
+    """`inputs` with every tensor, and every mention of the CPU, on the NPU; the exception if that is refused."""
+    try:
+        return pytree.tree_map(_leaf_to_npu, inputs)
+    except Exception as error:
+        return error
+
+
+def _leaf_to_npu(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        if leaf.layout is not torch.strided or leaf.is_conj() or leaf.is_neg():
+            return leaf.detach().to("npu").requires_grad_(leaf.requires_grad)
+        # With the strides and the offset of the CPU's tensor, which `to` would not keep for every view.
+        row = leaf.detach().as_strided((leaf.untyped_storage().nbytes() // leaf.element_size(),), (1,), 0)
+        moved = row.to("npu").as_strided(leaf.shape, leaf.stride(), leaf.storage_offset())
+        return moved.requires_grad_(leaf.requires_grad)
+    if isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf == "cpu"):
+        return torch.device("npu")
+    return leaf
+
+
+def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = False) -> tuple[str, float]:
+    """How two flat results differ ("" where they do not), and by how much where values do."""
+    if len(expected) != len(found):
+        return f"{len(found)} results instead of {len(expected)}", math.inf
+    for e, f in zip(expected, found, strict=True):
+        if not isinstance(e, torch.Tensor) or not isinstance(f, torch.Tensor):
+            same = e == f or (e != e and f != f) or str(e).replace("cpu", "npu:0") == str(f)
+            if not same and not shapes_only:
+                return f"{type(e).__name__} result differs", math.inf
+            continue
+        if e.dtype != f.dtype:
+            return f"dtype {f.dtype} instead of {e.dtype}", math.inf
+        if e.shape != f.shape:
+            return "another shape", math.inf
+        if shapes_only or e.layout is not torch.strided:
+            continue
+        distance = _distance(e, f)
+        if distance:
+            return "values differ", distance
+    return "", 0.0
+
+
+def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """0 for tensors that are equal, NaNs included; else the largest |found - expected| / max(1, |expected|)."""
+    expected, found = (
+        expected.detach().resolve_conj().resolve_neg(),
+        found.detach().resolve_conj().resolve_neg(),
+    )
+    if torch.equal(expected, found):
+        return 0.0
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    e, f = expected.to(wide), found.to(wide)
+    same = (e == f) | (torch.isnan(e) & torch.isnan(f))
+    error = torch.where(same, torch.zeros((), dtype=torch.float64), (f - e).abs() / e.abs().clamp(min=1))
+    return math.inf if not bool(torch.isfinite(error).all()) else float(error.max()) if error.numel() else 0.0
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line.strip()}"[:160]
+
+
+# -- the program --
+
+
+def serve(requests: Iterable[str], answer: Any) -> None:
+    """Answer jobs, one JSON line each, until there are no more."""
+    for request in requests:
+        name, dtype, mode = json.loads(request)
+        print(json.dumps(dataclasses.asdict(compare(name, dtype, mode))), file=answer, flush=True)
+
+
+def main() -> None:
+    """Keep standard output for the answers: what operators print goes to standard error."""
+    with os.fdopen(os.dup(1), "w") as answer, contextlib.suppress(BrokenPipeError):
+        os.dup2(2, 1)
+        warnings.simplefilter("ignore")
+        print(json.dumps({"jobs": jobs()}), file=answer, flush=True)
+        serve(sys.stdin, answer)
+
+
+if __name__ == "__main__":
+    main()
