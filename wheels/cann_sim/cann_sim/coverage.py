@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cann_sim
 
@@ -144,11 +144,13 @@ class WorkerLost(Exception):  # not an error of ours: a finding
 class Worker:
     """One `opinfo` process."""
 
+    command: ClassVar[list[str]] = [sys.executable, "-W", "ignore", "-m", "cann_sim.opinfo"]
+
     def __enter__(self) -> Worker:
         self.alive = True
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "cann_sim.opinfo"],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

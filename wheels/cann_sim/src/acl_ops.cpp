@@ -77,6 +77,7 @@ void register_op(const char *name, OpFunction function) { table().emplace(name, 
 
 void register_acl_ops() {
     register_array_ops();
+    register_box_ops();
     register_detection_ops();
     register_mmcv_ops();
     cann_sim_set_execute(&execute);
@@ -117,6 +118,10 @@ std::vector<int64_t> OpCall::get_ints(const char *attribute) const {
 double OpCall::get_float(const char *attribute, double fallback) const {
     const auto *value = attr_ == nullptr ? nullptr : attr_->find(attribute);
     return value == nullptr ? fallback : static_cast<double>(value->f);
+}
+std::vector<float> OpCall::get_floats(const char *attribute) const {
+    const auto *value = attr_ == nullptr ? nullptr : attr_->find(attribute);
+    return value == nullptr ? std::vector<float>() : value->floats;
 }
 bool OpCall::get_bool(const char *attribute, bool fallback) const { return get_int(attribute, fallback) != 0; }
 std::string OpCall::get_string(const char *attribute, const std::string &fallback) const {

@@ -35,6 +35,7 @@ public:
     int64_t get_int(const char *attribute, int64_t fallback) const;
     std::vector<int64_t> get_ints(const char *attribute) const;
     double get_float(const char *attribute, double fallback) const;
+    std::vector<float> get_floats(const char *attribute) const;
     bool get_bool(const char *attribute, bool fallback) const;
     std::string get_string(const char *attribute, const std::string &fallback) const;
 
@@ -55,6 +56,7 @@ void register_op(const char *name, OpFunction function);
 
 // One per file of operators, called when the plug-in is loaded.
 void register_array_ops();
+void register_box_ops();
 void register_detection_ops();
 void register_mmcv_ops();
 

@@ -1,0 +1,98 @@
+"""The comparison itself: it sees differences, and survives operators that crash or hang."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip(
+    "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
+).torch
+from cann_sim import coverage, operators, opinfo  # they import torch_npu
+
+# Answers as cann_sim.opinfo does, but for operators that do what they are called.
+WORKER = textwrap.dedent("""
+    import json, os, sys, time
+    jobs = [[name, "float32", "forward"] for name in ("good", "crash", "hang", "fail", "last")]
+    print(json.dumps({"jobs": jobs}), flush=True)
+    for line in sys.stdin:
+        op, dtype, mode = json.loads(line)
+        if op == "crash":
+            os.abort()
+        if op == "hang":
+            time.sleep(60)
+        if op == "fail":
+            sys.exit("the last words")
+        result = {"op": op, "dtype": dtype, "mode": mode, "samples": 2, "equal": 2, "random": 0, "different": 0,
+                  "refused": 0, "crashed": 0, "max_error": 0.0, "reasons": {}, "example": "", "seconds": 0.1}
+        print(json.dumps(result), flush=True)
+""")
+
+
+def run(state: coverage.State, seconds: float = 60.0) -> int:
+    return coverage.Runner(state, timeout=2.0, deadline=time.monotonic() + seconds).run([])
+
+
+def test_crashes_and_hangs_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage.Worker, "command", [sys.executable, "-c", WORKER])
+    state = coverage.State(tmp_path / "state.jsonl")
+    assert run(state) == 0
+    reasons = {result["op"]: list(result["reasons"]) for result in state.results()}
+    assert reasons == {
+        "good": [],
+        "crash": ["SIGABRT"],
+        "hang": ["no result in 2 s"],
+        "fail": ["exit code 1: the last words"],
+        "last": [],
+    }
+    assert coverage.totals(state.results())["forward float32"]["percent"] == 57.14  # 4 of 7 samples
+
+
+def test_a_run_continues_where_the_last_one_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage.Worker, "command", [sys.executable, "-c", WORKER])
+    path = tmp_path / "state.jsonl"
+    assert run(coverage.State(path), seconds=0) == 5
+    assert run(coverage.State(path)) == 0
+    assert len(coverage.State(path).results()) == 5
+
+
+def test_results_of_another_build_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state.jsonl"
+    path.write_text(
+        json.dumps({"torch": "0.1"}) + "\n" + json.dumps({"op": "x", "dtype": "y", "mode": "z"}) + "\n"
+    )
+    assert coverage.State(path).results() == []
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (torch.tensor([1.0, float("nan")]), ""),
+        (torch.tensor([1.0, 2.0]), "values differ"),
+        (torch.tensor([1.5, float("nan")]), "values differ"),
+        (torch.tensor([1.0, float("nan")]).double(), "dtype torch.float64 instead of torch.float32"),
+        (torch.tensor([[1.0, float("nan")]]), "another shape"),
+    ],
+)
+def test_differences_are_seen(found: torch.Tensor, reason: str) -> None:
+    assert opinfo.difference([torch.tensor([1.0, float("nan")])], [found])[0] == reason
+
+
+def test_size_of_a_difference_is_relative_above_one() -> None:
+    assert opinfo.difference([torch.tensor([100.0, 0.5])], [torch.tensor([101.0, 0.5])])[1] == pytest.approx(
+        0.01
+    )
+
+
+def test_every_registered_operator_has_a_state() -> None:
+    states = {operator.name: operator.state for operator in operators.aten()}
+    assert set(states.values()) <= set(operators.STATES)
+    expected = {"add.Tensor": "simulated", "view": "view", "empty.memory_format": "torch_npu"}
+    assert {name: states[name] for name in expected} == expected
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
+    assert {name.removeprefix("aten::") for name in registered if name.startswith("aten::")} <= set(states)
