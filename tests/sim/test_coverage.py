@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip(
+pytest.importorskip(
     "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
-).torch
+)
 from cann_sim import coverage, operators, opinfo  # they import torch_npu
 
 # Answers as cann_sim.opinfo does, but for operators that do what they are called.
