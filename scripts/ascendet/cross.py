@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ascendet import env, lock, manifest, native, paths
+from ascendet import env, lock, manifest, native
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -73,7 +73,7 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
     compiler = native.find_compiler(machine)
     site = ensure_site(stack, machine)
     inputs = {
-        "source": manifest.digest_tree(paths.WHEELS / "cann_sim"),
+        "source": env.digest_cann_sim(),
         "site": site.parent.name,
         "compiler": compiler.identity,
     }

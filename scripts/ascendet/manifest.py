@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,15 +36,15 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_tree(path: Path) -> str:
+def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
     """SHA-256 over sorted relative names, the executable bit and contents, in hex.
 
     What git does not track either is left out: empty folders, modes other than the executable bit, and byte
-    code. A symbolic link counts as its target's text.
+    code; so are the relative names in `without`. A symbolic link counts as its target's text.
     """
     total = hashlib.sha256()
     for file in sorted(_files(path), key=lambda file: file.relative_to(path).as_posix()):
-        if "__pycache__" in file.relative_to(path).parts:
+        if "__pycache__" in file.relative_to(path).parts or file.relative_to(path).as_posix() in without:
             continue
         if file.is_symlink():
             kind, content = "link", hashlib.sha256(bytes(file.readlink())).hexdigest()

@@ -187,6 +187,13 @@ def test_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         subprocess.run(["umount", small], check=True)
 
 
+def test_tree_digest_leaves_out_what_it_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    before = manifest.digest_tree(tmp_path)
+    (tmp_path / "generated").write_text("2")
+    assert manifest.digest_tree(tmp_path, without={"generated"}) == before != manifest.digest_tree(tmp_path)
+
+
 def test_tree_digest_sees_names_contents_and_the_executable_bit(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     digests = {manifest.digest_tree(tmp_path)}
