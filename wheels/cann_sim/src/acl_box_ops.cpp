@@ -3,6 +3,8 @@
 
 #include "compute_pch.h"
 
+#include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -79,6 +81,8 @@ void overlap(OpCall &op) {
 // (dy, bboxes, gtboxes, …) -> (dbboxes, dgtboxes): the derivative of the overlap, by autograd.
 template <Penalty penalty>
 void overlap_grad(OpCall &op) {
+    // With TASK_QUEUE_ENABLE=0 this runs inside torch_npu's operator, that is below autograd.
+    const c10::impl::ForceDispatchKeyGuard from_the_top(c10::default_included_set, c10::default_excluded_set);
     const at::AutoGradMode differentiate(true);
     const at::Tensor bboxes = op.input(1).to(at::kFloat).detach().requires_grad_(true);
     const at::Tensor gtboxes = op.input(2).to(at::kFloat).detach().requires_grad_(true);
