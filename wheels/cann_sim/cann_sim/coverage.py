@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -43,7 +44,10 @@ def execute(args: argparse.Namespace) -> None:
     """Run what is not known yet, then report."""
     state = State(args.state)
     deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
-    left = Runner(state, args.timeout, deadline).run(args.only)
+    try:
+        left = Runner(state, args.timeout, deadline).run(args.only)
+    except WorkerLost as lost:
+        sys.exit(f"cann_sim: torch's operator database does not load: {lost}")
     results = state.results()
     if args.json:
         print(
@@ -166,8 +170,9 @@ class Worker:
     def ask(self, job: Job, timeout: float) -> dict[str, Any]:
         """The result of a job; `WorkerLost` if there is none."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died after its last answer: read() says how
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
         return self.read(timeout)
 
     def read(self, timeout: float) -> dict[str, Any]:
