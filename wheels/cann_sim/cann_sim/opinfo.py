@@ -107,11 +107,6 @@ def find(name: str) -> OpInfo:
     return _BY_NAME[name]
 
 
-def names() -> list[str]:
-    """All OpInfos, in the database's order."""
-    return list(_BY_NAME)
-
-
 def _full_name(op: OpInfo) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
@@ -120,7 +115,7 @@ _BY_NAME: dict[str, OpInfo] = {_full_name(op): op for op in op_db}
 
 
 def dtypes_of(op: OpInfo) -> list[torch.dtype]:
-    """float32, float16 and bfloat16 as far as the CPU has them; else the first of int64, bool and complex64."""
+    """float32, float16 and bfloat16 as far as the CPU has them; else the first of int64, bool and complex64, if any."""
     supported = op.supported_dtypes("cpu")
     floats = [dtype for dtype in (torch.float32, torch.float16, torch.bfloat16) if dtype in supported]
     return floats or [dtype for dtype in (torch.int64, torch.bool, torch.complex64) if dtype in supported][:1]
@@ -132,7 +127,9 @@ def jobs() -> list[tuple[str, str, str]]:
     gradients: list[tuple[str, str, str]] = []
     narrow: list[tuple[str, str, str]] = []
     for name, op in _BY_NAME.items():
-        first, *others = (str(dtype).removeprefix("torch.") for dtype in dtypes_of(op))
+        if not (dtypes := [str(dtype).removeprefix("torch.") for dtype in dtypes_of(op)]):
+            continue
+        first, *others = dtypes
         wide.append((name, first, "forward"))
         narrow += [(name, dtype, "forward") for dtype in others]
         if op.name in DETECTION and op.supports_autograd and first == "float32":
