@@ -1,26 +1,42 @@
-"""`python -m cann_sim home|env`: where the simulated CANN lies, and how a shell starts to use it."""
+"""`python -m cann_sim home|env|report`: where the simulated CANN lies, how a shell uses it, what it counted."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+import sys
+from pathlib import Path
 
 import cann_sim
+from cann_sim import report
 
 
-def main() -> None:
+def main() -> int:
     """Print one thing; importing torch is not needed for any of them."""
     parser = argparse.ArgumentParser(prog="python -m cann_sim", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("home", help="print the CANN-shaped tree (what ASCEND_HOME_PATH names)")
     commands.add_parser("env", help='print shell exports: eval "$(python -m cann_sim env)"')
-    if parser.parse_args().command == "home":
+    reporter = commands.add_parser("report", help="print what CANN_SIM_COUNTERS wrote, all files summed up")
+    reporter.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    reporter.add_argument("--json", action="store_true", help="merged, for machines")
+    options = parser.parse_args()
+    if options.command == "home":
         print(cann_sim.home())
-        return
-    for name, value in cann_sim.environ(dict(os.environ)).items():
-        print(f"export {name}={shlex.quote(value)}")
+    elif options.command == "env":
+        for name, value in cann_sim.environ(dict(os.environ)).items():
+            print(f"export {name}={shlex.quote(value)}")
+    else:
+        try:
+            merged = report.merge(map(report.load, options.files))
+        except report.BadCountersError as error:
+            print(f"error[cann-sim-report]: {error}", file=sys.stderr)
+            return 1
+        print(json.dumps(merged, indent=2) if options.json else report.table(merged))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 // libascendcl.so: device and pinned host memory. A device's memory is host memory, accounted per device against
 // CANN_SIM_HBM_GB over all processes of the user, as the processes of one host share a card.
 
+#include "counters.h"
 #include "sim.h"
 
 #include <dirent.h>
@@ -154,9 +155,31 @@ struct Block {
 std::mutex blocks_mutex;
 std::map<void *, Block> blocks;  // what aclrtMalloc and aclrtMapMem handed out
 
+// Both under blocks_mutex.
+void hold(void *address, const Block &block) {
+    blocks[address] = block;
+    if (cann_sim::counting()) {
+        cann_sim::count_block(block.device, static_cast<int64_t>(block.size));
+    }
+}
+
+void drop(std::map<void *, Block>::iterator block) {
+    if (cann_sim::counting()) {
+        cann_sim::count_block(block->second.device, -static_cast<int64_t>(block->second.size));
+    }
+    blocks.erase(block);
+}
+
 aclError no_device() { return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: no device was set on this thread"); }
 
 }  // namespace
+
+void cann_sim::count_held_blocks() {
+    const std::lock_guard<std::mutex> lock(blocks_mutex);
+    for (const auto &[address, block] : blocks) {
+        count_block(block.device, static_cast<int64_t>(block.size));
+    }
+}
 
 SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) {
     const int device = cann_sim::current_device();
@@ -177,7 +200,7 @@ SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) 
     }
     madvise(p, rounded, MADV_HUGEPAGE);
     std::lock_guard<std::mutex> lock(blocks_mutex);
-    blocks[p] = {rounded, device};
+    hold(p, {rounded, device});
     *address = p;
     return ACL_SUCCESS;
 }
@@ -195,7 +218,7 @@ SIM_API aclError aclrtFree(void *address) {
             return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtFree of an address that aclrtMalloc did not return");
         }
         block = found->second;
-        blocks.erase(found);
+        drop(found);
     }
     munmap(address, block.size);
     refund(block.device, block.size);
@@ -293,7 +316,7 @@ SIM_API aclError aclrtMapMem(void *address, size_t size, size_t, aclrtDrvMemHand
     }
     madvise(address, size, MADV_HUGEPAGE);
     std::lock_guard<std::mutex> lock(blocks_mutex);
-    blocks[address] = {size, static_cast<Physical *>(handle)->device};
+    hold(address, {size, static_cast<Physical *>(handle)->device});
     return ACL_SUCCESS;
 }
 
@@ -305,7 +328,7 @@ SIM_API aclError aclrtUnmapMem(void *address) {
     }
     madvise(address, found->second.size, MADV_DONTNEED);
     mprotect(address, found->second.size, PROT_NONE);
-    blocks.erase(found);
+    drop(found);
     return ACL_SUCCESS;
 }
 
@@ -326,17 +349,23 @@ aclError copy(void *to, size_t room, const void *from, size_t size) {
 
 }  // namespace
 
-SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind) {
+SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (cann_sim::counting()) {
+        cann_sim::count_copy(kind, size, true);
+    }
     return copy(to, room, from, size);
 }
 
-SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind, aclrtStream) {
+SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind, aclrtStream) {
+    if (cann_sim::counting()) {
+        cann_sim::count_copy(kind, size, false);
+    }
     return copy(to, room, from, size);
 }
 
-SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind,
-                                               aclrtStream) {
-    return copy(to, room, from, size);
+SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
+                                               aclrtStream stream) {
+    return aclrtMemcpyAsync(to, room, from, size, kind, stream);
 }
 
 SIM_API aclError aclrtMemset(void *address, size_t room, int32_t value, size_t size) {

@@ -3,6 +3,7 @@
 // A simulated stream has nothing pending when a call returns: kernels, copies and collectives run on the thread
 // that issues them. What torch_npu defers, it defers on its own task-queue thread, in program order.
 
+#include "counters.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -135,6 +136,14 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
+// The host waits for the device, which has nothing pending.
+aclError wait(const char *call) {
+    if (counting()) {
+        count_wait(call);
+    }
+    return ACL_SUCCESS;
+}
+
 }  // namespace
 
 const Config &config() {
@@ -161,6 +170,7 @@ SIM_API aclError aclInit(const char *) {
     if (cann_sim::initialised.exchange(true)) {
         return fail(ACL_ERROR_REPEAT_INITIALIZE, "aclInit was called before");
     }
+    cann_sim::start_counters_from_environment();
     return cann_sim::load_compute();
 }
 
@@ -285,8 +295,8 @@ SIM_API aclError aclrtDestroyContext(aclrtContext context) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtSynchronizeDevice() { return ACL_SUCCESS; }
-SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeDevice() { return cann_sim::wait("aclrtSynchronizeDevice"); }
+SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return cann_sim::wait("aclrtSynchronizeDevice"); }
 SIM_API aclError aclrtDeviceTaskAbort(int32_t, uint32_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -393,8 +403,10 @@ SIM_API aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return ACL_SUCCESS; }
-SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return cann_sim::wait("aclrtSynchronizeStream"); }
+SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) {
+    return cann_sim::wait("aclrtSynchronizeStream");
+}
 SIM_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus *status) {
@@ -455,7 +467,7 @@ SIM_API aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus *sta
     *status = ACL_EVENT_WAIT_STATUS_COMPLETE;
     return ACL_SUCCESS;
 }
-SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) { return cann_sim::wait("aclrtSynchronizeEvent"); }
 SIM_API aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) {
