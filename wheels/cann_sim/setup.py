@@ -32,7 +32,7 @@ FLAGS = [
 
 # Which sources make which library. Only the compute plug-in knows libtorch; it alone is loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime", "memory", "descriptors", "counters"],
+    "libascendcl.so": ["runtime", "memory", "descriptors", "counters", "faults"],
     "libacl_op_compiler.so": ["op_compiler"],
     "libhccl.so": ["hccl", "hccl_comm", "hccl_error", "hccl_net", "hccl_reduce", "hccl_registry"],
     "libcann_sim_compute.so": [

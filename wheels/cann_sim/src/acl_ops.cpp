@@ -76,7 +76,8 @@ aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const
                                                 ". cann_sim does not simulate the ACL operator " + op_type + ".");
     }
     try {
-        auto in = tensors(op_type, num_inputs, input_desc, inputs), out = tensors(op_type, num_outputs, output_desc, outputs);
+        auto in = tensors(op_type, num_inputs, input_desc, inputs);
+        auto out = tensors(op_type, num_outputs, output_desc, outputs);
         if (counting()) {
             count(op_type, in, out);
         }

@@ -1,17 +1,22 @@
-// Counting operators: while counters are on, the kernel of every operator that cann_sim computes, and of every one
-// that torch_npu sends to the CPU, stands behind a wrapper that counts. Off, the dispatcher's table is as it was.
+// Counting operators: while counters are on, or a fault is to strike at the Nth launch, the kernel of every operator
+// that cann_sim computes, and of every one that torch_npu sends to the CPU, stands behind a wrapper that counts.
+// Otherwise the dispatcher's table is as it was.
 
 #include "compute_pch.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
+#include <thread>
 #include <unordered_map>
 
 #include "compute.h"
 #include "counters.h"
+#include "faults.h"
 #include "kernels.h"
 #include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 
@@ -24,16 +29,22 @@ const c10::KernelFunction *cpu_fallback = nullptr;  // torch_npu's: a copy to th
 
 thread_local int depth = 0;  // an operator that a counted one calls is part of it
 
+void append_tensor(std::string &text, const at::Tensor &tensor) {
+    if (is_npu(tensor)) {
+        append_signature(text, tensor.scalar_type(), tensor.sizes());
+    }
+}
+
 void append_value(std::string &text, const c10::IValue &value) {
-    if (value.isTensor() && is_npu(value.toTensor())) {
-        append_signature(text, value.toTensor().scalar_type(), value.toTensor().sizes());
+    if (value.isTensor()) {
+        append_tensor(text, value.toTensor());
     } else if (value.isTensorList()) {
         for (const at::Tensor &tensor : value.toTensorVector()) {
-            append_value(text, tensor);
+            append_tensor(text, tensor);
         }
     } else if (value.isOptionalTensorList()) {
         for (const std::optional<at::Tensor> &tensor : value.toOptionalTensorVector()) {
-            append_value(text, tensor);
+            append_tensor(text, tensor.value_or(at::Tensor()));
         }
     }
 }
@@ -59,39 +70,21 @@ public:
     }
 
     void operator()(const c10::OperatorHandle &op, c10::DispatchKeySet keys, torch::jit::Stack *stack) {
+        const size_t first = stack->size() - op.schema().arguments().size();
         if (depth > 0) {
             kernel_.callBoxed(op, keys, stack);
-            return;
-        }
-        const size_t first = stack->size() - op.schema().arguments().size();
-        if (is_copy_ && (*stack)[first].toTensor().device() != (*stack)[first + 1].toTensor().device()) {
+        } else if (is_copy_ && (*stack)[first].toTensor().device() != (*stack)[first + 1].toTensor().device()) {
             const IssuedHere here;  // a copy that does not block runs on torch_npu's own thread
             kernel_.callBoxed(op, keys, stack);
             finish_queued_operators(current_npu());
-            return;
+        } else if (falls_back_) {
+            call(op, keys, stack);
+            if (counting()) {
+                count_fallback(name_);
+            }
+        } else {
+            launch(op, keys, stack, first);
         }
-        // Only a mask makes the shape of index's result depend on data.
-        const bool waits = needs_host_ && (!is_index_ || has_mask((*stack)[first + 1]));
-        std::string text;
-        append_values(text, *stack, first);
-        {
-            const Depth nested;
-            kernel_.callBoxed(op, keys, stack);
-        }
-        if (falls_back_) {
-            count_fallback(name_);
-            return;
-        }
-        text += " -> ";
-        append_values(text, *stack, stack->size() - op.schema().returns().size());
-        count_launch(name_, text);
-        if (waits) {
-            count_wait(name_.c_str());
-        }
-        const c10::DeviceIndex device = current_npu().index();
-        const auto stats = c10_npu::NPUCachingAllocator::getDeviceStats(device);
-        const auto &allocated = stats.allocated_bytes[static_cast<size_t>(c10_npu::NPUCachingAllocator::StatType::AGGREGATE)];
-        count_tensor_bytes({device, allocated.current, allocated.peak});
     }
 
 private:
@@ -99,6 +92,46 @@ private:
         Depth() { ++depth; }
         ~Depth() { --depth; }
     };
+
+    void call(const c10::OperatorHandle &op, c10::DispatchKeySet keys, torch::jit::Stack *stack) {
+        const Depth nested;
+        kernel_.callBoxed(op, keys, stack);
+    }
+
+    void launch(const c10::OperatorHandle &op, c10::DispatchKeySet keys, torch::jit::Stack *stack, size_t first) {
+        // Only a mask makes the shape of index's result depend on data.
+        const bool waits = needs_host_ && (!is_index_ || has_mask((*stack)[first + 1]));
+        const bool counts = counting();
+        std::string text;
+        if (counts) {
+            append_values(text, *stack, first);
+        }
+        const auto begin = std::chrono::steady_clock::now();
+        call(op, keys, stack);
+        const size_t results = stack->size() - op.schema().returns().size();
+        const c10::DeviceIndex device = current_npu().index();
+        const LaunchFault fault = fault_at_launch(name_, device);
+        if (fault.slow_down > 1) {
+            std::this_thread::sleep_for((std::chrono::steady_clock::now() - begin) * (fault.slow_down - 1));
+        }
+        if (fault.corrupt && results < stack->size() && (*stack)[results].isTensor()) {
+            const at::AutoDispatchBelowADInplaceOrView below_autograd;
+            alias_on_cpu((*stack)[results].toTensor()).zero_();
+        }
+        if (!counts) {
+            return;
+        }
+        text += " -> ";
+        append_values(text, *stack, results);
+        count_launch(name_, text);
+        if (waits) {
+            count_wait(name_.c_str());
+        }
+        const auto stats = c10_npu::NPUCachingAllocator::getDeviceStats(device);
+        constexpr auto kAll = static_cast<size_t>(c10_npu::NPUCachingAllocator::StatType::AGGREGATE);
+        const auto &allocated = stats.allocated_bytes[kAll];
+        count_tensor_bytes({device, allocated.current, allocated.peak});
+    }
 
     static bool has_mask(const c10::IValue &indices) {
         for (const std::optional<at::Tensor> &index : indices.toOptionalTensorVector()) {
@@ -147,7 +180,8 @@ void wrap_operators() {
     for_each_operator([](const c10::OperatorHandle &op, const c10::KernelFunction &kernel) {
         const auto was = torch_npus_kernels.find(op.operator_name());
         const bool known = was != torch_npus_kernels.end();
-        const bool falls_back = cpu_fallback != nullptr && (known ? was->second : kernel)._equalsBoxedAndUnboxed(*cpu_fallback);
+        const c10::KernelFunction &on_a_card = known ? was->second : kernel;
+        const bool falls_back = cpu_fallback != nullptr && on_a_card._equalsBoxedAndUnboxed(*cpu_fallback);
         const bool simulated = known && !was->second._equalsBoxedAndUnboxed(kernel);
         if (!falls_back && !simulated) {
             return;
@@ -155,13 +189,14 @@ void wrap_operators() {
         const std::string space(*op.operator_name().getNamespace());
         auto &library = wrappers[space];
         if (library == nullptr) {
-            library = std::make_unique<torch::Library>(torch::Library::IMPL, space, c10::DispatchKey::PrivateUse1, __FILE__,
-                                                       __LINE__);
+            library = std::make_unique<torch::Library>(torch::Library::IMPL, space, c10::DispatchKey::PrivateUse1,
+                                                       __FILE__, __LINE__);
         }
         const c10::OperatorName &name = op.operator_name();
         const std::string full = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
+        auto counted = std::make_unique<CountedKernel>(op, kernel, falls_back);
         library->impl(full.substr(space.size() + 2).c_str(),
-                      torch::CppFunction::makeFromBoxedFunctor(std::make_unique<CountedKernel>(op, kernel, falls_back)));
+                      torch::CppFunction::makeFromBoxedFunctor(std::move(counted)));
     });
 }
 
@@ -183,11 +218,11 @@ void remember_torch_npus_kernels() {
     for_each_operator([](const c10::OperatorHandle &op, const c10::KernelFunction &kernel) {
         torch_npus_kernels.emplace(op.operator_name(), kernel);
         // Without a kernel for this device and without one for all devices, what remains is the fallback.
-        const bool has_own = op.hasKernelForAnyDispatchKey(
-            c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::CompositeImplicitAutograd,
-                                 c10::DispatchKey::CompositeExplicitAutograd,
-                                 c10::DispatchKey::CompositeExplicitAutogradNonFunctional}));
-        if (cpu_fallback == nullptr && !has_own && op.hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
+        const auto has = [&op](c10::DispatchKey key) { return op.hasKernelForDispatchKey(key); };
+        const bool has_own = has(c10::DispatchKey::PrivateUse1) || has(c10::DispatchKey::CompositeImplicitAutograd) ||
+                             has(c10::DispatchKey::CompositeExplicitAutograd) ||
+                             has(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
+        if (cpu_fallback == nullptr && !has_own && has(c10::DispatchKey::CPU)) {
             cpu_fallback = &torch_npus_kernels.at(op.operator_name());
         }
     });

@@ -17,6 +17,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "faults.h"
+
 namespace cann_sim {
 
 std::atomic<bool> counters_on{false};
@@ -50,7 +52,8 @@ struct Python {
         if (!find(is_finalizing, "Py_IsFinalizing")) {  // its name since 3.13
             find(is_finalizing, "_Py_IsFinalizing");
         }
-        complete = find(is_initialized, "Py_IsInitialized") && find(this_thread_state, "PyGILState_GetThisThreadState") &&
+        complete = find(is_initialized, "Py_IsInitialized") &&
+                   find(this_thread_state, "PyGILState_GetThisThreadState") &&
                    find(ensure, "PyGILState_Ensure") && find(release, "PyGILState_Release") &&
                    find(frame, "PyEval_GetFrame") && find(frame_back, "PyFrame_GetBack") &&
                    find(frame_code, "PyFrame_GetCode") && find(frame_line, "PyFrame_GetLineNumber") &&
@@ -308,7 +311,8 @@ void write_output() {
     const std::string text = to_json();
     const bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
     if ((file != nullptr && std::fclose(file) != 0) || !written) {
-        std::fprintf(stderr, "error[cann-sim-counters]: %s cannot be written: %s\n", output.c_str(), std::strerror(errno));
+        std::fprintf(stderr, "error[cann-sim-counters]: %s cannot be written: %s\n", output.c_str(),
+                     std::strerror(errno));
     }
     output.clear();
 }
@@ -408,7 +412,8 @@ IssuedHere::~IssuedHere() {
 
 SIM_API void cann_sim_set_counter_hooks(const cann_sim::CounterHooks *hooks) {
     cann_sim::hooks = hooks;
-    if (cann_sim::counting()) {  // CANN_SIM_COUNTERS was read before the plug-in was there
+    // CANN_SIM_COUNTERS and CANN_SIM_FAULT were read before the plug-in was there.
+    if (cann_sim::counting() || cann_sim::faults_watch_launches()) {
         hooks->wrap_operators();
     }
 }
@@ -420,14 +425,14 @@ SIM_API void cann_sim_counters_start() {
         cann_sim::counters = {};
     }
     cann_sim::count_held_blocks();
-    if (!cann_sim::counters_on.exchange(true) && cann_sim::hooks != nullptr) {
+    if (!cann_sim::counters_on.exchange(true) && cann_sim::hooks != nullptr && !cann_sim::faults_watch_launches()) {
         cann_sim::hooks->wrap_operators();
     }
 }
 
 SIM_API void cann_sim_counters_stop() {
     cann_sim::finish_queued();
-    if (cann_sim::counters_on.exchange(false) && cann_sim::hooks != nullptr) {
+    if (cann_sim::counters_on.exchange(false) && cann_sim::hooks != nullptr && !cann_sim::faults_watch_launches()) {
         cann_sim::hooks->unwrap_operators();
     }
 }
@@ -449,6 +454,7 @@ SIM_API size_t cann_sim_counters_snapshot(char *text, size_t size) {
 }
 
 SIM_API void cann_sim_count_hccl(const char *op, uint64_t bytes) {
+    cann_sim::delay_link(cann_sim::current_device(), bytes);
     if (!cann_sim::counting()) {
         return;
     }

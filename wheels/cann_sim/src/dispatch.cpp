@@ -26,6 +26,22 @@ namespace cann_sim {
 
 namespace {
 
+// The dispatcher does not hand out a kernel once another one takes its place, and some of torch_npu's are needed
+// below an override. An explicit instantiation may name a private member ([temp.spec.general]/6).
+struct EntryTag {};
+c10::impl::OperatorEntry &entry_of(EntryTag, const c10::OperatorHandle &op);
+template <typename Tag, auto Member>
+struct Expose {
+    friend c10::impl::OperatorEntry &entry_of(Tag, const c10::OperatorHandle &op) { return (op.*Member)->op; }
+};
+template struct Expose<EntryTag, &c10::OperatorHandle::operatorDef_>;
+
+}  // namespace
+
+c10::impl::OperatorEntry &entry_of(const c10::OperatorHandle &op) { return entry_of(EntryTag(), op); }
+
+namespace {
+
 // torch_npu's own kernels stay for these (and for every view, which the schema tells).
 const std::unordered_set<std::string> kKeep = {
     // allocation and storage
@@ -139,7 +155,7 @@ public:
 private:
     void call(torch::jit::Stack *stack) {
         const DeviceAllocation on_device;
-        entry_of(cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
+        cann_sim::entry_of(cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
     }
 
     // Random numbers: the device's generator (seed and Philox offset, which torch.npu.get_rng_state saves) seeds a
@@ -300,7 +316,7 @@ void register_aten() {
             continue;
         }
         library.impl(full.substr(6).c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<CpuKernel>(
-                                                 *op, cpu_op, entry_of(*op).lookup(kNpu))));
+                                                 *op, cpu_op, cann_sim::entry_of(*op).lookup(kNpu))));
     }
 }
 

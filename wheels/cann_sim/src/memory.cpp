@@ -2,6 +2,7 @@
 // CANN_SIM_HBM_GB over all processes of the user, as the processes of one host share a card.
 
 #include "counters.h"
+#include "faults.h"
 #include "sim.h"
 
 #include <dirent.h>
@@ -190,7 +191,7 @@ SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) 
         return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtMalloc of 0 bytes");
     }
     const size_t rounded = round_up(size, kHugePage);
-    if (!charge(device, rounded)) {
+    if (cann_sim::fault_at_allocation(device) != ACL_SUCCESS || !charge(device, rounded)) {
         return out_of_memory(device, size);
     }
     void *p = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -296,7 +297,7 @@ SIM_API aclError aclrtMallocPhysical(aclrtDrvMemHandle *handle, size_t size, con
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return no_device();
     }
-    if (!charge(device, size)) {
+    if (cann_sim::fault_at_allocation(device) != ACL_SUCCESS || !charge(device, size)) {
         return out_of_memory(device, size);
     }
     *handle = new Physical{size, device, true};
@@ -336,10 +337,17 @@ SIM_API aclError aclrtUnmapMem(void *address) {
 
 namespace {
 
-aclError copy(void *to, size_t room, const void *from, size_t size) {
+aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
     if (size > room) {
         return fail(ACL_ERROR_INVALID_PARAM, "EH0001: copy of " + std::to_string(size) + " bytes into a buffer of " +
                                                  std::to_string(room));
+    }
+    if (kind == ACL_MEMCPY_HOST_TO_DEVICE || kind == ACL_MEMCPY_DEVICE_TO_HOST) {
+        const aclError fault = cann_sim::fault_at_wait(cann_sim::current_device(), -1);
+        if (fault != ACL_SUCCESS) {
+            return fault;
+        }
+        cann_sim::delay_link(cann_sim::current_device(), size);
     }
     if (size != 0) {
         std::memmove(to, from, size);
@@ -353,18 +361,19 @@ SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t siz
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, true);
     }
-    return copy(to, room, from, size);
+    return copy(to, room, from, size, kind);
 }
 
-SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind, aclrtStream) {
+SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
+                                  aclrtStream) {
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, false);
     }
-    return copy(to, room, from, size);
+    return copy(to, room, from, size, kind);
 }
 
-SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
-                                               aclrtStream stream) {
+SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size,
+                                               aclrtMemcpyKind kind, aclrtStream stream) {
     return aclrtMemcpyAsync(to, room, from, size, kind, stream);
 }
 

@@ -4,6 +4,7 @@
 // that issues them. What torch_npu defers, it defers on its own task-queue thread, in program order.
 
 #include "counters.h"
+#include "faults.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -136,12 +137,12 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
-// The host waits for the device, which has nothing pending.
-aclError wait(const char *call) {
+// The host waits for the device, which has nothing pending unless a fault says so.
+aclError wait(const char *call, int timeout_ms = -1) {
     if (counting()) {
         count_wait(call);
     }
-    return ACL_SUCCESS;
+    return fault_at_wait(thread_device, timeout_ms);
 }
 
 }  // namespace
@@ -171,6 +172,7 @@ SIM_API aclError aclInit(const char *) {
         return fail(ACL_ERROR_REPEAT_INITIALIZE, "aclInit was called before");
     }
     cann_sim::start_counters_from_environment();
+    cann_sim::read_faults();
     return cann_sim::load_compute();
 }
 
@@ -296,7 +298,9 @@ SIM_API aclError aclrtDestroyContext(aclrtContext context) {
 }
 
 SIM_API aclError aclrtSynchronizeDevice() { return cann_sim::wait("aclrtSynchronizeDevice"); }
-SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return cann_sim::wait("aclrtSynchronizeDevice"); }
+SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout_ms) {
+    return cann_sim::wait("aclrtSynchronizeDevice", timeout_ms);
+}
 SIM_API aclError aclrtDeviceTaskAbort(int32_t, uint32_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -354,7 +358,10 @@ SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
 SIM_API aclError aclrtCtxSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetOpWaitTimeout(uint32_t) { return ACL_SUCCESS; }
-SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
+    cann_sim::set_operator_timeout(seconds);
+    return ACL_SUCCESS;
+}
 SIM_API aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode) { return ACL_SUCCESS; }
 SIM_API aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
 SIM_API aclError aclrtGetLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
@@ -404,8 +411,8 @@ SIM_API aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) {
 }
 
 SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return cann_sim::wait("aclrtSynchronizeStream"); }
-SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) {
-    return cann_sim::wait("aclrtSynchronizeStream");
+SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t timeout_ms) {
+    return cann_sim::wait("aclrtSynchronizeStream", timeout_ms);
 }
 SIM_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 
