@@ -24,7 +24,12 @@ namespace cann_sim {
 
 namespace {
 
-std::unordered_map<c10::OperatorName, c10::KernelFunction> torch_npus_kernels;
+// Functions, not variables: dispatch.cpp's initialiser may use them before those of this file have run.
+std::unordered_map<c10::OperatorName, c10::KernelFunction> &torch_npus_kernels() {
+    static std::unordered_map<c10::OperatorName, c10::KernelFunction> kernels;
+    return kernels;
+}
+
 const c10::KernelFunction *cpu_fallback = nullptr;  // torch_npu's: a copy to the host, the CPU's kernel, a copy back
 
 thread_local int depth = 0;  // an operator that a counted one calls is part of it
@@ -168,7 +173,10 @@ void for_each_operator(Visit visit) {
 }
 
 // Wrappers by namespace; destroying one takes its registrations back.
-std::map<std::string, std::unique_ptr<torch::Library>> wrappers;
+std::map<std::string, std::unique_ptr<torch::Library>> &wrappers() {
+    static std::map<std::string, std::unique_ptr<torch::Library>> libraries;
+    return libraries;
+}
 
 class Quiet : public c10::WarningHandler {
     void process(const c10::Warning &) override {}
@@ -178,8 +186,8 @@ void wrap_operators() {
     Quiet quiet;  // the dispatcher warns that kernels are replaced
     const c10::WarningUtils::WarningHandlerGuard no_warnings(&quiet);
     for_each_operator([](const c10::OperatorHandle &op, const c10::KernelFunction &kernel) {
-        const auto was = torch_npus_kernels.find(op.operator_name());
-        const bool known = was != torch_npus_kernels.end();
+        const auto was = torch_npus_kernels().find(op.operator_name());
+        const bool known = was != torch_npus_kernels().end();
         const c10::KernelFunction &on_a_card = known ? was->second : kernel;
         const bool falls_back = cpu_fallback != nullptr && on_a_card._equalsBoxedAndUnboxed(*cpu_fallback);
         const bool simulated = known && !was->second._equalsBoxedAndUnboxed(kernel);
@@ -187,7 +195,7 @@ void wrap_operators() {
             return;
         }
         const std::string space(*op.operator_name().getNamespace());
-        auto &library = wrappers[space];
+        auto &library = wrappers()[space];
         if (library == nullptr) {
             library = std::make_unique<torch::Library>(torch::Library::IMPL, space, c10::DispatchKey::PrivateUse1,
                                                        __FILE__, __LINE__);
@@ -200,7 +208,7 @@ void wrap_operators() {
     });
 }
 
-void unwrap_operators() { wrappers.clear(); }
+void unwrap_operators() { wrappers().clear(); }
 
 void finish_queued() { finish_queued_operators(current_npu()); }
 
@@ -216,14 +224,14 @@ void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef si
 
 void remember_torch_npus_kernels() {
     for_each_operator([](const c10::OperatorHandle &op, const c10::KernelFunction &kernel) {
-        torch_npus_kernels.emplace(op.operator_name(), kernel);
+        torch_npus_kernels().emplace(op.operator_name(), kernel);
         // Without a kernel for this device and without one for all devices, what remains is the fallback.
         const auto has = [&op](c10::DispatchKey key) { return op.hasKernelForDispatchKey(key); };
         const bool has_own = has(c10::DispatchKey::PrivateUse1) || has(c10::DispatchKey::CompositeImplicitAutograd) ||
                              has(c10::DispatchKey::CompositeExplicitAutograd) ||
                              has(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
         if (cpu_fallback == nullptr && !has_own && has(c10::DispatchKey::CPU)) {
-            cpu_fallback = &torch_npus_kernels.at(op.operator_name());
+            cpu_fallback = &torch_npus_kernels().at(op.operator_name());
         }
     });
 }
