@@ -32,11 +32,11 @@ FLAGS = [
 
 # Which sources make which library. Only the compute plug-in knows libtorch; it alone is loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime", "memory", "descriptors"],
+    "libascendcl.so": ["runtime", "memory", "descriptors", "counters", "faults"],
     "libacl_op_compiler.so": ["op_compiler"],
     "libhccl.so": ["hccl", "hccl_comm", "hccl_error", "hccl_net", "hccl_reduce", "hccl_registry"],
     "libcann_sim_compute.so": [
-        "alias", "dispatch", "npu_ops", "npu_attention", "acl_ops", "acl_array_ops", "acl_box_ops",
+        "alias", "dispatch", "counted", "npu_ops", "npu_attention", "acl_ops", "acl_array_ops", "acl_box_ops",
         "acl_detection_ops", "acl_mmcv_ops",
     ],
     # Linked or looked up by torch_npu, which calls nothing in them on this path.

@@ -1,16 +1,19 @@
-"""`python -m cann_sim home|env|coverage`: where the simulated CANN lies, how a shell uses it, what it computes."""
+"""`python -m cann_sim home|env|coverage|report`: where the simulated CANN lies, how a shell uses it, what it does."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+import sys
+from pathlib import Path
 
 import cann_sim
-from cann_sim import coverage
+from cann_sim import coverage, report
 
 
-def main() -> None:
+def main() -> int:
     """Print one thing. Only `coverage` needs torch, in the processes that it starts."""
     parser = argparse.ArgumentParser(prog="python -m cann_sim", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -19,16 +22,26 @@ def main() -> None:
     coverage.configure_parser(
         commands.add_parser("coverage", help="compare torch's operator database on npu with the CPU")
     )
-    args = parser.parse_args()
-    if args.command == "home":
+    reporter = commands.add_parser("report", help="print what CANN_SIM_COUNTERS wrote, all files summed up")
+    reporter.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    reporter.add_argument("--json", action="store_true", help="merged, for machines")
+    options = parser.parse_args()
+    if options.command == "home":
         print(cann_sim.home())
-        return
-    if args.command == "coverage":
-        coverage.execute(args)
-        return
-    for name, value in cann_sim.environ(dict(os.environ)).items():
-        print(f"export {name}={shlex.quote(value)}")
+    elif options.command == "env":
+        for name, value in cann_sim.environ(dict(os.environ)).items():
+            print(f"export {name}={shlex.quote(value)}")
+    elif options.command == "coverage":
+        coverage.execute(options)
+    else:
+        try:
+            merged = report.merge(map(report.load, options.files))
+        except report.BadCountersError as error:
+            print(f"error[cann-sim-report]: {error}", file=sys.stderr)
+            return 1
+        print(json.dumps(merged, indent=2) if options.json else report.table(merged))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

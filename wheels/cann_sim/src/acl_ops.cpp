@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "compute.h"
+#include "counters.h"
 
 namespace cann_sim {
 
@@ -53,6 +54,19 @@ std::vector<at::Tensor> tensors(const char *op, int count, const aclTensorDesc *
     return result;
 }
 
+void count(const char *op, const std::vector<at::Tensor> &inputs, const std::vector<at::Tensor> &outputs) {
+    std::string text;
+    for (const auto *tensors : {&inputs, &outputs}) {
+        text += tensors == &outputs ? " -> " : "";
+        for (const at::Tensor &tensor : *tensors) {
+            if (tensor.defined()) {
+                append_signature(text, tensor.scalar_type(), tensor.sizes());
+            }
+        }
+    }
+    count_launch(std::string("acl::") + op, text);
+}
+
 aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const *input_desc,
                  const aclDataBuffer *const *inputs, int num_outputs, const aclTensorDesc *const *output_desc,
                  aclDataBuffer *const *outputs, const aclopAttr *attr) {
@@ -62,8 +76,12 @@ aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const
                                                 ". cann_sim does not simulate the ACL operator " + op_type + ".");
     }
     try {
-        OpCall call(op_type, tensors(op_type, num_inputs, input_desc, inputs),
-                    tensors(op_type, num_outputs, output_desc, outputs), output_desc, attr);
+        auto in = tensors(op_type, num_inputs, input_desc, inputs);
+        auto out = tensors(op_type, num_outputs, output_desc, outputs);
+        if (counting()) {
+            count(op_type, in, out);
+        }
+        OpCall call(op_type, std::move(in), std::move(out), output_desc, attr);
         found->second(call);
         return ACL_SUCCESS;
     } catch (const std::exception &error) {

@@ -37,4 +37,11 @@ void register_npu_ops();  // npu_ops.cpp
 void register_npu_attention();  // npu_attention.cpp
 void register_acl_ops();  // acl_ops.cpp
 
+// counted.cpp: the kernels as they are now are torch_npu's own; call it before any of ours takes a place.
+void remember_torch_npus_kernels();
+void register_counter_hooks();
+
+// Appends one tensor to a counted signature: float32[2,3], int64[4] -> float32[4,3].
+void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef sizes);
+
 }  // namespace cann_sim

@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "kernels.h"
 #include "sim.h"
 #include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -25,7 +26,7 @@ namespace cann_sim {
 
 namespace {
 
-// The dispatcher does not hand out a kernel once another one takes its place, and two of torch_npu's are needed
+// The dispatcher does not hand out a kernel once another one takes its place, and some of torch_npu's are needed
 // below an override. An explicit instantiation may name a private member ([temp.spec.general]/6).
 struct EntryTag {};
 c10::impl::OperatorEntry &entry_of(EntryTag, const c10::OperatorHandle &op);
@@ -35,10 +36,11 @@ struct Expose {
 };
 template struct Expose<EntryTag, &c10::OperatorHandle::operatorDef_>;
 
-const c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
-const c10::DispatchKeySet kNpu(c10::DispatchKey::PrivateUse1);
+}  // namespace
 
-bool is_npu(const at::Tensor &tensor) { return tensor.defined() && tensor.is_privateuseone(); }
+c10::impl::OperatorEntry &entry_of(const c10::OperatorHandle &op) { return entry_of(EntryTag(), op); }
+
+namespace {
 
 // torch_npu's own kernels stay for these (and for every view, which the schema tells).
 const std::unordered_set<std::string> kKeep = {
@@ -153,7 +155,7 @@ public:
 private:
     void call(torch::jit::Stack *stack) {
         const DeviceAllocation on_device;
-        entry_of(EntryTag(), cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
+        cann_sim::entry_of(cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
     }
 
     // Random numbers: the device's generator (seed and Philox offset, which torch.npu.get_rng_state saves) seeds a
@@ -314,7 +316,7 @@ void register_aten() {
             continue;
         }
         library.impl(full.substr(6).c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<CpuKernel>(
-                                                 *op, cpu_op, entry_of(EntryTag(), *op).lookup(kNpu))));
+                                                 *op, cpu_op, cann_sim::entry_of(*op).lookup(kNpu))));
     }
 }
 
@@ -327,6 +329,7 @@ class Quiet : public c10::WarningHandler {
 // When the plug-in is loaded, that is in aclInit. Last in this file: the tables above are initialised by then.
 const bool loaded = [] {
     install_allocator();
+    remember_torch_npus_kernels();
     // The dispatcher warns that kernels are replaced. That is what this plug-in is for.
     Quiet quiet;
     const c10::WarningUtils::WarningHandlerGuard no_warnings(&quiet);
@@ -334,6 +337,7 @@ const bool loaded = [] {
     register_npu_ops();
     register_npu_attention();
     register_acl_ops();
+    register_counter_hooks();
     return true;
 }();
 

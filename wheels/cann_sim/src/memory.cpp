@@ -1,6 +1,8 @@
 // libascendcl.so: device and pinned host memory. A device's memory is host memory, accounted per device against
 // CANN_SIM_HBM_GB over all processes of the user, as the processes of one host share a card.
 
+#include "counters.h"
+#include "faults.h"
 #include "sim.h"
 
 #include <dirent.h>
@@ -154,9 +156,31 @@ struct Block {
 std::mutex blocks_mutex;
 std::map<void *, Block> blocks;  // what aclrtMalloc and aclrtMapMem handed out
 
+// Both under blocks_mutex.
+void hold(void *address, const Block &block) {
+    blocks[address] = block;
+    if (cann_sim::counting()) {
+        cann_sim::count_block(block.device, static_cast<int64_t>(block.size));
+    }
+}
+
+void drop(std::map<void *, Block>::iterator block) {
+    if (cann_sim::counting()) {
+        cann_sim::count_block(block->second.device, -static_cast<int64_t>(block->second.size));
+    }
+    blocks.erase(block);
+}
+
 aclError no_device() { return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: no device was set on this thread"); }
 
 }  // namespace
+
+void cann_sim::count_held_blocks() {
+    const std::lock_guard<std::mutex> lock(blocks_mutex);
+    for (const auto &[address, block] : blocks) {
+        count_block(block.device, static_cast<int64_t>(block.size));
+    }
+}
 
 SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) {
     const int device = cann_sim::current_device();
@@ -167,7 +191,7 @@ SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) 
         return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtMalloc of 0 bytes");
     }
     const size_t rounded = round_up(size, kHugePage);
-    if (!charge(device, rounded)) {
+    if (cann_sim::fault_at_allocation(device) != ACL_SUCCESS || !charge(device, rounded)) {
         return out_of_memory(device, size);
     }
     void *p = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -177,7 +201,7 @@ SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) 
     }
     madvise(p, rounded, MADV_HUGEPAGE);
     std::lock_guard<std::mutex> lock(blocks_mutex);
-    blocks[p] = {rounded, device};
+    hold(p, {rounded, device});
     *address = p;
     return ACL_SUCCESS;
 }
@@ -195,7 +219,7 @@ SIM_API aclError aclrtFree(void *address) {
             return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtFree of an address that aclrtMalloc did not return");
         }
         block = found->second;
-        blocks.erase(found);
+        drop(found);
     }
     munmap(address, block.size);
     refund(block.device, block.size);
@@ -273,7 +297,7 @@ SIM_API aclError aclrtMallocPhysical(aclrtDrvMemHandle *handle, size_t size, con
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return no_device();
     }
-    if (!charge(device, size)) {
+    if (cann_sim::fault_at_allocation(device) != ACL_SUCCESS || !charge(device, size)) {
         return out_of_memory(device, size);
     }
     *handle = new Physical{size, device, true};
@@ -293,7 +317,7 @@ SIM_API aclError aclrtMapMem(void *address, size_t size, size_t, aclrtDrvMemHand
     }
     madvise(address, size, MADV_HUGEPAGE);
     std::lock_guard<std::mutex> lock(blocks_mutex);
-    blocks[address] = {size, static_cast<Physical *>(handle)->device};
+    hold(address, {size, static_cast<Physical *>(handle)->device});
     return ACL_SUCCESS;
 }
 
@@ -305,7 +329,7 @@ SIM_API aclError aclrtUnmapMem(void *address) {
     }
     madvise(address, found->second.size, MADV_DONTNEED);
     mprotect(address, found->second.size, PROT_NONE);
-    blocks.erase(found);
+    drop(found);
     return ACL_SUCCESS;
 }
 
@@ -313,10 +337,17 @@ SIM_API aclError aclrtUnmapMem(void *address) {
 
 namespace {
 
-aclError copy(void *to, size_t room, const void *from, size_t size) {
+aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
     if (size > room) {
         return fail(ACL_ERROR_INVALID_PARAM, "EH0001: copy of " + std::to_string(size) + " bytes into a buffer of " +
                                                  std::to_string(room));
+    }
+    if (kind == ACL_MEMCPY_HOST_TO_DEVICE || kind == ACL_MEMCPY_DEVICE_TO_HOST) {
+        const aclError fault = cann_sim::fault_at_wait(cann_sim::current_device(), -1);
+        if (fault != ACL_SUCCESS) {
+            return fault;
+        }
+        cann_sim::delay_link(cann_sim::current_device(), size);
     }
     if (size != 0) {
         std::memmove(to, from, size);
@@ -326,17 +357,24 @@ aclError copy(void *to, size_t room, const void *from, size_t size) {
 
 }  // namespace
 
-SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind) {
-    return copy(to, room, from, size);
+SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (cann_sim::counting()) {
+        cann_sim::count_copy(kind, size, true);
+    }
+    return copy(to, room, from, size, kind);
 }
 
-SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind, aclrtStream) {
-    return copy(to, room, from, size);
+SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
+                                  aclrtStream) {
+    if (cann_sim::counting()) {
+        cann_sim::count_copy(kind, size, false);
+    }
+    return copy(to, room, from, size, kind);
 }
 
-SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind,
-                                               aclrtStream) {
-    return copy(to, room, from, size);
+SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size,
+                                               aclrtMemcpyKind kind, aclrtStream stream) {
+    return aclrtMemcpyAsync(to, room, from, size, kind, stream);
 }
 
 SIM_API aclError aclrtMemset(void *address, size_t room, int32_t value, size_t size) {

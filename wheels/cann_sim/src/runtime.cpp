@@ -3,6 +3,8 @@
 // A simulated stream has nothing pending when a call returns: kernels, copies and collectives run on the thread
 // that issues them. What torch_npu defers, it defers on its own task-queue thread, in program order.
 
+#include "counters.h"
+#include "faults.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -135,6 +137,14 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
+// The host waits for the device, which has nothing pending unless a fault says so.
+aclError wait(const char *call, int timeout_ms = -1) {
+    if (counting()) {
+        count_wait(call);
+    }
+    return fault_at_wait(thread_device, timeout_ms);
+}
+
 }  // namespace
 
 const Config &config() {
@@ -161,6 +171,8 @@ SIM_API aclError aclInit(const char *) {
     if (cann_sim::initialised.exchange(true)) {
         return fail(ACL_ERROR_REPEAT_INITIALIZE, "aclInit was called before");
     }
+    cann_sim::start_counters_from_environment();
+    cann_sim::read_faults();
     return cann_sim::load_compute();
 }
 
@@ -285,8 +297,10 @@ SIM_API aclError aclrtDestroyContext(aclrtContext context) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtSynchronizeDevice() { return ACL_SUCCESS; }
-SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeDevice() { return cann_sim::wait("aclrtSynchronizeDevice"); }
+SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout_ms) {
+    return cann_sim::wait("aclrtSynchronizeDevice", timeout_ms);
+}
 SIM_API aclError aclrtDeviceTaskAbort(int32_t, uint32_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -351,7 +365,10 @@ SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
 SIM_API aclError aclrtCtxSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetOpWaitTimeout(uint32_t) { return ACL_SUCCESS; }
-SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
+    cann_sim::set_operator_timeout(seconds);
+    return ACL_SUCCESS;
+}
 SIM_API aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode) { return ACL_SUCCESS; }
 SIM_API aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
 SIM_API aclError aclrtGetLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
@@ -400,8 +417,10 @@ SIM_API aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return ACL_SUCCESS; }
-SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return cann_sim::wait("aclrtSynchronizeStream"); }
+SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t timeout_ms) {
+    return cann_sim::wait("aclrtSynchronizeStream", timeout_ms);
+}
 SIM_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus *status) {
@@ -462,7 +481,7 @@ SIM_API aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus *sta
     *status = ACL_EVENT_WAIT_STATUS_COMPLETE;
     return ACL_SUCCESS;
 }
-SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) { return cann_sim::wait("aclrtSynchronizeEvent"); }
 SIM_API aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) {

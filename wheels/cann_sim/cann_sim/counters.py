@@ -1,0 +1,58 @@
+"""Counters of the simulated device: what a program asks of an NPU, exactly, without a card.
+
+They are off until `start()` (or CANN_SIM_COUNTERS, see the README), and equal runs give equal counters.
+
+    from cann_sim import counters
+    counters.start()
+    for batch in loader:
+        train(batch)
+        counters.step()
+    print(counters.snapshot()["host_syncs"])
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+from typing import Any
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The process's libascendcl: torch_npu's, or the one on the library path."""
+    library = ctypes.CDLL("libascendcl.so")
+    try:
+        library.cann_sim_counters_snapshot.restype = ctypes.c_size_t
+    except AttributeError:
+        raise RuntimeError("libascendcl.so of this process is not cann_sim's: only it counts") from None
+    library.cann_sim_counters_snapshot.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    return library
+
+
+def start() -> None:
+    """Set all counters to zero and count from now on."""
+    _library().cann_sim_counters_start()
+
+
+def stop() -> None:
+    """Count no more; `snapshot()` still gives what was counted."""
+    _library().cann_sim_counters_stop()
+
+
+def step() -> None:
+    """Begin the next step: it gets an entry of its own in `snapshot()["steps"]`."""
+    _library().cann_sim_counters_step()
+
+
+def snapshot() -> dict[str, Any]:
+    """The counters now, in the schema of the file that CANN_SIM_COUNTERS names (README)."""
+    library = _library()
+    size = 0
+    while True:
+        text = ctypes.create_string_buffer(size + 1)
+        length = library.cann_sim_counters_snapshot(text, len(text))
+        if length <= size:
+            counters: dict[str, Any] = json.loads(text.value)
+            return counters
+        size = length  # another thread may count meanwhile: until it fits
