@@ -109,5 +109,5 @@ def test_box_coder_gives_the_documentations_examples() -> None:
 
 
 def test_an_operator_that_is_not_simulated_is_an_error_that_names_it() -> None:
-    with pytest.raises(RuntimeError, match="GridAssignPositive"):
-        torch_npu.npu_grid_assign_positive(*(torch.ones(4).npu() for _ in range(7)), 4, 0.5, 0.0, True).cpu()
+    with pytest.raises(RuntimeError, match="AnchorResponseFlags"):
+        torch_npu.npu_anchor_response_flags(torch.ones(100, 4).npu(), [60, 60], [2, 2], 9).cpu()

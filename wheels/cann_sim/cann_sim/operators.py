@@ -40,6 +40,8 @@ def aten() -> Iterator[Operator]:
     for name in sorted(torch._C._dispatch_get_all_op_names()):
         if not name.startswith("aten::"):
             continue
+        if "schema: (none)" in torch._C._dispatch_dump(name):
+            continue  # a kernel for an operator that torch does not have
         if name in registered:
             yield Operator(name.removeprefix("aten::"), _state(name))
         elif _has(name, "CPU") and not any(_has(name, key) for key in _COMPOSITE):

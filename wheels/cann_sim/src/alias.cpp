@@ -57,6 +57,16 @@ void set_geometry(c10::TensorImpl *to, const c10::TensorImpl *from) {
     to->set_storage_offset(from->storage_offset());
 }
 
+// What has yet to be done to the values: an inverse FFT, for one, returns the conjugate of what is in memory.
+void set_lazy_bits(c10::TensorImpl *to, const c10::TensorImpl *from) {
+    if (from->is_conj()) {
+        to->_set_conj(true);
+    }
+    if (from->is_neg()) {
+        to->_set_neg(true);
+    }
+}
+
 // torch_npu keeps with each storage the shape that it was made with; its own allocations fill the same fields
 // (StorageDescHelper::SetDesc). Formats by rank: 4-d NCHW, 5-d NCDHW, otherwise ND.
 void describe(c10::StorageImpl *storage, const c10::TensorImpl *tensor) {
@@ -105,6 +115,7 @@ at::Tensor alias_on_cpu(const at::Tensor &npu) {
         c10::Storage(std::move(alias)), c10::DispatchKeySet(c10::DispatchKey::CPU), source->dtype());
     c10::TensorImpl *impl = cpu.unsafeGetTensorImpl();
     set_geometry(impl, source);
+    set_lazy_bits(impl, source);
     if (source->is_wrapped_number()) {
         impl->set_wrapped_number(true);
     }
@@ -136,6 +147,7 @@ at::Tensor wrap_on_npu(const at::Tensor &cpu, c10::Device device) {
     }
     impl->set_storage_and_dtype(c10::Storage(std::move(npu_storage)), source->dtype());
     set_geometry(impl.get(), source);
+    set_lazy_bits(impl.get(), source);
     if (source->is_wrapped_number()) {
         impl->set_wrapped_number(true);
     }
