@@ -25,12 +25,6 @@ EXPECTED: dict[str, tuple[str, ...]] = {
 REASONS = {name: reason for reason, names in EXPECTED.items() for name in names}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    """Sums are then formed in one order on both devices."""
-    opinfo.torch.set_num_threads(1)
-
-
 # The first dtype of each operator: float32 where it has it.
 DTYPES = {name: dtype for name, dtype, mode in reversed(opinfo.jobs()) if mode == "forward"}
 
