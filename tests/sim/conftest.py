@@ -11,10 +11,6 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch is loaded, and for every thread: sums are then formed in one order on the CPU and the NPU, also where
-# torch_npu's task queue issues an operator on a thread of its own.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -159,6 +160,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            # An operator that fails in torch_npu's task queue would end it for those that follow.
+            env={**os.environ, "TASK_QUEUE_ENABLE": "0"},
         )
         return self
 

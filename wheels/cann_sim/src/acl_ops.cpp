@@ -4,6 +4,10 @@
 
 #include "acl_ops.h"
 
+#include <pthread.h>
+
+#include <cstring>
+#include <mutex>
 #include <unordered_map>
 
 #include "compute.h"
@@ -67,13 +71,28 @@ void count(const char *op, const std::vector<at::Tensor> &inputs, const std::vec
     count_launch(std::string("acl::") + op, text);
 }
 
+// torch_npu's task queue ends with the first operator that fails on it. The error is raised once; what is queued
+// afterwards is dropped without a word, and results of later operators by ACL name would be unwritten memory.
+std::mutex queue_failure_mutex;
+std::string queue_failure;
+
+aclError fail_operator(aclError code, const std::string &message) {
+    char thread[16] = "";
+    pthread_getname_np(pthread_self(), thread, sizeof thread);
+    if (std::strcmp(thread, "acl_thread") == 0) {  // torch_npu's name for the thread that works the queue off
+        const std::lock_guard<std::mutex> lock(queue_failure_mutex);
+        queue_failure = message;
+    }
+    return fail(code, message);
+}
+
 aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const *input_desc,
                  const aclDataBuffer *const *inputs, int num_outputs, const aclTensorDesc *const *output_desc,
                  aclDataBuffer *const *outputs, const aclopAttr *attr) {
     const auto found = table().find(op_type);
     if (found == table().end()) {
-        return fail(ACL_ERROR_OP_NOT_FOUND, std::string("EZ3003: No supported Ops kernel for ") + op_type +
-                                                ". cann_sim does not simulate the ACL operator " + op_type + ".");
+        return fail_operator(ACL_ERROR_OP_NOT_FOUND, std::string("EZ3003: No supported Ops kernel for ") + op_type +
+                                                         ". cann_sim does not simulate the ACL operator " + op_type + ".");
     }
     try {
         auto in = tensors(op_type, num_inputs, input_desc, inputs);
@@ -85,11 +104,18 @@ aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const
         found->second(call);
         return ACL_SUCCESS;
     } catch (const std::exception &error) {
-        return fail(ACL_ERROR_INVALID_PARAM, std::string("EZ9999: ") + error.what());
+        return fail_operator(ACL_ERROR_INVALID_PARAM, std::string("EZ9999: ") + error.what());
     }
 }
 
 }  // namespace
+
+void check_task_queue() {
+    const std::lock_guard<std::mutex> lock(queue_failure_mutex);
+    TORCH_CHECK(queue_failure.empty(), "An operator failed in torch_npu's task queue (", queue_failure,
+                "), which has ended: this process computes nothing more. Start it anew. With TASK_QUEUE_ENABLE=0 a failing "
+                "operator raises its error where it is called, and the process can go on.");
+}
 
 void register_op(const char *name, OpFunction function) { table().emplace(name, function); }
 

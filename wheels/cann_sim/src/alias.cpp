@@ -103,7 +103,10 @@ void install_allocator() {
 }
 
 // Asking for the raw stream empties the queue first.
-void finish_queued_operators(c10::Device device) { c10_npu::getCurrentNPUStream(device.index()).stream(); }
+void finish_queued_operators(c10::Device device) {
+    c10_npu::getCurrentNPUStream(device.index()).stream();
+    check_task_queue();
+}
 
 at::Tensor alias_on_cpu(const at::Tensor &npu) {
     const c10::TensorImpl *source = npu.unsafeGetTensorImpl();

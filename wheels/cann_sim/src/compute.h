@@ -26,6 +26,9 @@ at::Tensor alias_on_cpu(const at::Tensor &npu);
 // memory at once. dispatch.cpp does it for every aten operator; what is registered apart from it calls this first.
 void finish_queued_operators(c10::Device device);
 
+// acl_ops.cpp: throws if an operator failed in torch_npu's task queue, which then drops what is queued after it.
+void check_task_queue();
+
 // An NPU tensor over the memory of `cpu` (no copy). A result that aliases an NPU tensor's memory becomes a view of it.
 at::Tensor wrap_on_npu(const at::Tensor &cpu, c10::Device device);
 

@@ -99,6 +99,7 @@ public:
         const size_t base = stack->size() - count;
         std::optional<c10::Device> device = find_device(*stack, base);
         if (is_copy_ && !(is_npu((*stack)[base].toTensor()) && is_npu((*stack)[base + 1].toTensor()))) {
+            check_task_queue();
             torch_npu_kernel_.callBoxed(op, kNpu, stack);
             return;
         }
@@ -322,6 +323,30 @@ void register_aten() {
 
 namespace {
 
+// torch_npu gives some composite operators (lstm, fill_diagonal_, …) a kernel of its own above autograd, which asks
+// CANN for one fused operator. Here torch's own composition runs in its place: operators that are simulated, with
+// their gradients. scaled_dot_product_attention stays torch_npu's: npu_attention.cpp simulates what it calls.
+class Composite final : public c10::OperatorKernel {
+public:
+    void operator()(const c10::OperatorHandle &op, c10::DispatchKeySet keys, torch::jit::Stack *stack) {
+        cann_sim::entry_of(op).lookup(c10::DispatchKeySet(c10::DispatchKey::AutogradCPU)).callBoxed(op, keys, stack);
+    }
+};
+
+void register_composites() {
+    static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
+    c10::Dispatcher &dispatcher = c10::Dispatcher::singleton();
+    for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
+        const auto op = dispatcher.findSchema(name);
+        if (name.getNamespace() == "aten" && name.name != "aten::scaled_dot_product_attention" && op.has_value() &&
+            op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
+            op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) && !is_view(op->schema())) {
+            const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+            library.impl(full.substr(6).c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Composite>()));
+        }
+    }
+}
+
 class Quiet : public c10::WarningHandler {
     void process(const c10::Warning &) override {}
 };
@@ -334,6 +359,7 @@ const bool loaded = [] {
     Quiet quiet;
     const c10::WarningUtils::WarningHandlerGuard no_warnings(&quiet);
     register_aten();
+    register_composites();
     register_npu_ops();
     register_npu_attention();
     register_acl_ops();

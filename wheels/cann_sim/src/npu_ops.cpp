@@ -184,6 +184,22 @@ bool non_finite_check(at::TensorList gradients) {
     return false;
 }
 
+// ---- recurrent layers ----
+
+// The cell that torch's lstm calls on every device but the CPU: equations of torch.nn.LSTM, gates in the order i f g o,
+// sizes [N, 4H] and [N, H]. Above autograd, so that the gradients come from the operators it is made of.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell(const at::Tensor &input_gates, const at::Tensor &hidden_gates,
+                                                         const at::Tensor &cell, const std::optional<at::Tensor> &input_bias,
+                                                         const std::optional<at::Tensor> &hidden_bias) {
+    at::Tensor gates = input_gates;
+    for (const auto &bias : {input_bias, hidden_bias}) {
+        gates = bias.has_value() && bias->defined() ? gates + *bias : gates;
+    }
+    const auto parts = (gates + hidden_gates).chunk(4, 1);
+    const at::Tensor next = parts[1].sigmoid() * cell + parts[0].sigmoid() * parts[2].tanh();
+    return {parts[3].sigmoid() * next.tanh(), next, gates};
+}
+
 at::Tensor &one_(at::Tensor &self) { return self.fill_(1); }
 
 }  // namespace
@@ -192,6 +208,8 @@ void register_npu_ops() {
     static torch::Library aten(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
     aten.impl("matmul_backward", TORCH_FN(matmul_backward));
     aten.impl("_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
+    static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
+    autograd.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
     static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
     library.impl("npu_dtype_cast", TORCH_FN(dtype_cast));
     library.impl("_npu_dtype_cast", TORCH_FN(dtype_cast));
