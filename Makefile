@@ -88,7 +88,7 @@ test-unit: ## The tool's own tests
 	@$(PY) test unit --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-hccl
+bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'
