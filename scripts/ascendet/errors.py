@@ -52,6 +52,11 @@ EXIT_CODES: dict[str, int] = {
     "checkpoint-missing": 76,
     "checkpoint-unreadable": 77,
     "checkpoint-mismatch": 78,
+    "npu-out-of-memory": 79,
+    "npu-lost": 80,
+    "npu-timeout": 81,
+    "hccl-timeout": 82,
+    "hccl-link-down": 83,
 }
 
 

@@ -197,7 +197,8 @@ def execute(script: str, environ: Mapping[str, str], log: Path) -> None:
     Raises
     ------
     AscendetError
-        `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `run-failed`.
+        `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `npu-out-of-memory`,
+        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`.
     """
     command = ["bash", str(paths.ROOT / "scripts" / script)]
     # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
@@ -280,6 +281,54 @@ def _kill_tree(root: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+# How torch_npu tells what became of a device or of a link to another one. Codes: acl/error_codes/rt_error_codes.h
+# and hccl/hccl_types.h of CANN 8.5.
+_HARDWARE = (
+    (
+        r"NPU out of memory",
+        "npu-out-of-memory",
+        "an NPU has no memory left",
+        "more DEVICES or smaller batches",
+    ),
+    # lost heartbeat; HBM multi-bit ECC error
+    (
+        r"error code is 507(?:010|054)\b",
+        "npu-lost",
+        "an NPU is lost",
+        "npu-smi info; DEVICES without that card",
+    ),
+    (
+        r"error code is 507(?:014|046)\b",
+        "npu-timeout",
+        "an NPU did not finish in time",
+        "npu-smi info; a longer ACL_STREAM_TIMEOUT",
+    ),
+    (
+        r"Hccl\w+, error code is 9\b",
+        "hccl-timeout",
+        "a rank did not come to a collective in time",
+        "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
+    ),
+    (
+        r"Hccl\w+, error code is 21\b",
+        "hccl-link-down",
+        "a link between NPUs is down",
+        "hccn_tool -i <card> -link -g",
+    ),
+)
+
+
+def _hardware_failure(script: str, log: Path, text: str) -> AscendetError | None:
+    """The named error for a device, or a link, that failed under a run; the first in the log is the cause."""
+    hits = [(found, row) for pattern, *row in _HARDWARE if (found := re.search(f".*{pattern}.*", text))]
+    if not hits:
+        return None
+    found, (name, what, hint) = min(hits, key=lambda hit: hit[0].start())
+    whole = last_checkpoint(log.parent)
+    again = "make eval" if script == "eval.sh" else "make train RESUME=1" if whole else "make train"
+    return AscendetError(name, what, found=found[0].strip()[:300], hint=f"{hint}; then: {again}")
+
+
 def _failure(script: str, code: int, log: Path) -> AscendetError:
     """The named error for what a failed run's log says."""
     if code == 75:
@@ -296,6 +345,8 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
         if script == "train.sh":
             error.hint = "free some space, then: make train RESUME=1 (from the last whole checkpoint)"
         return error
+    if failed := _hardware_failure(script, log, text):
+        return failed
     # The first exception of a rank; torchrun's own, about the rank that ended, comes last and explains nothing.
     raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
     causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]

@@ -164,15 +164,17 @@ def test_an_operator_that_fails_in_the_task_queue_ends_the_process(run_python: R
             torch_npu.npu_anchor_response_flags(boxes, [60, 60], [2, 2], 9).cpu()
         except RuntimeError as error:
             assert "does not simulate the ACL operator AnchorResponseFlags" in str(error), error
-        try:  # torch_npu drops what is queued now: its result would be memory that nobody wrote
-            torch_npu.npu_one_hot(indices, -1, 3, 1, 0).cpu()
-        except RuntimeError as error:
-            print(error)
+        # torch_npu raises once more at most, then it drops what is queued: results would be memory that nobody wrote.
+        for attempt in range(2):
+            try:
+                print("no error", torch_npu.npu_one_hot(indices, -1, 3, 1, 0).cpu())
+            except RuntimeError as error:
+                print(error)
         """,
         TASK_QUEUE_ENABLE="1",
     )
-    assert "AnchorResponseFlags" in done.stdout, done.stderr
-    assert "TASK_QUEUE_ENABLE=0" in done.stdout
+    assert "no error" not in done.stdout, done.stdout
+    assert "TASK_QUEUE_ENABLE=0" in done.stdout, done.stderr
 
 
 def test_nothing_of_a_detector_falls_back_to_the_cpu(

@@ -155,6 +155,12 @@ LOGS = {
     "checkpoint-mismatch": "vitdet.checkpoint.CheckpointError: the checkpoint is not one of this model\nmissing: a\n",
     "checkpoint-unreadable": "CheckpointError: x.pth is refused, because reading it could run code: os.system\n",
     "disk-full": "OSError: [Errno 28] No space left on device\n",
+    "npu-out-of-memory": "RuntimeError: NPU out of memory. Tried to allocate 64.00 MiB (NPU 0; 64.00 GiB total)\n",
+    "npu-lost": "RuntimeError: NPU function error: c10_npu::acl::AclrtX(s), error code is 507010\n",
+    "npu-timeout": "RuntimeError: NPU function error: c10_npu::acl::AclrtX(s), error code is 507046\n"
+    "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
+    "hccl-timeout": "[rank1]: RuntimeError: OPS function error: HcclBroadcast, error code is 9\n",
+    "hccl-link-down": "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
     "run-failed": "[rank0]: ValueError: something else\n",
 }
 

@@ -17,8 +17,8 @@ namespace cann_sim {
 
 namespace {
 
-// CANN 8.5's rt_error_codes.h; torch_npu's copy of the header ends before it.
-constexpr aclError ACL_ERROR_RT_STREAM_SYNC_TIMEOUT = 507046;
+// ACL_ERROR_RT_STREAM_SYNC_TIMEOUT of CANN 8.5's rt_error_codes.h; torch_npu 2.8.0's copy of the header ends before it.
+constexpr aclError kStreamSyncTimeout = 507046;
 
 enum class Kind {
     kOutOfMemory,
@@ -191,7 +191,7 @@ aclError fault_at_wait(int device, int timeout_ms) {
     }
     if (timeout_ms >= 0) {
         usleep(static_cast<useconds_t>(timeout_ms) * 1000);
-        return fail(ACL_ERROR_RT_STREAM_SYNC_TIMEOUT,
+        return fail(kStreamSyncTimeout,
                     "EE1002: the stream was not complete in time (CANN_SIM_FAULT, cann_sim)");
     }
     sleep(operator_timeout_s);

@@ -63,11 +63,35 @@ struct Attention {
     bool causal = false;
 };
 
-Attention prepare(const at::Tensor &query, const at::Tensor &key, const at::Tensor &value, int64_t heads,
-                  const std::string &layout, const OptionalTensor &pse, const OptionalTensor &padding_mask,
-                  const OptionalTensor &mask, double scale, double keep_prob, int64_t sparse_mode) {
-    TORCH_CHECK(keep_prob == 1., "npu_fusion_attention: keep_prob < 1 is not simulated");
-    TORCH_CHECK(!present(padding_mask), "npu_fusion_attention: padding_mask is not supported (nor is it by CANN)");
+// A call's arguments by the schema's names: torch_npu's versions differ in how many there are (`sink` came in 2.8.0.post2).
+class Arguments {
+public:
+    Arguments(const c10::OperatorHandle &op, const torch::jit::Stack &stack)
+        : schema_(op.schema()), first_(stack.end() - static_cast<std::ptrdiff_t>(schema_.arguments().size())) {}
+
+    const c10::IValue &operator[](const char *name) const {
+        const auto index = schema_.argumentIndexWithName(name);
+        TORCH_CHECK(index.has_value(), schema_.name(), " of this torch_npu has no argument ", name);
+        return *(first_ + *index);
+    }
+    const at::Tensor &tensor(const char *name) const { return (*this)[name].toTensor(); }
+    OptionalTensor optional(const char *name) const {
+        return schema_.argumentIndexWithName(name).has_value() ? (*this)[name].toOptional<at::Tensor>() : std::nullopt;
+    }
+
+private:
+    const c10::FunctionSchema &schema_;
+    const torch::jit::Stack::const_iterator first_;
+};
+
+Attention prepare(const Arguments &given, double scale) {
+    const at::Tensor &query = given.tensor("query"), &key = given.tensor("key"), &value = given.tensor("value");
+    const int64_t heads = given["head_num"].toInt(), sparse_mode = given["sparse_mode"].toInt();
+    const std::string layout = given["input_layout"].toStringRef();
+    const OptionalTensor pse = given.optional("pse"), mask = given.optional("atten_mask");
+    TORCH_CHECK(given["keep_prob"].toDouble() == 1., "npu_fusion_attention: keep_prob < 1 is not simulated");
+    TORCH_CHECK(!present(given.optional("padding_mask")), "npu_fusion_attention: padding_mask is not supported (nor is it by CANN)");
+    TORCH_CHECK(!present(given.optional("sink")), "npu_fusion_attention: sink is not simulated");
     TORCH_CHECK(sparse_mode >= 0 && sparse_mode <= 2, "npu_fusion_attention: sparse_mode ", sparse_mode, " is not simulated");
     finish_queued_operators(query.device());
     const int64_t fewer = key_heads(query, key, layout, heads);
@@ -91,54 +115,57 @@ Attention prepare(const at::Tensor &query, const at::Tensor &key, const at::Tens
     return a;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, int64_t, int64_t, int64_t> attention(
-    const at::Tensor &query, const at::Tensor &key, const at::Tensor &value, int64_t heads, c10::string_view input_layout,
-    const OptionalTensor &pse, const OptionalTensor &padding_mask, const OptionalTensor &mask, double scale, double keep_prob,
-    int64_t, int64_t, int64_t, at::OptionalIntArrayRef, at::OptionalIntArrayRef, at::OptionalIntArrayRef,
-    int64_t sparse_mode, bool, bool, c10::string_view) {
+void attention(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const DeviceAllocation on_device;
-    const std::string layout(input_layout);
-    const c10::Device device = query.device();
-    const Attention a = prepare(query, key, value, heads, layout, pse, padding_mask, mask, scale, keep_prob, sparse_mode);
+    const Arguments given(op, *stack);
+    const c10::Device device = given.tensor("query").device();
+    const std::string layout = given["input_layout"].toStringRef();
+    const double scale = given["scale"].toDouble();
+    const Attention a = prepare(given, scale);
     auto [output, log_sum] =
         at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, a.value, 0., a.causal, a.bias, scale);
     // The card keeps each row's maximum and sum of exponentials, 8 equal columns each. The logarithm of the sum
     // stands for the maximum here and 1 for the sum: exp(x - max) / sum is the same.
     const at::Tensor maximum = log_sum.to(at::kFloat).unsqueeze(-1).expand({-1, -1, -1, 8}).contiguous();
     const at::Tensor sum = at::ones_like(maximum);
-    return {wrap_on_npu(from_bnsd(output, layout), device), wrap_on_npu(maximum, device), wrap_on_npu(sum, device),
-            wrap_on_npu(at::empty({0}, a.query.options()), device), 0, 0, 0};
+    torch::jit::drop(*stack, op.schema().arguments().size());
+    torch::jit::push(*stack, wrap_on_npu(from_bnsd(output, layout), device), wrap_on_npu(maximum, device),
+                     wrap_on_npu(sum, device), wrap_on_npu(at::empty({0}, a.query.options()), device), 0, 0, 0);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_grad(
-    const at::Tensor &query, const at::Tensor &key, const at::Tensor &value, const at::Tensor &gradient, int64_t heads,
-    c10::string_view input_layout, const OptionalTensor &pse, const OptionalTensor &padding_mask, const OptionalTensor &mask,
-    const OptionalTensor &maximum, const OptionalTensor &sum, const OptionalTensor &, const OptionalTensor &output, double scale,
-    double keep_prob, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, at::OptionalIntArrayRef, at::OptionalIntArrayRef,
-    at::OptionalIntArrayRef, int64_t sparse_mode, bool, bool, c10::string_view) {
-    TORCH_CHECK(!present(pse) || !pse->requires_grad(), "npu_fusion_attention: the gradient of pse is not simulated");
+void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const DeviceAllocation on_device;
-    const std::string layout(input_layout);
-    const c10::Device device = query.device();
-    const Attention a = prepare(query, key, value, heads, layout, pse, padding_mask, mask, scale, keep_prob, sparse_mode);
-    const at::Tensor log_sum = alias_on_cpu(*maximum).select(-1, 0) + alias_on_cpu(*sum).select(-1, 0).log();
+    const Arguments given(op, *stack);
+    const OptionalTensor pse = given.optional("pse");
+    TORCH_CHECK(!present(pse) || !pse->requires_grad(), "npu_fusion_attention: the gradient of pse is not simulated");
+    const c10::Device device = given.tensor("query").device();
+    const std::string layout = given["input_layout"].toStringRef();
+    const int64_t heads = given["head_num"].toInt();
+    const double scale = given["scale_value"].toDouble();
+    const Attention a = prepare(given, scale);
+    const at::Tensor log_sum = alias_on_cpu(given.tensor("softmax_max")).select(-1, 0) +
+                               alias_on_cpu(given.tensor("softmax_sum")).select(-1, 0).log();
     auto [grad_query, grad_key, grad_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        to_bnsd(alias_on_cpu(gradient), layout, heads), a.query, a.key, a.value, to_bnsd(alias_on_cpu(*output), layout, heads),
-        log_sum.contiguous(), 0., a.causal, a.bias, scale);
+        to_bnsd(alias_on_cpu(given.tensor("dy")), layout, heads), a.query, a.key, a.value,
+        to_bnsd(alias_on_cpu(given.tensor("attention_in")), layout, heads), log_sum.contiguous(), 0., a.causal, a.bias, scale);
     if (a.group != 1) {
         grad_key = grad_key.unflatten(1, {-1, a.group}).sum(2);
         grad_value = grad_value.unflatten(1, {-1, a.group}).sum(2);
     }
-    return {wrap_on_npu(from_bnsd(grad_query, layout), device), wrap_on_npu(from_bnsd(grad_key, layout), device),
-            wrap_on_npu(from_bnsd(grad_value, layout), device), wrap_on_npu(at::empty({0}, a.query.options()), device)};
+    torch::jit::drop(*stack, op.schema().arguments().size());
+    torch::jit::push(*stack, wrap_on_npu(from_bnsd(grad_query, layout), device), wrap_on_npu(from_bnsd(grad_key, layout), device),
+                     wrap_on_npu(from_bnsd(grad_value, layout), device));
+    for (size_t i = 3; i < op.schema().returns().size(); ++i) {  // of pse and sink, which have none here
+        torch::jit::push(*stack, wrap_on_npu(at::empty({0}, a.query.options()), device));
+    }
 }
 
 }  // namespace
 
 void register_npu_attention() {
     static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
-    library.impl("npu_fusion_attention", TORCH_FN(attention));
-    library.impl("npu_fusion_attention_grad", TORCH_FN(attention_grad));
+    library.impl("npu_fusion_attention", torch::CppFunction::makeFromBoxedFunction<&attention>());
+    library.impl("npu_fusion_attention_grad", torch::CppFunction::makeFromBoxedFunction<&attention_grad>());
 }
 
 }  // namespace cann_sim
