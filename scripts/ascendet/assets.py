@@ -182,7 +182,13 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
         fetch,
     )  # needs requests: bundle, which has no tools environment yet, imports this module
 
-    assets = [load()[name] for name in names]
+    known = load()
+    for name in names:
+        if name not in known:
+            raise AscendetError(
+                "data-lock-invalid", f"requirements/lock/data.toml does not know {name}", hint="make check-lock"
+            )
+    assets = [known[name] for name in names]
     new = [asset for asset in assets if not asset.digests]
     if new and not accept_new:
         raise unknown_digest(new)

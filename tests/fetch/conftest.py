@@ -107,6 +107,9 @@ class HostileServer(ThreadingHTTPServer):
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.sent = 0
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no news."""
+
     @property
     def base(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
