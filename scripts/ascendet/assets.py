@@ -186,7 +186,9 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
     for name in names:
         if name not in known:
             raise AscendetError(
-                "data-lock-invalid", f"requirements/lock/data.toml does not know {name}", hint="make check-lock"
+                "data-lock-invalid",
+                f"requirements/lock/data.toml does not know {name}",
+                hint="make check-lock",
             )
     assets = [known[name] for name in names]
     new = [asset for asset in assets if not asset.digests]

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -67,13 +68,15 @@ def make(stack: Stack, dataset: str, image: str) -> Path:
     AscendetError
         `data-missing`: something was not fetched yet; `command-failed`: pip or docker failed; `disk-full`.
     """
-    folder = paths.BUILD / "bundle"
-    with manifest.full_disk_named(folder), contextlib.ExitStack() as stack_:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack_.enter_context(manifest.locked(folder / ".lock", "bundle"))
+    home = paths.BUILD / "bundle"
+    with manifest.full_disk_named(home), contextlib.ExitStack() as end:
+        home.mkdir(parents=True, exist_ok=True)
+        end.enter_context(manifest.locked(home / ".lock", "bundle"))
+        folder = Path(end.enter_context(tempfile.TemporaryDirectory(dir=home, prefix=".tmp-")))
         files = dict(_sources()) | dict(_wheels(stack)) | dict(_data(stack, dataset))
         if image:
-            files |= {f"image/{_file_name(image)}.tar": _save_image(image, folder)}
+            saved = _save_image(image, folder)
+            files[f"image/{saved.name}"] = saved
         print(f"bundle: reading {len(files)} files", flush=True)
         entries = [
             Entry(name=name, bytes=path.stat().st_size, sha256=manifest.digest_file(path))
@@ -84,16 +87,17 @@ def make(stack: Stack, dataset: str, image: str) -> Path:
             "stack": stack.name,
             "machine": platform.machine(),
             "locks": _locks(stack),
+            "files": [asdict(entry) for entry in entries],
         }
-        text = json.dumps(index | {"files": [asdict(entry) for entry in entries]}, indent=1).encode()
-        final = folder / f"ascendet-{stack.name}-{hashlib.sha256(text).hexdigest()[:12]}.tar"
-        temp = final.with_name(f".tmp-{final.name}")
+        text = json.dumps(index, indent=1).encode()
+        temp = folder / "bundle.tar"
         with temp.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             tar.addfile(_header(INDEX, len(text)), io.BytesIO(text))
             for entry in entries:
                 with files[entry.name].open("rb") as source:
                     tar.addfile(_header(entry.name, entry.bytes), source)
         manifest.fsync(temp)
+        final = home / f"ascendet-{stack.name}-{hashlib.sha256(text).hexdigest()[:12]}.tar"
         temp.rename(final)
     return final
 
@@ -187,14 +191,10 @@ def _tree(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _save_image(image: str, folder: Path) -> Path:
-    path = folder / f".tmp-{_file_name(image)}.tar"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', image)}.tar"
     print(f"bundle: saving the image {image}", flush=True)
     _run(["docker", "save", "--output", str(path), image])
     return path
-
-
-def _file_name(image: str) -> str:
-    return re.sub(r"[^\w.-]", "_", image)
 
 
 def _run(command: list[str]) -> None:

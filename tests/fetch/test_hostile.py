@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ascendet.errors import AscendetError
 from ascendet.fetch import File, fetch
-from conftest import QUICK, HostileServer, Request, noise, wanted
+from servers import QUICK, HostileServer, Request, noise, wanted
 
 SIZE = 300_000
 CONTENT = noise(SIZE)

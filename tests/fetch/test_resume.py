@@ -7,9 +7,9 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import ssl
-import shutil
 import subprocess
 import threading
 import time
@@ -21,7 +21,7 @@ import urllib3
 from ascendet import fetch as module
 from ascendet.errors import AscendetError
 from ascendet.fetch import File, Policy, fetch
-from conftest import QUICK, HostileServer, Nginx, noise, wanted
+from servers import QUICK, HostileServer, Nginx, noise, wanted
 
 FORK = multiprocessing.get_context("fork")
 
