@@ -143,7 +143,7 @@ class Nginx:
     def __init__(self, folder: Path, settings: str = "", address: str = "127.0.0.1") -> None:
         program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
         if not program:
-            pytest.skip("nginx is not installed (apt-get install nginx-light)")
+            pytest.skip("nginx is not installed (apt-get install nginx)")
         self.root = folder / "www"
         self.root.mkdir(parents=True)
         # nginx drops root to nobody, which cannot pass pytest's private folders.
