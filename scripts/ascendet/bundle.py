@@ -153,24 +153,35 @@ def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
         yield from _tree(folder, f"cache/{folder.relative_to(paths.CACHE).as_posix()}")
 
 
+# What of COCO a data set needs; its models start from the stack's weights. `shapes` is made anywhere, from nothing.
+_ARCHIVES = {
+    "shapes": (),
+    "coco": ("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"),
+    "coco-val": ("val2017.zip", "annotations_trainval2017.zip"),
+    "coco-val200": ("annotations_trainval2017.zip",),
+}
+
+
 def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
-    """Weights, and the data set's archives or images. `shapes` is made anywhere."""
-    archives = {
-        "coco": ("train2017", "val2017", "annotations_trainval2017"),
-        "coco-val": ("val2017", "annotations_trainval2017"),
-    }
+    if dataset not in _ARCHIVES:
+        raise AscendetError(
+            "dataset-unknown",
+            f"there is no data set {dataset!r}",
+            expected=", ".join(_ARCHIVES),
+            found=f"DATASET={dataset}",
+            hint="make bundle DATASET=coco",
+        )
     known = assets.load()
-    names = [f"{name}.zip" for name in archives.get(dataset, ())]
-    for name in [*names, *stack.weights]:
+    for name in (*_ARCHIVES[dataset], *stack.weights) if dataset != "shapes" else ():
         if not assets.find(known[name]):
-            command = (
-                f"make data DATASET={dataset} KEEP=1" if name in names else f"make weights STACK={stack.name}"
-            )
+            fetching = f"make weights STACK={stack.name}"
+            if name in _ARCHIVES[dataset]:
+                fetching = f"make data DATASET={dataset} KEEP=1"
             raise AscendetError(
                 "data-missing",
                 f"{name} is not here",
                 expected=str(known[name].path),
-                hint=f"{command} && make bundle",
+                hint=f"{fetching} && make bundle DATASET={dataset}",
             )
         yield f"store/{known[name].folder}/{name}", known[name].path
     if dataset == "coco-val200":

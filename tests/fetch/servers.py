@@ -45,6 +45,7 @@ class Request(BaseHTTPRequestHandler):
 
     def serve(
         self,
+        content: bytes | None = None,
         *,
         tag: str | None = '"one"',
         ranges: bool = True,
@@ -52,7 +53,7 @@ class Request(BaseHTTPRequestHandler):
         send: Callable[[bytes], object] | None = None,
     ) -> None:
         """Answer properly: ranges, If-Range, a validator."""
-        content = self.server.files.get(self.path)
+        content = self.server.files.get(self.path) if content is None else content
         if content is None:
             self.answer(404, b"no such file")
             return

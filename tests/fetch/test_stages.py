@@ -514,9 +514,10 @@ def test_a_bundle_needs_what_it_packs(weights: Coco, capsys: pytest.CaptureFixtu
     wheels = env.local_wheels(paths.LOCK / "tools.txt")
     wheels.mkdir(parents=True)
     (wheels / "demo-1.0-py3-none-any.whl").write_bytes(DEMO)
-    assert "make weights" in fails(capsys, "data-missing", "bundle", "--dataset", "shapes")
-    assert run("weights") == 0
     assert "make data" in fails(capsys, "data-missing", "bundle", "--dataset", "coco-val")
+    assert run("data", "--dataset", "coco-val") == 0
+    assert "make weights" in fails(capsys, "data-missing", "bundle", "--dataset", "coco-val")
+    fails(capsys, "dataset-unknown", "bundle", "--dataset", "imagenet")
     assert "docker" in fails(capsys, "command-failed", "bundle", "--image", "no/such:image")
 
 
