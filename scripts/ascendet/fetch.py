@@ -43,7 +43,11 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 class Policy:
     """How to behave towards servers. Sizes in bytes, times in seconds."""
 
-    connections: int = 16  # of all files together
+    connections: int = 16  # of all files together, at most
+    few: int = 4  # at first; more only while each brings less than `enough`
+    enough: int = (
+        100 * 10**6
+    )  # bytes per second: where a connection is as fast as memory, more of them cost time
     smallest: int = 2**18  # a range
     largest: int = 2**25
     tries: int = 6  # rounds without progress until a mirror is given up
@@ -93,9 +97,11 @@ def fetch(files: Sequence[File], policy: Policy | None = None, label: str = "") 
         `fetch-not-the-file` (length, encoding, an HTML page, changes on the way), `fetch-hash-mismatch`, `disk-full`.
         Bytes that are good stay beside the final path in `<name>.part`, and the next call goes on from there.
     """
+    if not files:
+        return []
     policy = policy or Policy()
     downloads = [_Download(file, policy) for file in files]
-    with manifest.full_disk_named(files[0].path.parent if files else paths.CACHE):
+    with manifest.full_disk_named(files[0].path.parent):
         _check_space(downloads)
         name = label or (files[0].path.name if len(files) == 1 else f"{len(files)} files")
         try:
@@ -392,6 +398,7 @@ class _Download:
 
     def give_back(self, piece: _Piece) -> None:
         """The piece is over; what it lacks is a gap again."""
+        self.received += piece.received
         if piece.part is not self.part:
             return
         self.active.remove(piece)
@@ -406,6 +413,10 @@ class _Download:
         if encoding not in ("", "identity"):
             raise _Useless(
                 "fetch-not-the-file", f"sent with Content-Encoding: {encoding}, though asked not to"
+            )
+        if not self.file.digests and piece.url.startswith("https:") and response.url.startswith("http:"):
+            raise _Useless(
+                "fetch-refused", "leads from https to http, and nothing is known that would tell a fake"
             )
         kind = head.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/html":
@@ -461,7 +472,8 @@ class _Download:
         if self.file.size is None:
             _check_space([self])
         if validator and total > self.policy.smallest:
-            self.part.describe(size=total, validator=validator, url=self.origin)
+            with self.hashing:  # one writer of the part's manifest
+                self.part.describe(size=total, validator=validator, url=self.origin)
 
     # -- ends --
 
@@ -576,6 +588,7 @@ class _Download:
         with self.hashing:
             (self.part.folder / "content").rename(self.file.path)
             self.part.remove()
+            manifest.fsync(self.file.path.parent)
             self.sha256, self.done = found["sha256"], True
 
     def result(self) -> Fetched:
@@ -650,8 +663,7 @@ def _check_space(downloads: Sequence[_Download]) -> None:
         `disk-full`.
     """
     needed = sum((download.size or 0) - download.present for download in downloads if not download.done)
-    folder = downloads[0].file.path.parent if downloads else paths.CACHE
-    check_space(folder, needed)
+    check_space(downloads[0].file.path.parent, needed)
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -679,6 +691,8 @@ class _Pool:
         self.changed = threading.Condition()
         self.error: BaseException | None = None
         self.stopping = False
+        self.allowed = min(policy.few, policy.connections)
+        self.looked, self.seen = time.monotonic(), 0
 
     def run(self, label: str) -> None:
         """Fetch everything; meanwhile this thread hashes, flushes and shows the progress."""
@@ -711,9 +725,17 @@ class _Pool:
         hashed = sum(download.digest(2**26) for download in self.downloads if not download.done)
         for download in self.downloads:
             download.flush()
-        if not hashed:
-            with self.changed:
-                self.changed.wait(0.1)
+        with self.changed:
+            if not hashed:
+                self.changed.wait(0.05)
+            seconds = time.monotonic() - self.looked
+            if self.allowed < self.policy.connections and seconds > 0.05:
+                seen = sum(download.received for download in self.downloads)
+                seen += sum(piece.received for download in self.downloads for piece in download.active)
+                if seen - self.seen < self.allowed * self.policy.enough * seconds:
+                    self.allowed = min(2 * self.allowed, self.policy.connections)
+                    self.changed.notify_all()
+                self.looked, self.seen = time.monotonic(), seen
 
     def _totals(self) -> tuple[int, int | None]:
         with self.changed:
@@ -744,7 +766,7 @@ class _Pool:
             self._attempt(connection, *task)
 
     def _next(self) -> tuple[_Download, _Piece] | None:
-        if not self.stopping:
+        if not self.stopping and sum(len(download.active) for download in self.downloads) < self.allowed:
             now = time.monotonic()
             for download in self.downloads:
                 piece = download.take(now)
@@ -767,9 +789,7 @@ class _Pool:
                 download.succeed(piece)
             elif mine:
                 self._consequence(download, piece, failure)
-            complete = (
-                current and not download.gaps and not download.active and download.open and not download.done
-            )
+            complete = current and not download.gaps and not download.active and not download.done
             self.changed.notify_all()
         if complete:
             self._finish(download)
@@ -784,9 +804,8 @@ class _Pool:
         elif isinstance(failure, _Whole):
             download.without_ranges()
         elif isinstance(failure, _Useless) and piece.url != download.origin:
-            self._consequence(
-                download, piece, _Transient(str(failure))
-            )  # where a redirect led to may have expired
+            # Where a redirect led to may have expired.
+            self._consequence(download, piece, _Transient(str(failure)))
         elif isinstance(failure, _Useless):
             Meter.say(f"{download.file.path.name}: {piece.url}: {failure}")
             download.give_up(failure)
@@ -814,20 +833,15 @@ class _Pool:
             response = connection.get(
                 piece.url, headers=headers, stream=True, timeout=(self.policy.patience, self.policy.patience)
             )
-        except (requests.TooManyRedirects, requests.exceptions.SSLError) as error:
-            raise _Useless("fetch-refused", _reason(error)) from error
-        except (
-            requests.ConnectionError,
-            requests.Timeout,
-            requests.exceptions.ChunkedEncodingError,
-        ) as error:
-            raise _Transient(_reason(error)) from error
         except (requests.RequestException, UnicodeError) as error:
+            passing = isinstance(error, requests.ConnectionError | requests.Timeout)
+            if passing and "CERTIFICATE_VERIFY_FAILED" not in str(error):
+                raise _Transient(_reason(error)) from error
             raise _Useless("fetch-refused", _reason(error)) from error
         with response:
             with self.changed:
-                if piece.part is not download.part:
-                    raise _Stopped
+                if piece.part is not download.part or piece.url not in (download.url, download.origin):
+                    raise _Stopped  # asked before the last reset, or the last change of mirrors
                 download.accept(piece, response, asked_range)
                 self.changed.notify_all()  # others may begin now
             self._receive(download, piece, response.raw)
@@ -843,20 +857,19 @@ class _Pool:
                 raise _Stopped
             piece.part.write(piece.row, chunk)
             piece.received += len(chunk)
-            download.received += len(chunk)
             now = time.monotonic()
             if now - looked > self.policy.patience:
                 if piece.received - seen < self.policy.slowest * self.policy.patience:
                     raise _Transient(f"stalled: {piece.received - seen} bytes in {now - looked:.0f} s")
                 looked, seen = now, piece.received
-        if _read(raw, 1):
+        if _read(raw, 1, whole=True):  # not read1: this gives the connection back for the next range
             raise _Useless("fetch-not-the-file", f"goes on after its {piece.end} bytes")
 
 
-def _read(raw: urllib3.HTTPResponse, amount: int) -> bytes:
-    """What is there, at most `amount` bytes; nothing at the end."""
+def _read(raw: urllib3.HTTPResponse, amount: int, *, whole: bool = False) -> bytes:
+    """What is there, at most `amount` bytes, or all of these; nothing at the end."""
     try:
-        return raw.read1(amount, decode_content=False)
+        return (raw.read if whole else raw.read1)(amount, decode_content=False)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _Transient(_reason(error)) from error
 

@@ -234,8 +234,8 @@ def kills(folder: Path) -> None:
     slots = multiprocessing.RawArray("Q", 4096)
     real = module._read
 
-    def read(raw: object, amount: int) -> bytes:
-        chunk = real(raw, amount)  # type: ignore[arg-type]
+    def read(raw: object, amount: int, **options: bool) -> bytes:
+        chunk = real(raw, amount, **options)  # type: ignore[arg-type]
         slots[threading.get_native_id() % len(slots)] += len(chunk)
         return chunk
 

@@ -106,6 +106,11 @@ class HostileServer(ThreadingHTTPServer):
         self.behave: Callable[[Request], object] = lambda request: None
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.sent = 0
+        self.connections = 0
+
+    def process_request(self, request: object, client_address: object) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is no news."""

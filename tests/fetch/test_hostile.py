@@ -96,6 +96,7 @@ def test_small_files_come_in_one_request_each(server: HostileServer, tmp_path: P
     assert {f"/{path.name}": path.read_bytes() for path in (tmp_path / "d").iterdir()} == contents
     assert len(server.seen) == 60
     assert not any("Range" in headers for _, headers in server.seen)
+    assert server.connections <= QUICK.connections, "which are used again"
 
 
 def test_an_empty_file(server: HostileServer, tmp_path: Path) -> None:
@@ -467,3 +468,25 @@ def test_a_proxy_is_honoured(server: HostileServer, tmp_path: Path, monkeypatch:
     server.files["http://far.example/file.bin"] = CONTENT  # what a proxy is asked for
     monkeypatch.setenv("HTTP_PROXY", server.base)
     arrives(wanted(tmp_path / "d", CONTENT, "http://far.example/file.bin"))
+
+
+def test_what_is_under_way_when_a_mirror_is_given_up_may_complete_the_file(
+    server: HostileServer, other: HostileServer, url: str, tmp_path: Path
+) -> None:
+    """The last range fails for good while the others are still coming, and arrives from elsewhere, or was the last."""
+    other.files["/file.bin"] = CONTENT
+    count = itertools.count()
+
+    def behave(request: Request) -> bool:
+        number = next(count)
+        if number == 6:
+            request.answer(404, b"")
+            return True
+        request.serve(send=lambda body: (time.sleep(0.1 if number > 3 else 0), request.wfile.write(body)))
+        return True
+
+    other.behave = behave
+    arrives(wanted(tmp_path / "d", CONTENT, f"{other.base}/file.bin", url))
+    assert server.sent + other.sent <= SIZE + QUICK.connections * QUICK.largest, (
+        "at most what was asked just then"
+    )

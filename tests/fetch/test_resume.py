@@ -44,8 +44,8 @@ def count_received(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     slots = multiprocessing.RawArray("Q", 4096)
     real = module._read
 
-    def read(raw: urllib3.HTTPResponse, amount: int) -> bytes:
-        chunk = real(raw, amount)
+    def read(raw: urllib3.HTTPResponse, amount: int, *, whole: bool = False) -> bytes:
+        chunk = real(raw, amount, whole=whole)
         slots[threading.get_native_id() % len(slots)] += len(chunk)
         return chunk
 
@@ -210,7 +210,7 @@ def test_too_little_space_is_told_before(
 
 
 def test_a_custom_certificate_authority(
-    server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HostileServer, other: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shutil.which("openssl"):
         pytest.skip("openssl is not installed")
@@ -243,6 +243,12 @@ def test_a_custom_certificate_authority(
             patch.setenv(variable, str(certificate))
             fetch([wanted(tmp_path / variable, content, url)], QUICK)
         assert (tmp_path / variable / "file.bin").read_bytes() == content
+    server.behave = lambda request: (request.answer(302, b"", {"Location": f"{other.base}/f"}), True)
+    other.files["/f"] = content
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    fetch([wanted(tmp_path / "known", content, url)], QUICK)
+    with pytest.raises(AscendetError, match="fetch-refused"):
+        fetch([File(path=tmp_path / "unknown", urls=(url,))], QUICK)
 
 
 def test_progress_is_told_in_plain_lines(
