@@ -43,11 +43,7 @@ _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 class Policy:
     """How to behave towards servers. Sizes in bytes, times in seconds."""
 
-    connections: int = 16  # of all files together, at most
-    few: int = 4  # at first; more only while each brings less than `enough`
-    enough: int = (
-        100 * 10**6
-    )  # bytes per second: where a connection is as fast as memory, more of them cost time
+    connections: int = 16  # of all files together
     smallest: int = 2**18  # a range
     largest: int = 2**25
     tries: int = 6  # rounds without progress until a mirror is given up
@@ -691,8 +687,6 @@ class _Pool:
         self.changed = threading.Condition()
         self.error: BaseException | None = None
         self.stopping = False
-        self.allowed = min(policy.few, policy.connections)
-        self.looked, self.seen = time.monotonic(), 0
 
     def run(self, label: str) -> None:
         """Fetch everything; meanwhile this thread hashes, flushes and shows the progress."""
@@ -725,17 +719,9 @@ class _Pool:
         hashed = sum(download.digest(2**26) for download in self.downloads if not download.done)
         for download in self.downloads:
             download.flush()
-        with self.changed:
-            if not hashed:
-                self.changed.wait(0.05)
-            seconds = time.monotonic() - self.looked
-            if self.allowed < self.policy.connections and seconds > 0.05:
-                seen = sum(download.received for download in self.downloads)
-                seen += sum(piece.received for download in self.downloads for piece in download.active)
-                if seen - self.seen < self.allowed * self.policy.enough * seconds:
-                    self.allowed = min(2 * self.allowed, self.policy.connections)
-                    self.changed.notify_all()
-                self.looked, self.seen = time.monotonic(), seen
+        if not hashed:
+            with self.changed:
+                self.changed.wait(0.1)
 
     def _totals(self) -> tuple[int, int | None]:
         with self.changed:
@@ -766,7 +752,7 @@ class _Pool:
             self._attempt(connection, *task)
 
     def _next(self) -> tuple[_Download, _Piece] | None:
-        if not self.stopping and sum(len(download.active) for download in self.downloads) < self.allowed:
+        if not self.stopping:
             now = time.monotonic()
             for download in self.downloads:
                 piece = download.take(now)
