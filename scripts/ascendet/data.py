@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -184,7 +185,7 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
 def _unpack(folder: Path, part: str, asset: assets.Asset) -> None:
     """Unpack one archive into `folder`/`part`, which appears when it is whole and checked."""
     temp = folder / f".tmp-{part}"
-    print(f"{paths.shorten(folder / part)}: unpacking {asset.name}", flush=True)
+    print(f"{paths.shorten(folder / part)}: unpacking {asset.name}", file=sys.stderr, flush=True)
     temp.mkdir(exist_ok=True)
     members = archive.unpack(asset.path, temp, top=part, limit=asset.unpacked)
     for name, expected in asset.members.items():

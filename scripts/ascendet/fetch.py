@@ -703,7 +703,7 @@ class _Pool:
             with meter:
                 for thread in threads:
                     thread.start()
-                while any(thread.is_alive() for thread in threads) and not self.error:
+                while not self.error and not all(download.done for download in self.downloads):
                     self._tend()
                     meter.show(*self._totals())
         finally:
