@@ -288,7 +288,9 @@ def record(name: str, sha256: str) -> None:
     temp = path.with_name(f".tmp-{path.name}")
     temp.write_text(changed, encoding="utf-8")
     temp.rename(path)
-    print(f"{paths.shorten(path)}: recorded sha256:{sha256} of {name}; commit it", file=sys.stderr, flush=True)
+    print(
+        f"{paths.shorten(path)}: recorded sha256:{sha256} of {name}; commit it", file=sys.stderr, flush=True
+    )
 
 
 def digest_lines(digests: Mapping[str, str]) -> str:
