@@ -109,7 +109,7 @@ test-fetch: ## Fetching from hostile, slow and killed servers, and without a net
 	@$(PY) test fetch --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-hccl, bench-fetch
+bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

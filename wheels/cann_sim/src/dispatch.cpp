@@ -325,7 +325,7 @@ namespace {
 
 // torch_npu gives some composite operators (lstm, fill_diagonal_, …) a kernel of its own above autograd, which asks
 // CANN for one fused operator. Here torch's own composition runs in its place: operators that are simulated, with
-// their gradients. scaled_dot_product_attention stays torch_npu's: npu_attention.cpp simulates what it calls.
+// their gradients.
 class Composite final : public c10::OperatorKernel {
 public:
     void operator()(const c10::OperatorHandle &op, c10::DispatchKeySet keys, torch::jit::Stack *stack) {
@@ -333,12 +333,16 @@ public:
     }
 };
 
+// But here what torch_npu's kernel calls is simulated, and means something else: one_hot takes an index that is out of
+// range (mmcv's focal loss gives it one for the background), attention is one fused operator with its memory.
+const std::unordered_set<std::string> kFused = {"aten::one_hot", "aten::scaled_dot_product_attention"};
+
 void register_composites() {
     static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
     c10::Dispatcher &dispatcher = c10::Dispatcher::singleton();
     for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
         const auto op = dispatcher.findSchema(name);
-        if (name.getNamespace() == "aten" && name.name != "aten::scaled_dot_product_attention" && op.has_value() &&
+        if (name.getNamespace() == "aten" && kFused.count(name.name) == 0 && op.has_value() &&
             op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
             op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) && !is_view(op->schema())) {
             const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
