@@ -24,8 +24,19 @@ JSON ?=
 ARCH ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
+# What to try first when fetching: cn for mirrors in China, or the address of a folder with such files.
+MIRROR ?=
+# ACCEPT_NEW=1 takes files whose digest nobody has published, and records it.
+ACCEPT_NEW ?=
+# KEEP=0 removes archives once they are unpacked; KEEP=1 fetches them even so, for a bundle.
+KEEP ?=
+# The container image to take along in a bundle; the bundle to take in.
+IMAGE ?=
+FILE ?=
+
 export NPU
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
+FETCH = --mirror '$(MIRROR)' $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
 TARGET = --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
 
 ##@ Start here
@@ -72,23 +83,33 @@ install: ## Build all of the stack's wheels and install them
 	@$(PY) install --stack '$(STACK)'
 
 ##@ Data, training, evaluation
-.PHONY: data train eval
-data: ## Make or fetch DATASET
-	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)'
+.PHONY: data weights data-check bundle unbundle train eval
+data: ## Make or fetch DATASET: shapes, coco, coco-val, coco-val200; MIRROR=cn, KEEP=0 removes archives
+	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' $(FETCH)
+weights: ## Fetch the checkpoints that STACK's models start from
+	@$(PY) weights --stack '$(STACK)' $(FETCH)
+data-check: ## Verify all data and weights that are here, byte by byte; JSON=1 for machines
+	@$(PY) data --check $(if $(JSON),--json)
+bundle: ## Pack all that STACK and DATASET need for a site without a network, with IMAGE if given
+	@$(PY) bundle --stack '$(STACK)' --dataset '$(DATASET)' --image '$(IMAGE)'
+unbundle: ## There: take in FILE=bundle
+	@$(PY) bundle --unpack '$(FILE)'
 train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues
 	@$(PY) train $(TARGET) $(if $(RESUME),--resume)
 eval: ## COCO numbers of the latest training, or of CHECKPOINT
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
 
 ##@ Development
-.PHONY: lint test-unit test-sim clean
+.PHONY: lint test-unit test-fetch test-sim clean
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-unit: ## The tool's own tests
 	@$(PY) test unit --stack '$(STACK)'
+test-fetch: ## Fetching from hostile, slow and killed servers, and without a network
+	@$(PY) test fetch --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl
+bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 
-from ascendet import env, install, paths
+from ascendet import assets, env, install, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
+
+# What measures the tool itself needs no torch.
+_TOOLS_ONLY = {"fetch"}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +33,11 @@ def execute(args: argparse.Namespace) -> None:
             found=args.name,
             hint=f"make bench-{known[0]}",
         )
-    python = install.ensure(stack)
-    environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(paths.BUILD / "data")}
+    if args.name in _TOOLS_ONLY:
+        python, environ = env.ensure_tools(), os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
+    else:
+        python = install.ensure(stack)
+        environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(assets.root())}
     done = subprocess.run([python, program], cwd=paths.ROOT, env=environ, check=False)
     if done.returncode:
         raise AscendetError(

@@ -47,6 +47,10 @@ STAGES: dict[str, StageCommand] = {
         "install", "tools", "build the stack's wheels and install them into its environment"
     ),
     "data": StageCommand("data", "tools", "make or fetch a data set"),
+    "weights": StageCommand("weights", "tools", "fetch the checkpoints that a stack's models start from"),
+    "bundle": StageCommand(
+        "bundle", "host", "pack everything for a site without a network, or take it in there"
+    ),
     "train": StageCommand("train", "tools", "train a model on the chosen devices"),
     "evaluate": StageCommand(
         "evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"

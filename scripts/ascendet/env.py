@@ -104,6 +104,17 @@ def install_wheels(stack: Stack, wheels: list[Path]) -> None:
     uv_install(stack_python(stack), ["--no-index", "--reinstall", *map(str, wheels)])
 
 
+def local_wheels(lock_file: Path) -> Path:
+    """Where a bundle puts all files of a lock; where they are, no index is asked."""
+    return paths.CACHE / "wheels" / manifest.digest_file(lock_file)[:16]
+
+
+def has_wheels(lock_file: Path) -> bool:
+    """Whether all files of a lock are in its folder."""
+    files = [path for path in local_wheels(lock_file).glob("*") if not path.name.startswith(".")]
+    return len(files) >= len(lock.pins(lock_file.read_text(encoding="utf-8"))) > 0
+
+
 def tools_pip() -> list[str]:
     """The command that runs the locked pip."""
     return [str(ensure_tools()), "-m", "pip"]
@@ -244,6 +255,8 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
         )
     inside = home / "bin" / "python"
     wanted = [option for path in locks for option in ("--requirement", str(path))]
+    if all(map(has_wheels, locks)):
+        wanted += ["--no-index", *(f"--find-links={local_wheels(path)}" for path in locks)]
     (_pip_install if tools else uv_install)(inside, ["--require-hashes", *wanted])
     manifest.write(
         home, {"stage": "venv", "base": base, "locks": [path.name for path in locks], "layers": {}}

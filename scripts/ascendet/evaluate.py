@@ -30,7 +30,8 @@ def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
     stack = Stack.load(args.stack)
     target = runs.check_target(stack, args.model, args.dataset, args.devices)
-    data = runs.check_data(target.dataset)
+    # An overfitted model is evaluated on the images that it was trained on; others need no training set here.
+    data = runs.check_data(target.dataset, *(() if "overfit" in target.model else ("val2017",)))
     checkpoint = _checkpoint(target, args.checkpoint)
     install.ensure(stack)
     runs.check_config(target)

@@ -26,7 +26,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ascendet import paths
+from ascendet import assets, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack, load_all
 
@@ -67,8 +67,8 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def lock_names() -> list[str]:
-    """Every file that `make relock` writes."""
-    names = ["sources.toml", *(packages_lock(name).name for name in _package_lists())]
+    """Every file that `make relock` writes; of data.toml only digests that are unknown so far."""
+    names = ["sources.toml", "data.toml", *(packages_lock(name).name for name in _package_lists())]
     for stack in load_all():
         names += [f"{stack}-torch-{machine}.txt" for machine in MACHINES]
     return names
@@ -133,6 +133,8 @@ def write_all() -> None:
             _replace(paths.LOCK / name, _torch_family(stack, machine))
     _say("sources.toml")
     _replace(paths.LOCK / "sources.toml", _sources())
+    _say("data.toml")
+    _record_hub_digests()
 
 
 def _compile(name: str) -> None:
@@ -270,6 +272,27 @@ def _index_hash(project: str, file_name: str) -> str:
     )
 
 
+def _record_hub_digests() -> None:
+    """Ask the model hub for digests that are unknown so far: its pointer to a large file states the SHA-256."""
+    import requests
+
+    for asset in assets.load().values():
+        hubs = [url for url in (*asset.urls, *asset.cn) if "/resolve/" in url]
+        for url in hubs if asset.sha256 == assets.UNKNOWN else []:
+            try:
+                pointer = requests.get(url.replace("/resolve/", "/raw/", 1), timeout=30).text
+            except requests.RequestException as error:
+                print(
+                    f"  {asset.name}: {url.split('/')[2]} does not answer ({type(error).__name__})",
+                    file=sys.stderr,
+                )
+                continue
+            stated = re.search(r"^oid sha256:([0-9a-f]{64})$", pointer, re.MULTILINE)
+            if stated:
+                assets.record(asset.name, stated[1])
+                break
+
+
 def _pip_index() -> str:
     """The address of the package index that pip uses here."""
     asked = subprocess.run(
@@ -358,6 +381,7 @@ def check() -> list[str]:
         problems += _check_stack(stack)
     for name in lock_names():
         problems += _check_text(name)
+    problems += _check_data()
     sources = tomllib.loads((paths.LOCK / "sources.toml").read_text(encoding="utf-8"))
     expected = {sdist for _, sdist in _sdists()}
     problems += [
@@ -412,13 +436,25 @@ def _check_stack(stack: Stack) -> list[str]:
     return problems
 
 
+def _check_data() -> list[str]:
+    try:
+        known = assets.load()
+    except AscendetError as error:
+        return [f"lock/data.toml: {error.found}"]
+    wished = {name for stack in load_all().values() for name in stack.weights}
+    listed = {name for name, asset in known.items() if asset.folder == "weights"}
+    return [f"lock/data.toml: {name} is not what stacks.toml says" for name in sorted(wished ^ listed)]
+
+
 def _check_text(name: str) -> list[str]:
     """A lock names no host and no local file, and every pin has a hash."""
     text = (paths.LOCK / name).read_text(encoding="utf-8")
     problems = []
     if COMMAND not in text[:400]:
         problems.append(f"lock/{name} does not say how to remake it")
-    if re.search(r"://|^-|--(index|find|extra|trusted)| @ |/\w+/\w+/", text, re.MULTILINE):
+    if name != "data.toml" and re.search(
+        r"://|^-|--(index|find|extra|trusted)| @ |/\w+/\w+/", text, re.MULTILINE
+    ):
         problems.append(f"lock/{name} names an index, a host or a local path")
     if name.endswith(".txt"):
         body = [

@@ -36,6 +36,16 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests_file(path: Path, names: Collection[str]) -> dict[str, str]:
+    """Digests of a file's content by algorithm (sha256, md5), in hex, from one reading."""
+    hashers = {name: hashlib.new(name, usedforsecurity=name != "md5") for name in names}
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(2**20):
+            for hasher in hashers.values():
+                hasher.update(chunk)
+    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+
+
 def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
     """SHA-256 over sorted relative names, the executable bit and contents, in hex.
 
@@ -247,12 +257,12 @@ def _publish(temp: Path, final: Path) -> None:
     """Flush everything to the disk, then give the folder its final name."""
     for file in _files(temp):
         if not file.is_symlink():
-            _fsync(file)
-    _fsync(temp)
+            fsync(file)
+    fsync(temp)
     if final.exists():  # without a manifest: not ours to trust
         shutil.rmtree(final)
     temp.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
 
 
 def _take(cache: Path, temp: Path) -> bool:
@@ -298,7 +308,8 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (folder for folder in (Path(root, name) for name in names) if folder.is_symlink())
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

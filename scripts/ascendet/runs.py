@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ascendet import __version__, data, devices, env, host, manifest, paths
+from ascendet import __version__, assets, data, devices, env, host, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -144,11 +144,11 @@ def busy(folder: Path) -> AscendetError:
     )
 
 
-def check_data(dataset: str) -> Path:
-    """The data set's folder, or `error[data-missing]`. Making it is for `make data`."""
+def check_data(dataset: str, *splits: str) -> Path:
+    """The data set's folder, with these splits of COCO, or `error[data-missing]`. Making it is for `make data`."""
     if dataset == "coco":
-        return data.check_coco()
-    folder = data.root() / dataset
+        return data.check_coco(splits or data.SPLITS)
+    folder = assets.root() / dataset
     if not (folder / "annotations").is_dir():
         raise AscendetError(
             "data-missing",
@@ -167,7 +167,8 @@ def run_environ(target: Target, work_dir: Path) -> dict[str, str]:
         "DATASET": target.dataset,
         "DEVICES": ",".join(map(str, target.devices)),
         "WORK_DIR": str(work_dir),
-        "ASCENDET_DATA": str(data.root()),
+        "ASCENDET_DATA": str(assets.root()),
+        "DETECTRON2_DATASETS": str(assets.root()),
     }
 
 

@@ -41,6 +41,7 @@ class Stack:
     wheels: tuple[str, ...]
     models: tuple[str, ...]
     datasets: tuple[str, ...]
+    weights: tuple[str, ...]
     soc: tuple[str, ...]
     upstreams: Mapping[str, Upstream]
 

@@ -28,6 +28,10 @@ def execute(args: argparse.Namespace) -> None:
     stack = Stack.load(args.stack)
     target = runs.check_target(stack, args.model, args.dataset, args.devices)
     data = runs.check_data(target.dataset)
+    if not any(data.glob("annotations/instances_train*.json")):
+        raise AscendetError(
+            "data-missing", f"{target.dataset} has nothing to train on", hint="make data train DATASET=coco"
+        )
     install.ensure(stack)
     runs.check_config(target)
     inputs = _inputs(target, data)

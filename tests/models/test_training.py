@@ -149,6 +149,18 @@ def test_the_published_recipe_s_images_have_one_size(coco):
     assert val[0]["inputs"].shape == (3, 1024, 1024)
 
 
+def test_the_subset_is_evaluated_with_its_own_annotations(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
+    cfg = Config.fromfile(CONFIGS / "vitdet-b_coco-val200.py")
+    for loader, evaluator in (
+        (cfg.val_dataloader, cfg.val_evaluator),
+        (cfg.test_dataloader, cfg.test_evaluator),
+    ):
+        assert loader.dataset.data_root == f"{tmp_path}/coco-val200/"
+        assert evaluator.ann_file == f"{tmp_path}/coco-val200/{loader.dataset.ann_file}"
+    assert cfg.model == Config.fromfile(CONFIGS / "vitdet-b_coco.py").model
+
+
 def test_the_tiny_model_takes_coco_with_its_80_classes(coco):
     cfg = Config.fromfile(CONFIGS / "vitdet-tiny_coco.py")
     train = _dataset(cfg.train_dataloader.dataset)

@@ -37,7 +37,9 @@ def generator(build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def execute(dataset: str) -> None:
-    data.execute(argparse.Namespace(stack="vitdet", dataset=dataset))
+    parser = argparse.ArgumentParser()
+    data.configure_parser(parser)
+    data.execute(parser.parse_args(["--dataset", dataset]))
 
 
 def test_shapes_is_made_once(generator: Path, build: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,9 +116,10 @@ def test_a_complete_coco_is_accepted(coco: Path, capsys: pytest.CaptureFixture[s
 def test_no_coco_names_the_next_command(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASCENDET_DATA", raising=False)
     with pytest.raises(AscendetError) as caught:
-        execute("coco")
+        data.check_coco()
     assert caught.value.name == "data-missing"
     assert caught.value.found == "none of them"
+    assert caught.value.hint.startswith("make data DATASET=coco\n")
     assert "make data DATASET=shapes" in caught.value.hint
     assert not build.exists()
 
@@ -124,7 +127,7 @@ def test_no_coco_names_the_next_command(build: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
     (coco / "annotations" / "instances_train2017.json").unlink()
     with pytest.raises(AscendetError) as caught:
-        execute("coco")
+        data.check_coco()
     assert caught.value.name == "data-missing"
     assert caught.value.found == "without annotations/instances_train2017.json"
 
@@ -132,10 +135,10 @@ def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
 def test_an_incomplete_split_is_named(coco: Path) -> None:
     (coco / "val2017" / f"{0:012d}.jpg").unlink()
     with pytest.raises(AscendetError) as caught:
-        execute("coco")
+        data.check_coco()
     assert caught.value.name == "data-invalid"
     assert caught.value.found == "1 images"
-    assert caught.value.hint == "unpack val2017.zip again"
+    assert caught.value.hint.endswith("make data DATASET=coco")
 
 
 def test_an_unknown_data_set_is_refused() -> None:

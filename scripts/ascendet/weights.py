@@ -1,0 +1,28 @@
+"""`make weights`: the checkpoints that a stack's models start from, in `assets.root()`/weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ascendet import assets, paths
+from ascendet.stack import Stack
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument("--mirror", default="", help="cn, or the address of a folder to try first")
+    parser.add_argument("--accept-new", action="store_true", help="record digests that are unknown so far")
+    parser.add_argument("--json", action="store_true", help="print the result for machines")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Fetch what is missing of the stack's weights, and say where they are."""
+    stack = Stack.load(args.stack)
+    assets.ensure(stack.weights, mirror=args.mirror, accept_new=args.accept_new)
+    folder = assets.place("weights")
+    if args.json:
+        print(json.dumps({"folder": str(folder), "files": list(stack.weights)}))
+    for name in () if args.json else stack.weights:
+        print(paths.shorten(folder / name))
