@@ -33,8 +33,14 @@ def present(folder: Path) -> int:
     return sum(length for _, length in module._Part._ROW.iter_unpack(raw[: len(raw) // 16 * 16]))
 
 
+def interruptible(files: list[File], policy: Policy) -> None:
+    # A job in the background inherits that it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fetch(files, policy)
+
+
 def start(file: File, policy: Policy) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=fetch, args=([file], policy), daemon=True)
+    process = FORK.Process(target=interruptible, args=([file], policy), daemon=True)
     process.start()
     return process
 
