@@ -6,6 +6,7 @@ the build folder lead to the cache, so that clones share one COCO and `make clea
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -71,6 +72,13 @@ class Asset:
                 hint="MIRROR=cn",
             )
         return (*self.cn, *self.urls) if mirror == "cn" else (*self.urls, *self.cn)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a stage that fetches."""
+    parser.add_argument("--mirror", default="", help="cn, or the address of a folder to try first")
+    parser.add_argument("--accept-new", action="store_true", help="record digests that are unknown so far")
+    parser.add_argument("--json", action="store_true", help="print the result for machines")
 
 
 def root() -> Path:
@@ -179,9 +187,8 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
     AscendetError
         `digest-unknown`: the lock has no digest, and the user has not said to take what comes; and fetch's errors.
     """
-    from ascendet import (
-        fetch,
-    )  # needs requests: bundle, which has no tools environment yet, imports this module
+    # Here, as it needs requests: bundle imports this module, and has no tools environment yet.
+    from ascendet import fetch
 
     known = load()
     for name in names:

@@ -47,24 +47,21 @@ class Choices:
 
     mirror: str = ""
     accept_new: bool = False
-    keep: str = (
-        ""  # the archives, once they are unpacked: "0" removes them, "1" fetches even those removed before
-    )
+    # The archives, once they are unpacked: "0" removes them, "1" fetches even those removed before.
+    keep: str = ""
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
     parser.add_argument("--dataset", default="shapes", help="shapes, coco, coco-val or coco-val200")
-    parser.add_argument("--mirror", default="", help="cn, or the address of a folder to try first")
-    parser.add_argument("--accept-new", action="store_true", help="record digests that are unknown so far")
+    assets.add_options(parser)
     parser.add_argument(
         "--keep",
         choices=["", "0", "1"],
         default="",
         help="0 removes archives once they are unpacked, 1 has them all",
     )
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
     parser.add_argument("--check", action="store_true", help="verify everything that is here, file by file")
 
 

@@ -12,9 +12,7 @@ from ascendet.stack import Stack
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("--mirror", default="", help="cn, or the address of a folder to try first")
-    parser.add_argument("--accept-new", action="store_true", help="record digests that are unknown so far")
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
+    assets.add_options(parser)
 
 
 def execute(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
 import re
 import shutil
@@ -118,6 +119,11 @@ class HostileServer(ThreadingHTTPServer):
     @property
     def base(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def lose_files_after(self, requests: int) -> None:
+        """Answer this many more requests well, and all others with 404."""
+        count = itertools.count()
+        self.behave = lambda request: next(count) >= requests and (request.answer(404, b""), True)
 
 
 def serve_hostile() -> Iterator[HostileServer]:

@@ -437,8 +437,7 @@ def test_nor_one_that_dies_half_way(
     server: HostileServer, other: HostileServer, url: str, tmp_path: Path
 ) -> None:
     other.files["/file.bin"] = OTHER
-    count = itertools.count()
-    other.behave = lambda request: next(count) >= 3 and (request.answer(404, b""), True)
+    other.lose_files_after(3)
     arrives(wanted(tmp_path / "d", CONTENT, f"{other.base}/file.bin", url))
 
 
@@ -446,8 +445,7 @@ def test_without_a_digest_mirrors_are_not_mixed(
     server: HostileServer, other: HostileServer, url: str, tmp_path: Path
 ) -> None:
     other.files["/file.bin"] = OTHER
-    count = itertools.count()
-    other.behave = lambda request: next(count) >= 3 and (request.answer(404, b""), True)
+    other.lose_files_after(3)
     arrives(File(path=tmp_path / "d" / "file.bin", urls=(f"{other.base}/file.bin", url)))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import multiprocessing
 import os
 import random
@@ -93,8 +92,7 @@ def test_after_a_crash_of_the_machine_only_what_was_flushed_counts(
 ) -> None:
     content = noise(400_000)
     server.files["/file.bin"] = content
-    count = itertools.count()
-    server.behave = lambda request: next(count) >= 6 and (request.answer(404, b""), True)
+    server.lose_files_after(6)
     file = wanted(tmp_path / "d", content, f"{server.base}/file.bin")
     with pytest.raises(AscendetError):
         fetch([file], QUICK)
@@ -114,8 +112,7 @@ def test_after_a_crash_of_the_machine_only_what_was_flushed_counts(
 def test_a_torn_part_is_begun_again(server: HostileServer, tmp_path: Path, lost: str) -> None:
     content = noise(300_000)
     server.files["/file.bin"] = content
-    count = itertools.count()
-    server.behave = lambda request: next(count) >= 5 and (request.answer(404, b""), True)
+    server.lose_files_after(5)
     file = wanted(tmp_path / "d", content, f"{server.base}/file.bin")
     with pytest.raises(AscendetError):
         fetch([file], QUICK)
@@ -128,8 +125,7 @@ def test_a_torn_part_is_begun_again(server: HostileServer, tmp_path: Path, lost:
 def test_bytes_that_rot_on_disk_are_fetched_again(server: HostileServer, tmp_path: Path) -> None:
     content = noise(300_000)
     server.files["/file.bin"] = content
-    count = itertools.count()
-    server.behave = lambda request: next(count) >= 5 and (request.answer(404, b""), True)
+    server.lose_files_after(5)
     file = wanted(tmp_path / "d", content, f"{server.base}/file.bin")
     with pytest.raises(AscendetError):
         fetch([file], QUICK)

@@ -12,6 +12,31 @@ from pathlib import Path
 import pytest
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+MakeShapes = Callable[[int, int], Path]
+
+GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+
+
+@pytest.fixture(scope="session")
+def make_shapes(tmp_path_factory: pytest.TempPathFactory) -> MakeShapes:
+    """A folder for ASCENDET_DATA with the data set `shapes`, of so many images for training and validation."""
+
+    def make(train: int, val: int) -> Path:
+        folder = tmp_path_factory.mktemp("data")
+        command = [
+            sys.executable,
+            GENERATOR,
+            "--out",
+            folder / "shapes",
+            "--train",
+            str(train),
+            "--val",
+            str(val),
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return folder
+
+    return make
 
 
 @pytest.fixture

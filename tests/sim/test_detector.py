@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import MakeShapes
 
 JOB = Path(__file__).with_name("detector_job.py")
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
 STEPS = 20
 
 
@@ -31,12 +31,8 @@ def run(data: Path, out: Path, device: str, *launch: str, **environ: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set `shapes`."""
-    folder = tmp_path_factory.mktemp("data")
-    command = [sys.executable, GENERATOR, "--out", folder / "shapes", "--train", "16", "--val", "1"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
+def data(make_shapes: MakeShapes) -> Path:
+    return make_shapes(16, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """A training under each fault of cann_sim ends in its named error with a whole checkpoint, or goes on."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -8,22 +10,19 @@ from pathlib import Path
 import pytest
 from ascendet import env
 from ascendet.errors import EXIT_CODES
+from conftest import MakeShapes
 
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
     reason="the CANN tree is not cann_sim's: it has no faults on demand",
 )
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
 
 
 @pytest.fixture(scope="module")
-def environ(tmp_path_factory):
-    data = tmp_path_factory.mktemp("data")
-    command = [sys.executable, GENERATOR, "--out", data / "shapes", "--train", "8", "--val", "2"]
-    subprocess.run(command, check=True, capture_output=True)
+def environ(make_shapes: MakeShapes) -> dict[str, str]:
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ASCENDET_DATA": str(data),
+        "ASCENDET_DATA": str(make_shapes(8, 2)),
         "MODEL": "vitdet-tiny",
         "DATASET": "shapes",
         "OMP_NUM_THREADS": "1",
@@ -42,7 +41,7 @@ except errors.AscendetError as error:
 """
 
 
-def train(environ, folder, **changed):
+def train(environ: dict[str, str], folder: Path, **changed: str) -> tuple[int, str, str]:
     """The exit code, what is on the error output, and the name of the last whole checkpoint."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -58,7 +57,7 @@ def train(environ, folder, **changed):
 
 # Where each strikes: in the second epoch or later. An iteration is some 2,260 launches and two all-reduces; two ranks
 # first broadcast 127 parameters and buffers to each other. Not a stuck stream: most waits of a training have only
-# torch_npu's limit of 547 s per operator; tests/sim/test_faults.py has it.
+# torch_npu's limit of 547 s per operator; test_faults.py has it.
 FAULTS = {
     "npu-out-of-memory": ("oom@alloc:25", "0"),
     "npu-lost": ("device-lost@launch:14000", "0"),
@@ -68,7 +67,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_training_ends_in_a_named_error_and_resumes(environ, tmp_path, name):
+def test_a_training_ends_in_a_named_error_and_resumes(
+    environ: dict[str, str], tmp_path: Path, name: str
+) -> None:
     fault, devices = FAULTS[name]
     code, message, checkpoint = train(environ, tmp_path / "run", CANN_SIM_FAULT=fault, DEVICES=devices)
     assert code == EXIT_CODES[name], message
@@ -81,7 +82,7 @@ def test_a_training_ends_in_a_named_error_and_resumes(environ, tmp_path, name):
         assert f"resumed epoch: {Path(checkpoint).stem[-1]}" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_a_training_goes_on(environ, tmp_path):
+def test_a_training_goes_on(environ: dict[str, str], tmp_path: Path) -> None:
     faults = "slow-device:1.2,slow-link:2000,corrupt@aten::relu:5"
     code, message, checkpoint = train(environ, tmp_path / "run", CANN_SIM_FAULT=faults, DEVICES="0")
     assert (code, checkpoint) == (0, "epoch_6.pth"), message
