@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 from ascendet import env, install, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
+
+# Benchmarks of the tool itself, which run in its environment and need no device.
+_OF_THE_TOOL = {"image"}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +35,10 @@ def execute(args: argparse.Namespace) -> None:
             found=args.name,
             hint=f"make bench-{known[0]}",
         )
-    python = install.ensure(stack)
-    environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(paths.BUILD / "data")}
+    python, environ = Path(sys.executable), dict(os.environ)
+    if args.name not in _OF_THE_TOOL:
+        python = install.ensure(stack)
+        environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(paths.BUILD / "data")}
     done = subprocess.run([python, program], cwd=paths.ROOT, env=environ, check=False)
     if done.returncode:
         raise AscendetError(

@@ -1,6 +1,7 @@
 """`make test`: all suites, each in the environment that it needs, and one closing line with the counts.
 
 tests/unit            the tools environment, no torch, no network
+tests/image           the tools environment and a Docker engine, which is started for it where it can be
 tests/<others>        the stack's environment, on the NPUs that NPU says (cann_sim where there are none)
 tests/npu             the same, only with real NPUs
 tests/bench           never: `make bench-<name>` prints measurements, it does not judge them
@@ -22,7 +23,7 @@ from ascendet.stack import Stack
 
 TESTS = paths.ROOT / "tests"
 # Not run with the stack's suites: its own suite, measurements, data for tests.
-_APART = {"unit", "bench", "fixtures", "npu"}
+_APART = {"unit", "image", "bench", "fixtures", "npu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,12 @@ def unit(stack: Stack) -> Counts:
     return _pytest(env.ensure_tools(), "unit", [TESTS / "unit"], _environ(os.environ))
 
 
+def image(stack: Stack) -> Counts:
+    """The tests of the container image."""
+    install.ensure(stack)
+    return _pytest(env.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
+
+
 def sim(stack: Stack) -> Counts:
     """The tests that need torch, our wheels and a device."""
     python = install.ensure(stack)
@@ -115,7 +122,7 @@ def sim(stack: Stack) -> Counts:
     return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
 
 
-SUITES: dict[str, Callable[[Stack], Counts]] = {"lint": lint, "unit": unit, "sim": sim}
+SUITES: dict[str, Callable[[Stack], Counts]] = {"lint": lint, "unit": unit, "image": image, "sim": sim}
 
 
 def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, str]) -> Counts:
