@@ -277,16 +277,29 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what runs on which devices, and where."""
     parser.add_argument(
-        "--run-in", default="venv", choices=["venv", "docker"], help="the environment, or the image"
+        "--run-in", default="venv", help="venv (the stack's environment) or docker (its image)"
     )
     parser.add_argument("--model", required=True, help="one of the stack's models")
     parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
     parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
 
 
+def in_docker(args: argparse.Namespace) -> bool:
+    """Whether to run in the image; `error[usage]` where RUN_IN is neither of its values."""
+    if args.run_in not in ("venv", "docker"):
+        raise AscendetError(
+            "usage",
+            "RUN_IN says where programs run",
+            expected="venv or docker",
+            found=args.run_in,
+            hint="RUN_IN=docker",
+        )
+    return bool(args.run_in == "docker")
+
+
 def execute(args: argparse.Namespace) -> None:
     """Print the plan, or become the shell."""
-    if args.what == "shell" and args.run_in == "venv":
+    if args.what == "shell" and not in_docker(args):
         chosen = devices.choose(args.devices, devices.available(host.npu_kind()))
         visible = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, chosen))}
         environ = env.stack_environ(Stack.load(args.stack)) | visible

@@ -64,7 +64,7 @@ def check_target(args: argparse.Namespace) -> Target:
     stack = Stack.load(args.stack)
     check_names(stack, args.model, args.dataset)
     npu, place = host.npu_kind(), None
-    if args.run_in == "docker":
+    if container.in_docker(args):
         place = container.open_container(args)
         npu = "sim" if place.image.simulated else "real"
     chosen = devices.choose(args.devices, place.count if place else devices.available(npu))

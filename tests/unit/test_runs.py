@@ -35,6 +35,13 @@ def check(model: str, dataset: str, devices: str, stack: str = "vitdet") -> runs
     return runs.check_target(parser.parse_args(options))
 
 
+def test_place_is_checked(target: runs.Target) -> None:
+    parser = argparse.ArgumentParser()
+    runs.add_target_options(parser)
+    words = ["--model=vitdet-tiny", "--dataset=shapes", "--devices=0", "--run-in=dokcer"]
+    assert fails("usage", runs.check_target, parser.parse_args(words)).hint == "RUN_IN=docker"
+
+
 def fails(name: str, call: object, *arguments: object) -> AscendetError:
     with pytest.raises(AscendetError) as caught:
         call(*arguments)  # type: ignore[operator]
