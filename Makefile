@@ -20,8 +20,19 @@ CHECKPOINT ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
 WHEEL ?=
 JSON ?=
-# The architecture to build mmcv for, where it is not this machine's: aarch64 or x86_64.
+# The architecture to build mmcv or the image for, where it is not this machine's: aarch64 or x86_64.
 ARCH ?=
+# Where programs run: venv (the stack's environment), docker (its image). IMAGE: a ready one, which is not built;
+# a bundle takes it along.
+RUN_IN ?= venv
+IMAGE ?=
+# The image's base, where it is not the stack's CANN image for SOC (empty: the stack's first), such as Ascend910_9391.
+BASE_IMAGE ?=
+SOC ?=
+# make k8s: machines, their gid of HwHiAiUser, and whether pods use their network.
+NNODES ?= 2
+DEVICE_GROUP ?= 1000
+HOST_NETWORK ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 # What to try first when fetching: cn for mirrors in China, or the address of a folder with such files.
@@ -30,14 +41,14 @@ MIRROR ?=
 ACCEPT_NEW ?=
 # KEEP=0 removes archives once they are unpacked; KEEP=1 fetches them even so, for a bundle.
 KEEP ?=
-# The container image to take along in a bundle; the bundle to take in.
-IMAGE ?=
+# The bundle to take in.
 FILE ?=
 
 export NPU
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
 FETCH = --mirror '$(MIRROR)' $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
-TARGET = --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
+IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
+TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
 
 ##@ Start here
 .PHONY: help doctor demo test
@@ -82,6 +93,21 @@ check-aarch64: ## Build mmcv and the simulated CANN for aarch64 and smoke-test t
 install: ## Build all of the stack's wheels and install them
 	@$(PY) install --stack '$(STACK)'
 
+##@ Container
+.PHONY: image base-sim image-context plan-run shell k8s
+image: ## Build the stack's image on its CANN image (or BASE_IMAGE, SOC, ARCH); size, digest, SBOM
+	@$(PY) image $(IN_IMAGE)
+base-sim: ## Make a stand-in for the CANN image with cann_sim; prints its name, for BASE_IMAGE
+	@$(PY) base-sim $(IN_IMAGE)
+image-context: ## Only the image's build context, for docker buildx bake and docker compose
+	@$(PY) image $(IN_IMAGE) --context
+plan-run: ## Print the docker command that make train RUN_IN=docker runs
+	@$(PY) container plan $(TARGET)
+k8s: ## Kubernetes jobs for NNODES machines with DEVICES each, as AscendJob and for Volcano; HOST_NETWORK=1
+	@$(PY) k8s $(TARGET) --nnodes '$(NNODES)' --device-group '$(DEVICE_GROUP)' $(if $(HOST_NETWORK),--host-network)
+shell: ## A shell on DEVICES, in the environment or (RUN_IN=docker) in the image
+	@$(PY) container shell $(TARGET)
+
 ##@ Data, training, evaluation
 .PHONY: data weights data-check bundle unbundle train eval
 data: ## Make or fetch DATASET: shapes, coco, coco-val, coco-val200; MIRROR=cn, KEEP=0 removes archives
@@ -100,16 +126,18 @@ eval: ## COCO numbers of the latest training, or of CHECKPOINT
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
 
 ##@ Development
-.PHONY: lint test-unit test-fetch test-sim clean
+.PHONY: lint test-unit test-fetch test-image test-sim clean
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-unit: ## The tool's own tests
 	@$(PY) test unit --stack '$(STACK)'
 test-fetch: ## Fetching from hostile, slow and killed servers, and without a network
 	@$(PY) test fetch --stack '$(STACK)'
+test-image: ## The container image on a Docker engine, which is started for it where none answers
+	@$(PY) test image --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch
+bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch, bench-image
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

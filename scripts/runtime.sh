@@ -16,17 +16,20 @@ set_runtime() {
     default OMP_NUM_THREADS "$((threads > 0 ? threads : 1))" # ranks share the cores instead of fighting for them
     # torch_npu submits operators from its own thread. A simulated device computes on the host's cores: there is nothing
     # to overlap with, and the queue's threads poll (measured: a fifth of a core per rank).
-    case ${ASCEND_HOME_PATH:-} in
-        */cann_sim/*) default TASK_QUEUE_ENABLE 0 ;;
-        *) default TASK_QUEUE_ENABLE 1 ;;
-    esac
+    if [[ -e ${ASCEND_HOME_PATH:-}/lib64/libcann_sim_compute.so ]]; then
+        default TASK_QUEUE_ENABLE 0
+    else
+        default TASK_QUEUE_ENABLE 1
+    fi
     default PYTORCH_NPU_ALLOC_CONF expandable_segments:True  # images of many sizes fragment fixed segments
     default HCCL_CONNECT_TIMEOUT 600                         # seconds; the first rank may still compile operators
     default HCCL_EXEC_TIMEOUT 1836                           # seconds; rank 0 writes checkpoints while others wait
     default PYTHONUNBUFFERED 1                               # progress appears when it happens
 }
 
-# Start a program once per device, on a free port of this machine.
+# Start a program once per device. Alone, on a free port of this machine; as one of several machines where the variables are
+# set that Ascend's operator for Kubernetes gives every one of them: MASTER_ADDR, MASTER_PORT, RANK (of this machine),
+# WORLD_SIZE and LOCAL_WORLD_SIZE (devices of all, of each). By hand and by Volcano: NNODES and NODE_RANK or RANK.
 # $1: devices, such as 6,7; $2: program; others: its arguments
 launch() {
     local devices=$1
@@ -37,7 +40,20 @@ launch() {
     # A blank or a descending id would silently drop devices: make train checks the list, by hand it is yours to check.
     export ASCEND_RT_VISIBLE_DEVICES=$devices
     printf 'runtime: ASCEND_RT_VISIBLE_DEVICES=%s\n' "$devices"
-    exec torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node="${#ids[@]}" "$@"
+    local nodes=${NNODES:-1} rank=${NODE_RANK:-${RANK:-0}}
+    [[ -n ${NNODES-} || -z ${WORLD_SIZE-} || -z ${LOCAL_WORLD_SIZE-} ]] || nodes=$((WORLD_SIZE / LOCAL_WORLD_SIZE))
+    local -a where=(--standalone --local-addr=127.0.0.1)
+    if ((nodes > 1)); then
+        where=(--nnodes="$nodes" --node-rank="$rank" --master-addr="${MASTER_ADDR:?}" --master-port="${MASTER_PORT:?}")
+        ((${LOCAL_WORLD_SIZE:-${#ids[@]}} == ${#ids[@]})) || {
+            printf 'error[devices-invalid]: DEVICES has %s devices, LOCAL_WORLD_SIZE says %s\n' "${#ids[@]}" "$LOCAL_WORLD_SIZE" >&2
+            exit 24 # errors.EXIT_CODES["devices-invalid"]
+        }
+        printf 'runtime: machine %s of %s, master %s:%s\n' "$rank" "$nodes" "$MASTER_ADDR" "$MASTER_PORT"
+    fi
+    # The operator's words for machines are torchrun's for ranks, which it sets itself.
+    unset RANK WORLD_SIZE LOCAL_WORLD_SIZE
+    exec torchrun "${where[@]}" --nproc-per-node="${#ids[@]}" "$@"
 }
 
 # Where a package is installed; it is not imported. $1: package
@@ -50,9 +66,10 @@ if found is None:
 print(found.submodule_search_locations[0])' "$1"
 }
 
-# Hold the lock of a work folder as long as the ranks live. $1: folder
+# Hold the lock of a work folder as long as the ranks live; of several machines, the first does. $1: folder
 lock_work_dir() {
     mkdir -p "$1"
+    [[ ${NODE_RANK:-${RANK:-0}} == 0 ]] || return 0
     exec 9>"$1/.lock"
     if ! flock --nonblock 9; then
         printf 'error[run-busy]: another process works in %s\n' "$1" >&2

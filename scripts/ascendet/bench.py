@@ -10,8 +10,8 @@ from ascendet import assets, env, install, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
-# What measures the tool itself needs no torch.
-_TOOLS_ONLY = {"fetch"}
+# What measures the tool itself runs in its environment, without torch.
+_TOOLS_ONLY = {"fetch", "image"}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

@@ -46,15 +46,19 @@ STAGES: dict[str, StageCommand] = {
     "install": StageCommand(
         "install", "tools", "build the stack's wheels and install them into its environment"
     ),
+    "image": StageCommand("image", "tools", "build the container image of a stack"),
+    "base-sim": StageCommand("base_sim", "tools", "make a stand-in for the CANN image, with cann_sim"),
     "data": StageCommand("data", "tools", "make or fetch a data set"),
     "weights": StageCommand("weights", "tools", "fetch the checkpoints that a stack's models start from"),
     "bundle": StageCommand(
         "bundle", "host", "pack everything for a site without a network, or take it in there"
     ),
+    "container": StageCommand("container", "tools", "start the image on chosen devices, or show how"),
     "train": StageCommand("train", "tools", "train a model on the chosen devices"),
     "evaluate": StageCommand(
         "evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
     ),
+    "k8s": StageCommand("k8s", "tools", "write Kubernetes jobs that train on several machines"),
     "test": StageCommand("testing", "tools", "run the linters and the test suites"),
     "bench": StageCommand("bench", "tools", "run a benchmark in the stack's environment"),
 }

@@ -54,9 +54,9 @@ def parse(text: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def choose(text: str, npu: host.NpuKind) -> tuple[int, ...]:
-    """The ids in `text` on this machine; says so where it had to sort them."""
-    ids = parse(text, available(npu))
+def choose(text: str, count: int) -> tuple[int, ...]:
+    """The ids in `text` out of `count` devices; says so where it had to sort them."""
+    ids = parse(text, count)
     ordered = ",".join(map(str, ids))
     if ordered != text:
         print(f"DEVICES={text} is used as {ordered}: the runtime takes ascending ids only", file=sys.stderr)

@@ -6,7 +6,8 @@ meaning.
 
 from __future__ import annotations
 
-# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-89 train/eval, 90-99 cann_sim.
+# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container,
+# 90-99 cann_sim.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -25,6 +26,14 @@ EXIT_CODES: dict[str, int] = {
     "devices-invalid": 24,
     "interrupted": 25,
     "tests-failed": 26,
+    "port-in-use": 27,
+    "name-in-use": 28,
+    "soc-unknown": 29,
+    "npu-out-of-memory": 30,
+    "npu-lost": 31,
+    "npu-timeout": 32,
+    "hccl-timeout": 33,
+    "hccl-link-down": 34,
     "sdist-unlocked": 40,
     "sdist-download-failed": 41,
     "sdist-hash-mismatch": 42,
@@ -60,11 +69,16 @@ EXIT_CODES: dict[str, int] = {
     "checkpoint-missing": 76,
     "checkpoint-unreadable": 77,
     "checkpoint-mismatch": 78,
-    "npu-out-of-memory": 79,
-    "npu-lost": 80,
-    "npu-timeout": 81,
-    "hccl-timeout": 82,
-    "hccl-link-down": 83,
+    "engine-missing": 80,
+    "engine-permission": 81,
+    "buildkit-missing": 82,
+    "base-missing": 83,
+    "base-mismatch": 84,
+    "image-missing": 85,
+    "image-failed": 86,
+    "device-busy": 87,
+    "device-permission": 88,
+    "driver-missing": 89,
 }
 
 

@@ -12,7 +12,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import env, install, manifest, paths, runs
+from ascendet import manifest, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.score import table
 from ascendet.stack import Stack
@@ -29,12 +29,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
     stack = Stack.load(args.stack)
-    target = runs.check_target(stack, args.model, args.dataset, args.devices)
+    target = runs.check_target(args)
     # An overfitted model is evaluated on the images that it was trained on; others need no training set here.
     data = runs.check_data(target.dataset, *(() if "overfit" in target.model else ("val2017",)))
     checkpoint = _checkpoint(target, args.checkpoint)
-    install.ensure(stack)
-    runs.check_config(target)
+    runs.prepare(target)
     final = _folder(target, checkpoint)
     work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     clock = time.monotonic()
@@ -48,8 +47,8 @@ def execute(args: argparse.Namespace) -> None:
                 f"{target.model} on {target.dataset}: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
                 flush=True,
             )
-            runs.execute("eval.sh", environ, work / "eval.log")
-            numbers = score_files(stack, _annotations(data), work)
+            runs.execute("eval.sh", environ, work / "eval.log", target, [checkpoint])
+            numbers = score_files(_annotations(data), work)
             facts = {
                 "stage": "evaluate",
                 "inputs": {
@@ -80,10 +79,10 @@ def execute(args: argparse.Namespace) -> None:
     print(f"\n{table(numbers)}\n\nstored in {paths.shorten(final / METRICS)} ({line})")
 
 
-def score_files(stack: Stack, annotations: Path, work: Path) -> dict[str, dict[str, float]]:
+def score_files(annotations: Path, work: Path) -> dict[str, dict[str, float]]:
     """Score `predictions.*.json` in `work` against `annotations`; also stored there as `metrics.json`."""
     out = work / METRICS
-    command = [str(env.stack_python(stack)), "-m", "ascendet.score", "--annotations", str(annotations)]
+    command = [sys.executable, "-m", "ascendet.score", "--annotations", str(annotations)]
     command += [
         "--boxes",
         str(work / "predictions.bbox.json"),

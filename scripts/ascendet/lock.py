@@ -1,12 +1,13 @@
 """Locks: what people wish (`stacks.toml`, `*.in`) turned into facts with hashes (`requirements/lock/`).
 
-`make relock` is the only writer. Three kinds of files come out:
+`make relock` is the only writer. Four kinds of files come out:
 
 - `<packages>.txt`: pip-tools' resolution of `<packages>.in`, one file for both architectures;
 - `<stack>-torch-<machine>.txt`: torch, torchvision, torch_npu and the libraries that torch links, per
   architecture. They are apart because torch_npu's x86_64 wheel asks for `torch==<version>+cpu`, which the
   package index does not have, and because the two architectures need different files;
-- `sources.toml`: the source distributions that we build wheels from.
+- `sources.toml`: the source distributions that we build wheels from;
+- `images.toml`: the digests of the CANN images that were pulled; those that never were here keep what is locked.
 
 No lock names a host: where files come from is the user's pip configuration, the hash is the authority.
 """
@@ -68,7 +69,12 @@ def execute(args: argparse.Namespace) -> None:
 
 def lock_names() -> list[str]:
     """Every file that `make relock` writes; of data.toml only digests that are unknown so far."""
-    names = ["sources.toml", "data.toml", *(packages_lock(name).name for name in _package_lists())]
+    names = [
+        "sources.toml",
+        "data.toml",
+        "images.toml",
+        *(packages_lock(name).name for name in _package_lists()),
+    ]
     for stack in load_all():
         names += [f"{stack}-torch-{machine}.txt" for machine in MACHINES]
     return names
@@ -135,6 +141,8 @@ def write_all() -> None:
     _replace(paths.LOCK / "sources.toml", _sources())
     _say("data.toml")
     _record_hub_digests()
+    _say("images.toml")
+    _replace(paths.LOCK / "images.toml", _images())
 
 
 def _compile(name: str) -> None:
@@ -239,6 +247,41 @@ def _sources() -> str:
     for upstream, sdist in _sdists():
         lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(upstream, sdist)}"']
     return "\n".join(lines) + "\n"
+
+
+def _images() -> str:
+    """The text of `images.toml`: each CANN image's digest, as the registry stated it when the engine here pulled it."""
+    path = paths.LOCK / "images.toml"
+    locked = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    lines = [
+        f"# Digests of the CANN images that were pulled. Written by `{COMMAND}` from requirements/stacks.toml."
+    ]
+    for name in image_names():
+        digest = _pulled_digest(name) or locked.get(name)
+        lines += [f'"{name}" = "{digest}"'] if digest else []
+    return "\n".join(lines) + "\n"
+
+
+def image_names() -> list[str]:
+    """The CANN images of all stacks, by name and tag."""
+    return sorted({stack.base_image(soc) for stack in load_all().values() for soc in stack.soc})
+
+
+def _pulled_digest(name: str) -> str | None:
+    """The registry's digest of an image that a Docker engine here has; None without an engine or the image."""
+    command = [
+        os.environ.get("DOCKER") or "docker",
+        "image",
+        "inspect",
+        "--format={{json .RepoDigests}}",
+        name,
+    ]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    digests = json.loads(asked.stdout) if asked.returncode == 0 else []
+    return next((str(known).partition("@")[2] for known in digests), None)
 
 
 def _sdists() -> list[tuple[str, str]]:
@@ -386,6 +429,10 @@ def check() -> list[str]:
     expected = {sdist for _, sdist in _sdists()}
     problems += [
         f"lock/sources.toml: {name} is not what stacks.toml says" for name in sorted(expected ^ set(sources))
+    ]
+    images = tomllib.loads((paths.LOCK / "images.toml").read_text(encoding="utf-8"))
+    problems += [
+        f"lock/images.toml: no stack uses {name}" for name in sorted(images.keys() - set(image_names()))
     ]
     known = {path.name for path in paths.LOCK.iterdir()}
     problems += [f"lock/{name} is not written by {COMMAND}" for name in sorted(known - set(lock_names()))]

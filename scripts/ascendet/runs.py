@@ -11,16 +11,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ascendet import __version__, assets, data, devices, env, host, manifest, paths
+from ascendet import (
+    __version__,
+    assets,
+    container,
+    data,
+    devices,
+    engine,
+    env,
+    host,
+    image,
+    install,
+    manifest,
+    paths,
+)
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
 _SAME_REQUEST = 2.0  # seconds
+_DOCKER_FAILED = 125  # the exit code of `docker run` when it is not the program's
 
 # What people want to see of mmengine's log while it runs; all of it is in the log file.
 _PROGRESS = re.compile(r"(Epoch|Iter)\(\w+\)|Saving checkpoint|resumed|^runtime: | - WARNING - ")
@@ -30,13 +44,14 @@ _PREFIX = re.compile(r"^(?:\d{4}/)?\d\d/\d\d (\d\d:\d\d:\d\d) - mmengine - \S*?(
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to run on what: checked names and devices of one stack."""
+    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container."""
 
     stack: Stack
     model: str
     dataset: str
     devices: tuple[int, ...]
     npu: host.NpuKind
+    container: container.Container | None = None
 
     @property
     def home(self) -> Path:
@@ -46,20 +61,35 @@ class Target:
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a target: what to run on what."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("--model", required=True, help="one of the stack's models")
-    parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
-    parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
+    image.add_image_options(parser)
+    container.add_run_options(parser)
 
 
-def check_target(stack: Stack, model: str, dataset: str, wanted: str) -> Target:
-    """Check the names and devices before anything is built.
+def check_target(args: argparse.Namespace) -> Target:
+    """Check the names and devices before anything but the container's image is built.
 
     Raises
     ------
     AscendetError
-        `model-unknown`, `dataset-unknown`, `devices-invalid`, `npu-unknown`, `npu-missing`.
+        `model-unknown`, `dataset-unknown`, `devices-invalid`, `npu-unknown`, `npu-missing`; in a container also those
+        of `container.make`, `container.check_free` and `image.ensure`.
     """
+    stack = Stack.load(args.stack)
+    check_names(stack, args.model, args.dataset)
+    npu, place = host.npu_kind(), None
+    if container.in_docker(args):
+        place = container.open_container(args)
+        npu = "sim" if place.image.simulated else "real"
+    chosen = devices.choose(args.devices, place.count if place else devices.available(npu))
+    if place:
+        container.check_free(place.physical(chosen))
+    return Target(
+        stack=stack, model=args.model, dataset=args.dataset, devices=chosen, npu=npu, container=place
+    )
+
+
+def check_names(stack: Stack, model: str, dataset: str) -> None:
+    """Refuse a model or data set that the stack does not have: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
@@ -76,13 +106,29 @@ def check_target(stack: Stack, model: str, dataset: str, wanted: str) -> Target:
             found=f"DATASET={dataset}",
             hint=f"DATASET={stack.datasets[0]}",
         )
-    npu = host.npu_kind()
-    return Target(stack=stack, model=model, dataset=dataset, devices=devices.choose(wanted, npu), npu=npu)
+
+
+def prepare(target: Target) -> None:
+    """Make what the programs run in complete, and check that it can do what was asked for."""
+    if target.container is None:
+        install.ensure(target.stack)
+    check_config(target)
+
+
+def software(target: Target) -> dict[str, object]:
+    """What a result depends on of the software that makes it: an image, or locks and wheels."""
+    if target.container:
+        return {"image": target.container.image.id}
+    environment = manifest.read(env.stack_home(target.stack)) or {}
+    return {"locks": environment.get("base"), "wheels": environment.get("layers")}
 
 
 def check_config(target: Target) -> Path:
     """The installed configuration of the model on the data set, or `error[config-missing]`."""
-    configs = next(env.stack_home(target.stack).glob("lib/python*/site-packages/vitdet/configs"))
+    if target.container:
+        configs = paths.WHEELS / "vitdet" / "vitdet" / "configs"  # what the image was built from
+    else:
+        configs = next(env.stack_home(target.stack).glob("lib/python*/site-packages/vitdet/configs"))
     config = configs / f"{target.model}_{target.dataset}.py"
     if not config.is_file():
         known = sorted(file.stem for file in configs.glob("*.py"))
@@ -99,6 +145,9 @@ def check_config(target: Target) -> Path:
 def describe(target: Target, environ: Mapping[str, str]) -> str:
     """One line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
     kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
+    if target.container:
+        soc = target.stack.soc[0] if target.npu == "sim" else soc_name(os.environ)
+        return f"{len(target.devices)} x {soc}{kind} in {target.container.image.tag}"
     home = paths.shorten(env.stack_home(target.stack))
     return f"{len(target.devices)} x {soc_name(environ)}{kind} in {home}"
 
@@ -161,15 +210,17 @@ def check_data(dataset: str, *splits: str) -> Path:
 
 
 def run_environ(target: Target, work_dir: Path) -> dict[str, str]:
-    """The environment of train.sh and eval.sh."""
-    return env.stack_environ(target.stack) | {
+    """The environment of train.sh and eval.sh; for a container, only what it is given."""
+    given = {
         "MODEL": target.model,
         "DATASET": target.dataset,
-        "DEVICES": ",".join(map(str, target.devices)),
         "WORK_DIR": str(work_dir),
         "ASCENDET_DATA": str(assets.root()),
         "DETECTRON2_DATASETS": str(assets.root()),
     }
+    if target.container:
+        return given
+    return env.stack_environ(target.stack) | given | {"DEVICES": ",".join(map(str, target.devices))}
 
 
 def link_latest(run: Path) -> None:
@@ -190,8 +241,35 @@ def last_checkpoint(run: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def execute(script: str, environ: Mapping[str, str], log: Path) -> None:
+def in_container(
+    target: Target, script: str, environ: Mapping[str, str], log: Path, inputs: Sequence[Path] = ()
+) -> tuple[str, list[str]]:
+    """Name and command of a container for `execute`; it sees the data set and `inputs`, and writes beside `log`."""
+    assert target.container is not None
+    log.touch()
+    target.container.prepare(log.parent)
+    name = re.sub(r"[^\w]+", "-", f"ascendet-{script.removesuffix('.sh')}-{log.parent.name}")
+    command = target.container.command(
+        target.devices,
+        [f"{container.SCRIPTS}/{script}"],
+        name=name,
+        work_dir=log.parent,
+        inputs=list(dict.fromkeys([assets.root(), check_data(target.dataset).resolve(), *inputs])),
+        environ=environ,
+    )
+    return name, [engine.client(), *command]
+
+
+def execute(
+    script: str,
+    environ: Mapping[str, str],
+    log: Path,
+    target: Target | None = None,
+    inputs: Sequence[Path] = (),
+) -> None:
     """Run one of our shell scripts to its end: everything into `log`, progress on the terminal.
+
+    It runs in the container of `target`, where there is one; see `in_container` for `inputs`.
 
     An interrupt (Ctrl-C, SIGTERM) is passed on, so that the ranks end before we do.
 
@@ -199,9 +277,14 @@ def execute(script: str, environ: Mapping[str, str], log: Path) -> None:
     ------
     AscendetError
         `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `npu-out-of-memory`,
-        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`.
+        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`; from a container also what
+        `engine.explain` names.
     """
     command = ["bash", str(paths.ROOT / "scripts" / script)]
+    name = None
+    if target and target.container:
+        name, command = in_container(target, script, environ, log, inputs)
+        environ = os.environ
     # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
     with (
         log.open("a", encoding="utf-8") as file,
@@ -214,7 +297,7 @@ def execute(script: str, environ: Mapping[str, str], log: Path) -> None:
             errors="replace",
             start_new_session=True,
         ) as child,
-        _interrupts_to(child) as interrupted,
+        _interrupts_to(child, name) as interrupted,
     ):
         assert child.stdout is not None
         for line in child.stdout:
@@ -242,8 +325,8 @@ def shorten_progress(line: str) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_to(child: subprocess.Popen[str]) -> Iterator[list[float]]:
-    """Pass SIGINT and SIGTERM to the child; the list holds when they arrived (seconds, monotonic).
+def _interrupts_to(child: subprocess.Popen[str], name: str | None) -> Iterator[list[float]]:
+    """Pass SIGINT and SIGTERM to the child (docker's client passes them on); the list holds when (seconds, monotonic).
 
     make and timeout each pass a signal on that they get, so what follows within a moment is the same request.
     """
@@ -256,6 +339,8 @@ def _interrupts_to(child: subprocess.Popen[str]) -> Iterator[list[float]]:
                 child.terminate()  # torchrun ends its ranks itself
             print("\nstopping the ranks …", file=sys.stderr, flush=True)
         elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C means it
+            if name:
+                subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)
             _kill_tree(child.pid)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -336,6 +421,9 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
         return busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     text = "\n".join(lines[-400:])
+    known = engine.explain(text)
+    if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
+        return known
     refused = re.search(r"CheckpointError: (.*(?:\n(?!\[|Traceback|  File).*){0,6})", text)
     if refused:
         reason = refused[1].strip()

@@ -60,6 +60,30 @@ class Stack:
             )
         return stacks[name]
 
+    def chip(self, soc: str = "") -> str:
+        """The SoC family's name in the tags of CANN images, "910b" or "a3"; no `soc` means the stack's first.
+
+        CANN's operators, and from 8.5 on its compiler, come per family.
+
+        Raises
+        ------
+        AscendetError
+            `soc-unknown`: the stack is not meant for it.
+        """
+        if soc and soc not in self.soc:
+            raise AscendetError(
+                "soc-unknown",
+                f"the {self.name} stack is not meant for this SoC",
+                expected=", ".join(self.soc),
+                found=f"SOC={soc}",
+                hint=f"SOC={self.soc[0]}; npu-smi info shows the name, without `Ascend`",
+            )
+        return "a3" if (soc or self.soc[0]).startswith("Ascend910_") else "910b"
+
+    def base_image(self, soc: str = "") -> str:
+        """The CANN image for a SoC, by name and tag."""
+        return self.image.replace("-910b-", f"-{self.chip(soc)}-")
+
     @property
     def pair(self) -> str:
         """How people name the versions that must fit: `torch 2.8.0 + torch_npu 2.8.0`."""

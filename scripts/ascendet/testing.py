@@ -2,6 +2,7 @@
 
 tests/unit            the tools environment, no torch, no network
 tests/fetch           the same, with servers on this machine
+tests/image           the tools environment and a Docker engine, which is started for it where it can be
 tests/<others>        the stack's environment, on the NPUs that NPU says (cann_sim where there are none)
 tests/npu             the same, only with real NPUs
 tests/bench           never: `make bench-<name>` prints measurements, it does not judge them
@@ -23,7 +24,7 @@ from ascendet.stack import Stack
 
 TESTS = paths.ROOT / "tests"
 # Not run with the stack's suites: those with a suite of their own, measurements, data for tests.
-_APART = {"unit", "fetch", "bench", "fixtures", "npu"}
+_APART = {"unit", "fetch", "image", "bench", "fixtures", "npu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,12 @@ def fetch(stack: Stack) -> Counts:
     return _pytest(env.ensure_tools(), "fetch", [TESTS / "fetch"], _environ(os.environ))
 
 
+def image(stack: Stack) -> Counts:
+    """The tests of the container image."""
+    install.ensure(stack)
+    return _pytest(env.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
+
+
 def sim(stack: Stack) -> Counts:
     """The tests that need torch, our wheels and a device."""
     python = install.ensure(stack)
@@ -121,7 +128,13 @@ def sim(stack: Stack) -> Counts:
     return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
 
 
-SUITES: dict[str, Callable[[Stack], Counts]] = {"lint": lint, "unit": unit, "fetch": fetch, "sim": sim}
+SUITES: dict[str, Callable[[Stack], Counts]] = {
+    "lint": lint,
+    "unit": unit,
+    "fetch": fetch,
+    "image": image,
+    "sim": sim,
+}
 
 
 def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, str]) -> Counts:

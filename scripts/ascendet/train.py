@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import env, install, manifest, paths, runs
+from ascendet import manifest, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -26,14 +26,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
     stack = Stack.load(args.stack)
-    target = runs.check_target(stack, args.model, args.dataset, args.devices)
+    target = runs.check_target(args)
     data = runs.check_data(target.dataset)
     if not any(data.glob("annotations/instances_train*.json")):
         raise AscendetError(
             "data-missing", f"{target.dataset} has nothing to train on", hint="make data train DATASET=coco"
         )
-    install.ensure(stack)
-    runs.check_config(target)
+    runs.prepare(target)
     inputs = _inputs(target, data)
     finished = _find(target, inputs)
     if finished:
@@ -57,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with _state(run, facts):
-        runs.execute("train.sh", environ, run / LOG)
+        runs.execute("train.sh", environ, run / LOG, target)
     checkpoint = runs.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
     print(f"trained: {paths.shorten(checkpoint)}")
@@ -65,7 +64,6 @@ def execute(args: argparse.Namespace) -> None:
 
 def _inputs(target: runs.Target, data: Path) -> dict[str, object]:
     """What the result depends on: not which devices, but how many, for they make the batch size."""
-    environment = manifest.read(env.stack_home(target.stack)) or {}
     dataset = manifest.read(data) or {}
     return {
         "model": target.model,
@@ -73,8 +71,7 @@ def _inputs(target: runs.Target, data: Path) -> dict[str, object]:
         "data": dataset.get("key"),
         "ranks": len(target.devices),
         "npu": target.npu,
-        "locks": environment.get("base"),
-        "wheels": environment.get("layers"),
+        **runs.software(target),
     }
 
 

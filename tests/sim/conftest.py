@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,3 +59,30 @@ def run_python(tmp_path: Path) -> RunPython:
         )
 
     return run
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two network namespaces with own addresses, joined by a virtual cable; they share nothing but that."""
+    names = [f"hccl{os.getpid()}a", f"hccl{os.getpid()}b"]
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes two network namespaces")
+
+    def ip(*words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ends = [(name[:14], "netns", name) for name in names]
+        ip("link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
+        for index, name in enumerate(names):
+            ip("-n", name, "address", "add", f"198.18.7.{index + 1}/24", "dev", name[:14])
+            ip("-n", name, "link", "set", name[:14], "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)

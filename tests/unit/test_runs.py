@@ -25,7 +25,21 @@ def target(build: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Target:
     monkeypatch.setenv("NPU", "sim")
     monkeypatch.delenv("CANN_SIM_DEVICES", raising=False)
     monkeypatch.delenv("ASCENDET_DATA", raising=False)
-    return runs.check_target(STACK, "vitdet-tiny", "shapes", "6,7")
+    return check("vitdet-tiny", "shapes", "6,7")
+
+
+def check(model: str, dataset: str, devices: str, stack: str = "vitdet") -> runs.Target:
+    parser = argparse.ArgumentParser()
+    runs.add_target_options(parser)
+    options = [f"--stack={stack}", f"--model={model}", f"--dataset={dataset}", f"--devices={devices}"]
+    return runs.check_target(parser.parse_args(options))
+
+
+def test_place_is_checked(target: runs.Target) -> None:
+    parser = argparse.ArgumentParser()
+    runs.add_target_options(parser)
+    words = ["--model=vitdet-tiny", "--dataset=shapes", "--devices=0", "--run-in=dokcer"]
+    assert fails("usage", runs.check_target, parser.parse_args(words)).hint == "RUN_IN=docker"
 
 
 def fails(name: str, call: object, *arguments: object) -> AscendetError:
@@ -46,11 +60,11 @@ def make_run(target: runs.Target, name: str, state: str, key: str = "k", checkpo
 
 
 def test_names_are_checked_before_anything_is_built(target: runs.Target, build: Path) -> None:
-    error = fails("model-unknown", runs.check_target, STACK, "nope", "shapes", "0")
+    error = fails("model-unknown", check, "nope", "shapes", "0")
     assert error.expected == "vitdet-tiny, vitdet-b, vitdet-b-overfit"
-    fails("dataset-unknown", runs.check_target, STACK, "vitdet-b", "imagenet", "0")
-    fails("devices-invalid", runs.check_target, STACK, "vitdet-b", "coco", "9")
-    fails("model-unknown", runs.check_target, Stack.load("blendmask"), "blendmask", "coco", "0")
+    fails("dataset-unknown", check, "vitdet-b", "imagenet", "0")
+    fails("devices-invalid", check, "vitdet-b", "coco", "9")
+    fails("model-unknown", check, "blendmask", "coco", "0", "blendmask")
     for dataset in ("shapes", "coco"):
         error = fails("data-missing", runs.check_data, dataset)
         assert f"make data DATASET={dataset}" in error.hint

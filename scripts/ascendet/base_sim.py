@@ -1,0 +1,85 @@
+"""`make base-sim`: a stand-in for the CANN image, for machines without one: Debian, Python and cann_sim.
+
+The simulated CANN lies where CANN 8.5 lies in Ascend's image, under the same names and links, so the same Dockerfile
+builds on it and the same entry point finds it. A label says what it is, and images that are built on it inherit that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ascendet import engine, env, image, manifest
+from ascendet.errors import AscendetError
+from ascendet.stack import Stack
+
+configure_parser = image.add_image_options
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Make it and print its name, for BASE_IMAGE."""
+    os.environ["NPU"] = "sim"  # whatever this machine has
+    print(ensure(Stack.load(args.stack), image.check_machine(args.arch)))
+
+
+def ensure(stack: Stack, machine: str) -> str:
+    """Make the stand-in for the CANN image: Debian, Python, cann_sim where CANN 8.5 has itself; its name.
+
+    Raises
+    ------
+    AscendetError
+        `command-failed`: mmdebstrap is missing or fails.
+    """
+    name = f"ascendet/cann-sim:{stack.cann}-torch{stack.torch}-{machine}"
+    env.ensure_base(stack)
+    tree = env.find_cann(stack).home
+    inputs = {
+        "tree": manifest.digest_tree(tree),
+        "code": manifest.digest_file(Path(__file__)),
+        "machine": machine,
+    }
+    key = manifest.digest_inputs(inputs)
+    known = engine.inspect("image", [name])
+    if known and known[0]["Config"]["Labels"].get("ascendet.key") == key:
+        return name
+    if shutil.which("mmdebstrap") is None:
+        raise AscendetError("command-failed", "mmdebstrap is missing", hint="apt-get install mmdebstrap")
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, manifest.full_disk_named(Path(folder)):
+        root, archive = Path(folder, "root"), Path(folder, "base.tar")
+        cann = f"cann-{stack.cann}"
+        ascend = root / "usr/local/Ascend"
+        shutil.copytree(tree, ascend / cann, symlinks=True)
+        (ascend / "cann").symlink_to(cann)
+        (ascend / "ascend-toolkit").mkdir()
+        (ascend / "ascend-toolkit/latest").symlink_to(f"../{cann}")
+        (ascend / "ascend-toolkit/set_env.sh").write_text(f"source /usr/local/Ascend/{cann}/set_env.sh\n")
+        (ascend / "nnal/atb").mkdir(parents=True)
+        (ascend / "nnal/atb/set_env.sh").write_text(
+            "export ATB_HOME_PATH=/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1\n"
+        )
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            f"--architectures={image.PLATFORMS[machine]}",
+        ]
+        command += [f"--include=python{stack.python},python3-pip,libstdc++6"]
+        command += ["--dpkgopt=path-exclude=/usr/share/doc/*", f"--customize-hook=sync-in {root} /"]
+        done = subprocess.run([*command, "bookworm", str(archive)], check=False)
+        if done.returncode:
+            raise AscendetError(
+                "command-failed",
+                "mmdebstrap failed",
+                found=f"exit code {done.returncode}",
+                hint="read its message above",
+            )
+        changes = [f"LABEL {image.SIMULATED}=true ascendet.key={key}", "CMD bash"]
+        changes += [
+            f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}"
+        ]
+        engine.run("import", *(f"--change={change}" for change in changes), str(archive), name)
+    return name
