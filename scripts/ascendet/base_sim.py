@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from ascendet import engine, env, image, manifest
+from ascendet import cross, engine, env, image, manifest
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -36,7 +37,8 @@ def ensure(stack: Stack, machine: str) -> str:
     """
     name = f"ascendet/cann-sim:{stack.cann}-torch{stack.torch}-{machine}"
     env.ensure_base(stack)
-    tree = env.find_cann(stack).home
+    here = machine == platform.machine()
+    tree = env.find_cann(stack).home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
         "tree": manifest.digest_tree(tree),
         "code": manifest.digest_file(Path(__file__)),
@@ -81,5 +83,9 @@ def ensure(stack: Stack, machine: str) -> str:
         changes += [
             f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}"
         ]
-        engine.run("import", *(f"--change={change}" for change in changes), str(archive), name)
+        options = [
+            f"--platform=linux/{image.PLATFORMS[machine]}",
+            *(f"--change={change}" for change in changes),
+        ]
+        engine.run("import", *options, str(archive), name)
     return name

@@ -153,29 +153,21 @@ def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
         yield from _tree(folder, f"cache/{folder.relative_to(paths.CACHE).as_posix()}")
 
 
-# What of COCO a data set needs; its models start from the stack's weights. `shapes` is made anywhere, from nothing.
-_ARCHIVES = {
-    "shapes": (),
-    "coco": ("train2017.zip", "val2017.zip", "annotations_trainval2017.zip"),
-    "coco-val": ("val2017.zip", "annotations_trainval2017.zip"),
-    "coco-val200": ("annotations_trainval2017.zip",),
-}
-
-
 def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
-    if dataset not in _ARCHIVES:
+    if dataset not in assets.DATASETS:
         raise AscendetError(
             "dataset-unknown",
             f"there is no data set {dataset!r}",
-            expected=", ".join(_ARCHIVES),
+            expected=", ".join(assets.DATASETS),
             found=f"DATASET={dataset}",
             hint="make bundle DATASET=coco",
         )
     known = assets.load()
-    for name in (*_ARCHIVES[dataset], *stack.weights) if dataset != "shapes" else ():
+    archives = [assets.ARCHIVES[part] for part in assets.DATASETS[dataset]]
+    for name in (*archives, *stack.weights) if archives else ():
         if not assets.find(known[name]):
             fetching = f"make weights STACK={stack.name}"
-            if name in _ARCHIVES[dataset]:
+            if name in archives:
                 fetching = f"make data DATASET={dataset} KEEP=1"
             raise AscendetError(
                 "data-missing",
@@ -279,8 +271,7 @@ def _read_index(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, object], li
     needed = sum(entry.bytes for entry in entries if not _target(path, entry).exists())
     folder = paths.CACHE
     folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < needed:
-        raise manifest.disk_full(folder)
+    manifest.check_space(folder, needed, "ASCENDET_CACHE")
     return index, entries
 
 

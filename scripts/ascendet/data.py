@@ -32,8 +32,6 @@ _GENERATOR = Path(__file__).with_name("shapes.py")
 # What training and evaluation read of COCO 2017, and how many images it has.
 _COCO = {"train2017": 118_287, "val2017": 5_000}
 SPLITS = tuple(_COCO)
-_ANNOTATIONS = "annotations"
-_ARCHIVES = {_ANNOTATIONS: "annotations_trainval2017.zip"} | {split: f"{split}.zip" for split in _COCO}
 _SUBSET = 200
 # Names and places of a zip's members are at its end: about 100 bytes for each of val2017.zip's 5,001.
 _DIRECTORY = 2**21
@@ -76,7 +74,7 @@ def execute(args: argparse.Namespace) -> None:
         folder = ensure_shapes(Stack.load(args.stack))
         splits = (manifest.read(folder) or {}).get("splits")
     elif args.dataset in ("coco", "coco-val"):
-        wanted = SPLITS if args.dataset == "coco" else ("val2017",)
+        wanted = [part for part in assets.DATASETS[args.dataset] if part in SPLITS]
         folder = ensure_coco(wanted, choices)
         splits = {split: _COCO[split] for split in wanted}
     elif args.dataset == "coco-val200":
@@ -86,7 +84,7 @@ def execute(args: argparse.Namespace) -> None:
         raise AscendetError(
             "dataset-unknown",
             f"there is no data set {args.dataset!r}",
-            expected="shapes, coco, coco-val, coco-val200",
+            expected=", ".join(assets.DATASETS),
             found=f"DATASET={args.dataset}",
             hint="make data DATASET=shapes",
         )
@@ -151,7 +149,7 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
     """
     folder = assets.root() / "coco"
     if choices.keep == "1":
-        names = [_ARCHIVES[part] for part in (_ANNOTATIONS, *splits)]
+        names = [assets.ARCHIVES[part] for part in (assets.ANNOTATIONS, *splits)]
         assets.ensure(names, mirror=choices.mirror, accept_new=choices.accept_new)
     with contextlib.suppress(AscendetError):
         return check_coco(splits)
@@ -159,7 +157,7 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
     with manifest.full_disk_named(folder), assets.unwritable_named(folder):
         lock = manifest.locked(folder.resolve() / ".lock", "coco")
         with lock:
-            missing = [part for part in (_ANNOTATIONS, *splits) if not _is_whole(folder, part)]
+            missing = [part for part in (assets.ANNOTATIONS, *splits) if not _is_whole(folder, part)]
             for part in missing:
                 if (folder / part).exists():  # the user's: what we unpack appears whole
                     shown = paths.shorten(folder / part)
@@ -167,8 +165,8 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
                         folder / part, "nothing, or all of it", "a part of it", f"mv '{shown}' <elsewhere>"
                     )
             known = assets.load()
-            archives = [known[_ARCHIVES[part]] for part in missing]
-            fetch.check_space(folder, sum(one.unpacked for one in archives))
+            archives = [known[assets.ARCHIVES[part]] for part in missing]
+            manifest.check_space(folder, sum(one.unpacked for one in archives), "ASCENDET_DATA")
             assets.ensure(
                 [one.name for one in archives], mirror=choices.mirror, accept_new=choices.accept_new
             )
@@ -191,20 +189,20 @@ def _unpack(folder: Path, part: str, asset: assets.Asset) -> None:
             raise _invalid(
                 temp / name, f"sha256:{expected}", f"sha256:{found}", f"rm '{asset.path}' && make data"
             )
-    if part != _ANNOTATIONS:
-        check_images(temp, folder / _ANNOTATIONS / f"instances_{part}.json")
+    if part != assets.ANNOTATIONS:
+        check_images(temp, folder / assets.ANNOTATIONS / f"instances_{part}.json")
     checklists = folder / _CHECKLISTS / part
     checklists.mkdir(parents=True, exist_ok=True)
     manifest.write(checklists, {"archive": asset.sha256, "members": members})
     os.sync()  # a hundred thousand files at once, before the folder's name says that they are there
     temp.rename(folder / part)
-    parts = {one: (manifest.read(folder / _CHECKLISTS / one) or {}).get("archive") for one in _ARCHIVES}
+    parts = {one: (manifest.read(folder / _CHECKLISTS / one) or {}).get("archive") for one in assets.ARCHIVES}
     manifest.write(folder, {"stage": "data/coco", "key": manifest.digest_inputs(parts), "archives": parts})
 
 
 def _is_whole(folder: Path, part: str) -> bool:
     """A quick look: the annotations are there, or as many images as there should be."""
-    if part == _ANNOTATIONS:
+    if part == assets.ANNOTATIONS:
         return all((folder / part / f"instances_{split}.json").is_file() for split in _COCO)
     return (folder / part).is_dir() and _count(folder / part) == _COCO[part]
 
@@ -309,7 +307,7 @@ def ensure_subset(choices: Choices) -> Path:
     together to the digest of `val200` in the lock.
     """
     folder = assets.root() / "coco-val200"
-    if (folder / _ANNOTATIONS).is_dir():
+    if (folder / assets.ANNOTATIONS).is_dir():
         return folder
     asset = assets.load()["val200"]
     if not asset.digests and not choices.accept_new and not _is_whole(assets.root() / "coco", "val2017"):
@@ -322,9 +320,9 @@ def ensure_subset(choices: Choices) -> Path:
         assets.unwritable_named(folder),
         manifest.locked(folder.resolve() / ".lock", "coco-val200"),
     ):
-        if (folder / _ANNOTATIONS).is_dir():
+        if (folder / assets.ANNOTATIONS).is_dir():
             return folder
-        source = coco / _ANNOTATIONS / "instances_val2017.json"
+        source = coco / assets.ANNOTATIONS / "instances_val2017.json"
         chosen = sorted(list_images(source), key=lambda image: int(str(image["id"])))[:_SUBSET]
         names = [str(image["file_name"]) for image in chosen]
         images.mkdir(exist_ok=True)
@@ -333,7 +331,7 @@ def ensure_subset(choices: Choices) -> Path:
                 shutil.copy2(coco / "val2017" / name, images / name)
         else:
             _fetch_images(asset, names, images, choices.mirror)
-        temp = folder / f".tmp-{_ANNOTATIONS}"
+        temp = folder / f".tmp-{assets.ANNOTATIONS}"
         temp.mkdir(exist_ok=True)
         _write_subset(source, temp / source.name, {image["id"] for image in chosen})
         check_images(images, temp / source.name)
@@ -351,7 +349,7 @@ def ensure_subset(choices: Choices) -> Path:
                 hint=f"rm -r '{shown}' && make data DATASET=coco-val200",
             )
         manifest.write(folder, {"stage": "data/coco-val200", "key": digest[:16], "images": digest})
-        temp.rename(folder / _ANNOTATIONS)
+        temp.rename(folder / assets.ANNOTATIONS)
     return folder
 
 
@@ -413,18 +411,18 @@ def check_everything() -> dict[str, list[str]]:
         if asset.path.is_file() and asset.digests:
             found[f"{asset.folder}/{asset.name}"] = _problems(functools.partial(assets.verify, asset))
     coco = assets.root() / "coco"
-    for part in (_ANNOTATIONS, *_COCO):
+    for part in (assets.ANNOTATIONS, *_COCO):
         if (coco / part).is_dir():
             found[f"coco/{part}"] = _check_part(coco, part)
     subset = assets.root() / "coco-val200"
-    if (subset / _ANNOTATIONS).is_dir():
+    if (subset / assets.ANNOTATIONS).is_dir():
         digest = _digest_images(subset / "val2017")
         stated = (manifest.read(subset) or {}).get("images")
         found["coco-val200"] = (
             [] if digest == stated else [f"the images are sha256:{digest}, not sha256:{stated}"]
         )
         found["coco-val200"] += _problems(
-            lambda: check_images(subset / "val2017", subset / _ANNOTATIONS / "instances_val2017.json")
+            lambda: check_images(subset / "val2017", subset / assets.ANNOTATIONS / "instances_val2017.json")
         )
     shapes = assets.root() / "shapes"
     outputs = (manifest.read(shapes) or {}).get("outputs")
@@ -442,13 +440,13 @@ def _check_part(coco: Path, part: str) -> list[str]:
     problems = []
     if isinstance(stated, dict):
         problems += archive.compare(coco / part, {name: (size, crc) for name, (size, crc) in stated.items()})
-    if part == _ANNOTATIONS:  # also where the user brought the folder
-        for name, digest in assets.load()[_ARCHIVES[part]].members.items():
+    if part == assets.ANNOTATIONS:  # also where the user brought the folder
+        for name, digest in assets.load()[assets.ARCHIVES[part]].members.items():
             if (coco / part / name).is_file() and manifest.digest_file(coco / part / name) != digest:
                 problems.append(f"{name} is not sha256:{digest}")
         return problems
     return problems + _problems(
-        lambda: check_images(coco / part, coco / _ANNOTATIONS / f"instances_{part}.json")
+        lambda: check_images(coco / part, coco / assets.ANNOTATIONS / f"instances_{part}.json")
     )
 
 

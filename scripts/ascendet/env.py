@@ -243,7 +243,7 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     else:
         print(f"{paths.shorten(home)}: making it", flush=True)
     if not tools:
-        _check_disk(home.parent)
+        manifest.check_space(home.parent, _DISK_NEEDED.get(platform.machine(), 0))
     command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
@@ -378,20 +378,6 @@ def _interpreter(version: str) -> str:
             hint=f"install Python {version}, then: make PYTHON=/path/to/python{version} doctor",
         )
     return found
-
-
-def _check_disk(folder: Path) -> None:
-    """Refuse to start what cannot end well."""
-    needed = _DISK_NEEDED.get(platform.machine(), 0)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise AscendetError(
-            "disk-full",
-            f"too little space for the environment in {paths.shorten(folder)}",
-            expected=f"{needed / 2**30:.0f} GiB free",
-            found=f"{free / 2**30:.1f} GiB free",
-            hint="free some space, or set ASCENDET_BUILD to a folder on a larger disk",
-        )
 
 
 # -- cann_sim --

@@ -28,7 +28,7 @@ from typing import Protocol
 import requests
 import urllib3
 
-from ascendet import __version__, manifest, paths
+from ascendet import __version__, manifest
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.progress import Meter
 
@@ -659,20 +659,7 @@ def _check_space(downloads: Sequence[_Download]) -> None:
         `disk-full`.
     """
     needed = sum((download.size or 0) - download.present for download in downloads if not download.done)
-    check_space(downloads[0].file.path.parent, needed)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise `disk-full` where the disk of `folder` has fewer than `needed` bytes left."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise AscendetError(
-            "disk-full",
-            f"too little space in {paths.shorten(folder)}",
-            expected=f"{needed / 2**30:.1f} GiB free",
-            found=f"{free / 2**30:.1f} GiB free",
-            hint="free some space, or set ASCENDET_DATA to a folder on a larger disk, then run the command again",
-        )
+    manifest.check_space(downloads[0].file.path.parent, needed, "ASCENDET_DATA")
 
 
 # -- connections --

@@ -218,6 +218,22 @@ def is_full(folder: Path, needed: int = 16 * 2**20) -> bool:
     return shutil.disk_usage(folder).free < needed
 
 
+def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCENDET_CACHE") -> None:
+    """Refuse to start what cannot end: `disk-full` where the disk of `folder` has fewer than `needed` bytes left.
+
+    `move` names the settings that put the folder elsewhere.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise AscendetError(
+            "disk-full",
+            f"too little space in {paths.shorten(folder)}",
+            expected=f"{needed / 2**30:.1f} GiB free",
+            found=f"{free / 2**30:.1f} GiB free",
+            hint=f"free some space, or set {move} to a larger disk; then run it again",
+        )
+
+
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, saying so when that means to wait.

@@ -453,7 +453,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
             assert cli.main(argv) == 0, argv
         env.tools_home = lambda: real
         env.tools_pip = lambda: [sys.executable, "-m", "pip"]
-        env._check_disk = lambda folder: None
+        env._DISK_NEEDED.clear()
         env._ensure(paths.BUILD / "venv/demo", "3.11", [paths.LOCK / "vitdet.txt"], {{}})
     """
     environ = os.environ | {
