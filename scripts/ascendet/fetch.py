@@ -32,7 +32,7 @@ from ascendet import __version__, manifest
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.progress import Meter
 
-_CHUNK = 2**18
+_CHUNK = 2**20
 _WINDOW = 2**23
 _FULL_DIGEST = {"sha256": 64, "md5": 32}
 _UNKNOWN = 2**62  # the end of a file whose size nobody has told yet
@@ -45,7 +45,7 @@ class Policy:
 
     connections: int = 16  # of all files together
     smallest: int = 2**18  # a range
-    largest: int = 2**25
+    largest: int = 2**23  # more at once leave the digest behind: it is computed from the front
     tries: int = 6  # rounds without progress until a mirror is given up
     pause: float = 0.5  # after the first; it doubles, with jitter
     longest_pause: float = 60.0
