@@ -79,13 +79,14 @@ def ensure(stack: Stack, machine: str) -> str:
                 found=f"exit code {done.returncode}",
                 hint="read its message above",
             )
-        changes = [f"LABEL {image.SIMULATED}=true ascendet.key={key}", "CMD bash"]
-        changes += [
-            f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}"
-        ]
-        options = [
-            f"--platform=linux/{image.PLATFORMS[machine]}",
-            *(f"--change={change}" for change in changes),
-        ]
-        engine.run("import", *options, str(archive), name)
+        context = Path(folder, "context")
+        context.mkdir()
+        archive.rename(context / archive.name)
+        # A build, because engines import every archive as their own architecture's.
+        (context / "Dockerfile").write_text(
+            f"FROM scratch\nADD {archive.name} /\nLABEL {image.SIMULATED}=true ascendet.key={key}\n"
+            f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}\n"
+            'CMD ["bash"]\n'
+        )
+        engine.run("build", f"--platform=linux/{image.PLATFORMS[machine]}", f"--tag={name}", str(context))
     return name
