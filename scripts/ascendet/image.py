@@ -157,10 +157,10 @@ def latest(args: argparse.Namespace) -> Image:
     """What `make image` made last for the stack, or `error[image-missing]`; nothing is built."""
     folder = home(Stack.load(args.stack), check_machine(args.arch))
     known = manifest.read(folder / "latest")
-    if known is None:
+    if known is None or not engine.inspect("image", [str(known["tag"])]):
         raise AscendetError(
             "image-missing",
-            "the image was not built here",
+            "the image was not built here, or the engine has it no more",
             expected=f"{paths.shorten(folder / 'latest')}/{manifest.MANIFEST}",
             hint=f"make image STACK={args.stack}, or IMAGE=<name> for one that the engine has",
         )
