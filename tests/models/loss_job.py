@@ -120,7 +120,9 @@ def main() -> None:
     sum((level * torch.linspace(-1, 1, level.numel()).view_as(level)).sum() for level in levels).backward()
     # The heads get the same features to the last bit: a unit whose input is 1e-7 on one side and -1e-7 on the other has
     # another gradient, and then the comparison would be one of rounding.
-    features_of_heads = [one.detach().requires_grad_() for one in (content.get("theirs") or {"neck": levels})["neck"]]
+    features_of_heads = [
+        one.detach().requires_grad_() for one in (content.get("theirs") or {"neck": levels})["neck"]
+    ]
     model.extract_feat = lambda _: features_of_heads
     losses = model(**batch, mode="loss")
     total, parts = model.parse_losses(losses)

@@ -21,7 +21,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 
-def assign(anchors: Tensor, boxes: Tensor, positive: float, negative: float, low_quality: float | None) -> Tensor:
+def assign(
+    anchors: Tensor, boxes: Tensor, positive: float, negative: float, low_quality: float | None
+) -> Tensor:
     """Which ground-truth box each anchor stands for, as mmdet's `MaxIoUAssigner` decides it.
 
     Parameters
@@ -110,7 +112,9 @@ class FixedShapeRPNHead(RPNHead):
         offset = int(torch.randint(count, ()))
         keys = keys[offset : offset + count]
         most = min(self.sampler.num, count)
-        positive = torch.where(assigned > 0, keys, -1.0).topk(min(int(most * self.sampler.pos_fraction), count))
+        positive = torch.where(assigned > 0, keys, -1.0).topk(
+            min(int(most * self.sampler.pos_fraction), count)
+        )
         negative = torch.where(assigned == 0, keys, -1.0).topk(most)
         is_positive = positive.values >= 0
         rank = torch.arange(most, device=assigned.device)
@@ -154,7 +158,9 @@ class FixedShapeRPNHead(RPNHead):
             # mmdet counts at least one of each kind.
             total = is_positive.sum().clamp(min=1) + is_negative.sum().clamp(min=1)
             parts.append((score[index, picked], labels, weight, delta[index, positive], target, total))
-        score, labels, weight, delta, target = (torch.stack(part) for part in list(zip(*parts, strict=True))[:5])
+        score, labels, weight, delta, target = (
+            torch.stack(part) for part in list(zip(*parts, strict=True))[:5]
+        )
         total = sum(part[-1] for part in parts)
         of_positive = weight[:, : delta.shape[1], None].expand_as(delta)
         return {
