@@ -61,6 +61,16 @@ class UsualViT(ViT):
         return x.permute(0, 3, 1, 2)
 
 
+def clock() -> tuple[float, float]:
+    """Wall and CPU seconds; the latter, of all threads, count the same on a busy machine."""
+    return time.perf_counter(), time.process_time()
+
+
+def elapsed(start: tuple[float, float]) -> tuple[float, float]:
+    """Wall and CPU seconds since then."""
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
 def peak() -> float:
     """The most memory that this process has held so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -90,19 +100,13 @@ def measure(kind: str, size: int, depth: int, out: Path) -> None:
     before, result = peak(), {}
     with torch.no_grad():
         model.eval()
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            features = model(image)
-            seconds.append(time.perf_counter() - start)
-        result["forward"] = (min(seconds), peak() - before)
-    seconds = []
-    for _ in range(2):
-        model.zero_grad(set_to_none=True)
-        start = time.perf_counter()
-        model(image).square().mean().backward()
-        seconds.append(time.perf_counter() - start)
-    result["forward + backward"] = (min(seconds), peak() - before)
+        model(image)  # the first one also allocates
+        start = clock()
+        features = model(image)
+        result["forward"] = (*elapsed(start), peak() - before)
+    start = clock()
+    model(image).square().mean().backward()
+    result["forward + backward"] = (*elapsed(start), peak() - before)
     gradient = model.blocks[-1].attn.rel_pos_h.grad
     torch.save({"result": json.dumps(result), "features": features, "gradient": gradient}, out)
 
@@ -125,16 +129,16 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, *same, "--measure", kind, file], check=True)
             found[kind] = torch.load(file, weights_only=True)
     threads = torch.get_num_threads()
-    print(
-        f"ViT-B, {args.depth} blocks, 1 image of {args.size} px, float32, CPU, {threads} threads; the best of runs"
-    )
+    print(f"ViT-B, {args.depth} blocks, 1 image of {args.size} px, float32, CPU, {threads} threads")
     usual = json.loads(found["usual"]["result"])
     for step in usual:
-        print(f"{step:<24}{'seconds':>10}{'faster':>9}{'peak GiB':>10}{'less':>7}")
+        print(f"{step:<24}{'seconds':>9}{'faster':>8}{'CPU s':>9}{'faster':>8}{'peak GiB':>10}{'less':>6}")
         for kind, name in KINDS.items():
-            seconds, memory = json.loads(found[kind]["result"])[step]
-            faster, less = usual[step][0] / seconds, 1 - memory / usual[step][1]
-            print(f"  {name:<22}{seconds:>10.2f}{faster:>8.2f}x{memory:>10.2f}{less:>7.0%}")
+            wall, cpu, memory = json.loads(found[kind]["result"])[step]
+            faster = (usual[step][0] / wall, usual[step][1] / cpu)
+            less = 1 - memory / usual[step][2]
+            times = f"{wall:>9.2f}{faster[0]:>7.2f}x{cpu:>9.2f}{faster[1]:>7.2f}x"
+            print(f"  {name:<22}{times}{memory:>10.2f}{less:>6.0%}")
     for kind in ("plain", "fused"):
         for what in ("features", "gradient"):
             one, other = found["usual"][what], found[kind][what]

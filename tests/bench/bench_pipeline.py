@@ -114,7 +114,7 @@ def main() -> None:
     print(f"8 cards at an assumed {args.card:g} images/s each take {8 * args.card:g} images/s:")
     need = 8 * args.card / ours
     print(
-        f"  {need:.1f} of this machine's cores; an assumed host of {args.cores} has {args.cores / need:.0f} times as many"
+        f"  {need:.1f} of such cores; an assumed host of {args.cores} has {args.cores / need:.0f} times that"
     )
     print("No card was measured: divide a real card's images/s by the rate of one core of its host.")
 
