@@ -73,14 +73,10 @@ def test_no_matrix_of_all_pairs_of_tokens_exists(counted: dict[str, Counters]) -
 
 
 def test_region_proposals_keep_their_shapes(counted: dict[str, Counters]) -> None:
-    """Backbone, neck and region proposals on jittered images: nothing new after the third step.
-
-    But for one cast in mmcv's nms adapter: how many boxes survive is known only afterwards.
-    """
-    late = [row for row in counted["region proposals"]["signatures"] if row["first_step"] >= 3]
-    assert [row for row in late if row["op"] != "npu::_npu_dtype_cast"] == []
-    for row in late:
-        assert row["signature"].startswith("int32[")
+    """Backbone, neck and region proposals on jittered images, forward and backward: nothing new after the third step."""
+    steps = counted["region proposals"]["steps"][:-1]
+    assert len(steps) > 4
+    assert [step["new_signatures"] for step in steps[3:]] == [0] * (len(steps) - 3)
 
 
 def test_region_proposals_wait_for_the_batch_and_for_nms(counted: dict[str, Counters]) -> None:
