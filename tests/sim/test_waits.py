@@ -73,7 +73,7 @@ def test_no_matrix_of_all_pairs_of_tokens_exists(counted: dict[str, Counters]) -
 
 
 def test_region_proposals_keep_their_shapes(counted: dict[str, Counters]) -> None:
-    """Backbone, neck and region proposals on jittered images, forward and backward: nothing new after the third step."""
+    """Backbone, neck and region proposals, forward and backward, on jittered images: nothing new after step 3."""
     steps = counted["region proposals"]["steps"][:-1]
     assert len(steps) > 4
     assert [step["new_signatures"] for step in steps[3:]] == [0] * (len(steps) - 3)
