@@ -11,11 +11,15 @@ from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, PlainCheckpointHook, load_from_local
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
+from vitdet.preprocess import FixedShapePreprocessor
 from vitdet.pyramid import LN2d, SimpleFPN
+from vitdet.rpn import FixedShapeRPNHead
 from vitdet.seeding import SeedEachEpochHook
 
 __all__ = [
     "DeviceMemoryHook",
+    "FixedShapePreprocessor",
+    "FixedShapeRPNHead",
     "LN2d",
     "LayerDecayOptimizerConstructor",
     "PlainCheckpointHook",

@@ -16,6 +16,7 @@ grey = dict(img=(114, 114, 114))
 
 model = dict(
     data_preprocessor=dict(
+        type="FixedShapePreprocessor",
         pad_size_divisor=32,
         # Every batch has one shape, so an NPU compiles (and caches) each operator once.
         batch_augments=[dict(type="BatchFixedSizePad", size=image_size, pad_mask=True)],
@@ -34,7 +35,7 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint=data + "/weights/mae_pretrain_vit_base.pth"),
     ),
     neck=dict(_delete_=True, type="SimpleFPN", in_channels=768, out_channels=256, norm_cfg=norm_cfg),
-    rpn_head=dict(num_convs=2),
+    rpn_head=dict(type="FixedShapeRPNHead", num_convs=2),
     roi_head=dict(
         bbox_head=dict(type="Shared4Conv1FCBBoxHead", conv_out_channels=256, norm_cfg=norm_cfg),
         mask_head=dict(norm_cfg=norm_cfg),

@@ -18,6 +18,7 @@ regions = dict(
 
 model = dict(
     data_preprocessor=dict(
+        type="FixedShapePreprocessor",
         pad_size_divisor=32,
         batch_augments=[dict(type="BatchFixedSizePad", size=(128, 128), pad_mask=True)],
     ),
@@ -34,7 +35,11 @@ model = dict(
     ),
     neck=dict(_delete_=True, type="SimpleFPN", in_channels=96, out_channels=48, norm_cfg=norm_cfg),
     rpn_head=dict(
-        num_convs=1, in_channels=48, feat_channels=48, anchor_generator=dict(strides=[2, 4, 8, 16, 32])
+        type="FixedShapeRPNHead",
+        num_convs=1,
+        in_channels=48,
+        feat_channels=48,
+        anchor_generator=dict(strides=[2, 4, 8, 16, 32]),
     ),
     roi_head=dict(
         bbox_roi_extractor=regions,
