@@ -137,6 +137,25 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
+// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py). A tree
+// without the package, or with another package of that name, only lacks that message.
+void refuse_compilation() {
+    const auto is_initialized = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "Py_IsInitialized"));
+    const auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
+    const auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
+    const auto import = reinterpret_cast<void *(*)(const char *)>(dlsym(RTLD_DEFAULT, "PyImport_ImportModule"));
+    const auto clear_error = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "PyErr_Clear"));
+    if (is_initialized == nullptr || is_initialized() == 0 || ensure == nullptr || release == nullptr ||
+        import == nullptr || clear_error == nullptr) {
+        return;
+    }
+    const int state = ensure();
+    if (import("cann_sim.compiling") == nullptr) {
+        clear_error();
+    }
+    release(state);
+}
+
 // The host waits for the device, which has nothing pending unless a fault says so.
 aclError wait(const char *call, int timeout_ms = -1) {
     if (counting()) {
@@ -173,7 +192,11 @@ SIM_API aclError aclInit(const char *) {
     }
     cann_sim::start_counters_from_environment();
     cann_sim::read_faults();
-    return cann_sim::load_compute();
+    const aclError loaded = cann_sim::load_compute();
+    if (loaded == ACL_SUCCESS) {
+        cann_sim::refuse_compilation();
+    }
+    return loaded;
 }
 
 SIM_API aclError aclFinalize() {
