@@ -31,7 +31,11 @@ def batches(steps: int) -> Iterator[torch.Tensor]:
 def assert_equal_parameters(model: torch.nn.Module, expected: torch.nn.Module) -> None:
     for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(
-            ours.detach().cpu(), theirs.detach(), rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}"
+            ours.detach().cpu(),
+            theirs.detach(),
+            rtol=0,
+            atol=0,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 

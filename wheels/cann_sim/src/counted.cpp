@@ -108,6 +108,9 @@ private:
         // Only a mask makes the shape of index's result depend on data.
         const bool waits = needs_host_ && (!is_index_ || has_mask((*stack)[first + 1]));
         const bool counts = counting();
+        if (profiling()) {
+            finish_queued_operators(current_npu());  // the kernel waits for them too: that is not its own time
+        }
         const uint64_t task = cann_sim_task_begin();
         std::string text;
         if (counts || task != 0) {

@@ -49,6 +49,7 @@ size_t cann_sim_hccl_counters(char *text, size_t size);
 #include "hccl_net.h"
 #include "hccl_reduce.h"
 #include "hccl_registry.h"
+#include "one_tree.h"
 
 namespace {
 

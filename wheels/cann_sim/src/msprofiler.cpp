@@ -1,6 +1,7 @@
 // libmsprofiler.so: what torch_npu.profiler looks up there; the session itself is in libascendcl.so (profiler.cpp).
 // aclprofGetSupportedFeatures is absent: torch_npu then says that operator attributes (op_attr) are not recorded.
 
+#include "one_tree.h"
 #include "sim.h"
 #include "third_party/acl/inc/acl/acl_prof.h"
 

@@ -6,7 +6,7 @@
 namespace cann_sim {
 
 // Whether aclprofStart ran and aclprofStop did not: the compute plug-in's operators then report their launches.
-bool profiling();
+__attribute__((visibility("default"))) bool profiling();
 
 }  // namespace cann_sim
 

@@ -5,6 +5,7 @@
 
 #include "counters.h"
 #include "faults.h"
+#include "one_tree.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -250,7 +251,9 @@ aclError select_device(int device) {
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return fail(ACL_ERROR_RT_INVALID_DEVICEID,
                     "EE1001: device id " + std::to_string(device) + " is invalid: " +
-                        std::to_string(cann_sim::logical_device_count()) + " device(s) are visible");
+                        std::to_string(cann_sim::logical_device_count()) + " device(s) are visible, numbered from 0, of " +
+                        std::to_string(cann_sim::config().physical_devices) +
+                        " that this simulated host has (ASCEND_RT_VISIBLE_DEVICES, CANN_SIM_DEVICES)");
     }
     primary_contexts[device].device = device;
     thread_context = &primary_contexts[device];
@@ -368,18 +371,29 @@ SIM_API aclError aclrtGetDeviceResLimit(int32_t, SecondParameter<decltype(aclrtG
     return ACL_SUCCESS;
 }
 
-// Overflow mode: INF/NaN, the mode that torch_npu selects on A2 and later. bf16 exists there.
+namespace {
+
+// A2 (910B1 to B4-1) and A3 (910_93xx) have bf16 and the INF/NaN overflow mode, which torch_npu selects there; older
+// generations and 310P/310B saturate (torch_npu/csrc/core/npu/NpuVariables.cpp: IsSupportInfNan, IsBF16Supported).
+bool has_inf_nan() {
+    const std::string &soc = cann_sim::config().soc;
+    const std::string a2 = "Ascend910B", a3 = "Ascend910_";
+    return soc.compare(0, a3.size(), a3) == 0 || (soc.compare(0, a2.size(), a2) == 0 && soc.size() > a2.size());
+}
+
+}  // namespace
+
 SIM_API aclError aclGetCannAttributeList(const aclCannAttr **list, size_t *num) {
-    static const aclCannAttr attributes[] = {ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16, ACL_CANN_ATTR_JIT_COMPILE};
+    static const aclCannAttr attributes[] = {ACL_CANN_ATTR_JIT_COMPILE, ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16};
     *list = attributes;
-    *num = sizeof(attributes) / sizeof(attributes[0]);
+    *num = has_inf_nan() ? 3 : 1;
     return ACL_SUCCESS;
 }
 
 SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
     switch (attribute) {
         case ACL_CANN_ATTR_INF_NAN:
-        case ACL_CANN_ATTR_BF16: *value = 1; return ACL_SUCCESS;
+        case ACL_CANN_ATTR_BF16: *value = has_inf_nan() ? 1 : 0; return ACL_SUCCESS;
         case ACL_CANN_ATTR_JIT_COMPILE: *value = 0; return ACL_SUCCESS;
         default: return fail(ACL_ERROR_INVALID_PARAM, "aclGetCannAttribute: unknown attribute");
     }

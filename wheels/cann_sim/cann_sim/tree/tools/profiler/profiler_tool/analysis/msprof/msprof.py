@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import re
 import sys
 import time
@@ -48,8 +47,12 @@ class Task:
 def main() -> int:
     """Export, or analyse: there is nothing to analyse, as no link between devices is simulated."""
     parser = argparse.ArgumentParser(prog="msprof", description="msprof of cann_sim, the simulated CANN")
-    parser.add_argument("--export", choices=["on", "off"], default="off", help="write the results of a session")
-    parser.add_argument("--analyze", choices=["on", "off"], default="off", help="accepted; has no result here")
+    parser.add_argument(
+        "--export", choices=["on", "off"], default="off", help="write the results of a session"
+    )
+    parser.add_argument(
+        "--analyze", choices=["on", "off"], default="off", help="accepted; has no result here"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the session's PROF_ folder")
     options = parser.parse_args()
     start = options.output / "host" / "start_info"
@@ -85,7 +88,7 @@ def export(tasks: list[Task], session: Path) -> None:
     (partial / f"msprof_{stamp}.json").write_text(json.dumps(timeline(tasks)))
     write_csv(partial / f"op_summary_{stamp}.csv", summary(tasks))
     write_csv(partial / f"op_statistic_{stamp}.csv", statistic(tasks))
-    os.replace(partial, folder)
+    partial.replace(folder)
 
 
 def write_csv(path: Path, rows: list[list[object]]) -> None:
