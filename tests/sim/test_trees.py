@@ -96,8 +96,8 @@ def test_check_names_what_another_torch_npu_misses(tmp_path: Path) -> None:
     library = tmp_path / "torch_npu" / "lib" / "libtorch_npu.so"
     library.parent.mkdir(parents=True)
     content = (installed / "lib" / library.name).read_bytes()
-    allocator = b"_ZN7c10_npu20NPUCachingAllocator3getEv"
-    for name, renamed in ((b"aclrtGetMemInfo", b"aclrtGetMemTwin"), (allocator, allocator[:-2] + b"Ei")):
+    stream = b"_ZN7c10_npu19getCurrentNPUStreamEa"
+    for name, renamed in ((b"aclrtGetMemInfo", b"aclrtGetMemTwin"), (stream, stream[:-1] + b"b")):
         assert b"\0" + name + b"\0" in content
         content = content.replace(b"\0" + name + b"\0", b"\0" + renamed + b"\0")
     library.write_bytes(content)
@@ -109,6 +109,7 @@ def test_check_names_what_another_torch_npu_misses(tmp_path: Path) -> None:
     assert "error[cann-sim-torch-npu]" in done.stderr
     assert "torch_npu 9.9.0" in done.stderr
     assert "1 symbols missing of CANN's, that it is linked to: aclrtGetMemTwin" in done.stderr
+    assert f"1 symbols missing of its own, that the compute plug-in needs: {stream.decode()}" in done.stderr
 
 
 def test_check_without_torch_npu_says_what_to_install(tree: Path, tmp_path: Path) -> None:
