@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -213,19 +214,47 @@ def test_no_kernel_copies_its_operands(run_python: RunPython) -> None:
     assert output(run_python(code)) == "True True"
 
 
-def test_data_loader_workers_and_a_clean_end(run_python: RunPython) -> None:
-    code = """
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers_and_a_clean_end(run_python: RunPython, start: str) -> None:
+    code = f"""
         import torch, torch_npu
         from torch.utils.data import DataLoader, TensorDataset
         total = torch.zeros(1, device="npu")
-        for (batch,) in DataLoader(TensorDataset(torch.arange(32.0)), batch_size=8, num_workers=2, pin_memory=True,
-                                   pin_memory_device="npu"):
+        loader = DataLoader(TensorDataset(torch.arange(32.0)), batch_size=8, num_workers=2, pin_memory=True,
+                            pin_memory_device="npu", multiprocessing_context="{start}")
+        for (batch,) in loader:
+            assert batch.is_pinned()
             total += batch.to("npu", non_blocking=True).sum()
         print(total.item())
     """
     done = run_python(code)
     assert output(done) == "496.0"
     assert "Error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("raise SystemExit(7)", 7),
+        ("raise KeyError('x')", 1),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("signal.alarm(1); [x.add_(1) for _ in iter(int, 1)]", -signal.SIGALRM),
+    ],
+)
+def test_a_process_ends_as_it_was_told_to(run_python: RunPython, ending: str, code: int) -> None:
+    """With tensors, streams, events and a graph alive: no hang, no crash while the interpreter goes away."""
+    program = f"""
+        import os, signal, torch, torch_npu
+        x = torch.ones(4, device="npu", requires_grad=True)
+        kept = [x.exp().sum(), torch.npu.Stream(), torch.npu.Event()]
+        kept[2].record()
+        x = x.detach()
+        {ending}
+    """
+    done = run_python(program)
+    assert done.returncode == code, done.stderr
+    assert "core dumped" not in done.stderr
+    assert "terminate called" not in done.stderr
 
 
 def test_npu_smi_reads_as_the_real_one(run_python: RunPython) -> None:

@@ -72,6 +72,8 @@ public:
         const std::string name = npu_op.schema().name();
         is_copy_ = name == "aten::copy_";
         inserts_bias_sizes_ = name == "aten::convolution_backward_overrideable";
+        // Its batch sizes are read by the host, and have the options of `lengths`, which must be on the CPU.
+        host_result_ = name == "aten::_pack_padded_sequence" ? 1 : -1;
         const auto &tags = npu_op.getTags();
         draws_random_ = std::find(tags.begin(), tags.end(), at::Tag::nondeterministic_seeded) != tags.end();
         // Which argument each return value is, by the schema's write annotations: add_(Tensor(a!) self) -> Tensor(a!).
@@ -147,6 +149,8 @@ public:
             c10::IValue &value = (*stack)[first + i];
             if (returns_[i] >= 0) {
                 value = written[written_index(returns_[i])];
+            } else if (static_cast<int>(i) == host_result_) {
+                value = value.toTensor().clone();  // out of the device's allocator
             } else {
                 to_npu(value, *device);
             }
@@ -281,6 +285,7 @@ private:
     bool is_copy_ = false;
     bool inserts_bias_sizes_ = false;
     bool draws_random_ = false;
+    int host_result_ = -1;          // the return value that stays on the CPU
     int generator_ = -1;            // position of the Generator? argument
     std::vector<char> written_;     // per argument
     std::vector<int> returns_;      // per return value: the argument that it is, or -1 for a new tensor
