@@ -100,7 +100,7 @@ eval: ## COCO numbers of the latest training, or of CHECKPOINT
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
 
 ##@ Development
-.PHONY: lint test-unit test-fetch test-sim clean
+.PHONY: lint test-unit test-fetch test-sim test-examples clean
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-unit: ## The tool's own tests
@@ -109,7 +109,9 @@ test-fetch: ## Fetching from hostile, slow and killed servers, and without a net
 	@$(PY) test fetch --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch
+test-examples: ## accelerate and transformers training on cann_sim; installs them into a temporary folder
+	@$(PY) test examples --stack '$(STACK)'
+bench-%: ## Print a benchmark's figures: bench-train, bench-counters, bench-wheel, bench-hccl, bench-fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -4,6 +4,7 @@ tests/unit            the tools environment, no torch, no network
 tests/fetch           the same, with servers on this machine
 tests/<others>        the stack's environment, on the NPUs that NPU says (cann_sim where there are none)
 tests/npu             the same, only with real NPUs
+tests/examples        the same, only when named (`make test-examples`): it installs packages that nothing else needs
 tests/bench           never: `make bench-<name>` prints measurements, it does not judge them
 """
 
@@ -23,7 +24,7 @@ from ascendet.stack import Stack
 
 TESTS = paths.ROOT / "tests"
 # Not run with the stack's suites: those with a suite of their own, measurements, data for tests.
-_APART = {"unit", "fetch", "bench", "fixtures", "npu"}
+_APART = {"unit", "fetch", "examples", "bench", "fixtures", "npu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class Counts:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="all where none is named")
+    parser.add_argument(
+        "suites", nargs="*", choices=[*NAMED, []], help="all but examples where none is named"
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -59,7 +62,7 @@ def execute(args: argparse.Namespace) -> None:
     total, failed = Counts(), []
     for name in args.suites or SUITES:
         print(f"== {name}", flush=True)
-        counts = SUITES[name](stack)
+        counts = NAMED[name](stack)
         if counts.failed or not counts.passed:
             failed.append(name)
         total += counts
@@ -121,7 +124,15 @@ def sim(stack: Stack) -> Counts:
     return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
 
 
+def examples(stack: Stack) -> Counts:
+    """Training scripts of other projects; their packages come from the package index."""
+    return _pytest(
+        install.ensure(stack), "examples", [TESTS / "examples"], _environ(env.stack_environ(stack))
+    )
+
+
 SUITES: dict[str, Callable[[Stack], Counts]] = {"lint": lint, "unit": unit, "fetch": fetch, "sim": sim}
+NAMED = SUITES | {"examples": examples}
 
 
 def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, str]) -> Counts:

@@ -127,10 +127,10 @@ struct Seed {
     int64_t seed = 0, offset = 0;
 
     static Seed next(c10::Device device) {
-        const at::Generator npu = at_npu::detail::getDefaultNPUGenerator(device.index());
+        at::Generator npu = at_npu::detail::getDefaultNPUGenerator(device.index());
         const std::lock_guard<std::mutex> lock(npu.mutex());
         const Seed drawn{static_cast<int64_t>(npu.current_seed()), static_cast<int64_t>(npu.get_offset())};
-        at::Generator(npu).set_offset(npu.get_offset() + 4);
+        npu.set_offset(npu.get_offset() + 4);
         return drawn;
     }
 };
@@ -141,7 +141,7 @@ struct Weights {
 };
 
 Weights weights(const Attention &a, double scale, double keep, const Seed &drawn) {
-    const at::ScalarType type = at::toOpMathType(a.query.scalar_type());
+    const at::ScalarType type = at::promoteTypes(a.query.scalar_type(), at::kFloat);
     Weights w{a.query.to(type), a.key.to(type), a.value.to(type), {}, {}};
     at::Tensor scores = at::matmul(w.query * scale, w.key.transpose(-2, -1));
     if (a.bias.has_value()) {
