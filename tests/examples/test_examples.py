@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the packages; the stack's environment stays as it is."""
     folder = tmp_path_factory.mktemp("packages")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",
-               "--require-hashes", "--only-binary=:all:", "--target", folder, "-r", HERE / "requirements.txt"]  # fmt: skip
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes",
+               "--only-binary=:all:", "--target", folder, "-r", HERE / "requirements.txt"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "DO NOT MATCH THE HASHES" in done.stderr:
         pytest.fail(done.stderr)
