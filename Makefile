@@ -126,7 +126,7 @@ eval: ## COCO numbers of the latest training, or of CHECKPOINT
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
 
 ##@ Development
-.PHONY: lint test-unit test-fetch test-image test-sim clean
+.PHONY: lint test-unit test-fetch test-image test-sim test-examples clean
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-unit: ## The tool's own tests
@@ -137,7 +137,9 @@ test-image: ## The container image on a Docker engine, which is started for it w
 	@$(PY) test image --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-backbone, bench-pipeline, bench-wheel, bench-hccl, bench-fetch, bench-image
+test-examples: ## accelerate and transformers training on cann_sim; installs them into a temporary folder
+	@$(PY) test examples --stack '$(STACK)'
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -counters, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

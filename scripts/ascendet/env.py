@@ -163,6 +163,10 @@ def stack_environ(stack: Stack) -> dict[str, str]:
             name for name in environ if name.startswith("ASCEND_") and name.endswith(("PATH", "HOME"))
         ]:
             del environ[name]  # left over from another tree
+        libraries = environ.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
+        own = [part for part in libraries if part and not (Path(part) / "libascendcl.so").exists()]
+        if own:
+            environ["LD_LIBRARY_PATH"] = os.pathsep.join(own)
     environ = sourced(home, environ)
     _prepend(environ, "PATH", [str(stack_home(stack) / "bin")])
     environ["VIRTUAL_ENV"] = str(stack_home(stack))

@@ -5,6 +5,7 @@ The kernels are the CPU's, so anything but equality is a fault of the passage be
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -185,3 +186,75 @@ def test_nothing_of_a_detector_falls_back_to_the_cpu(
     assert "fall back to run on the CPU" not in capfd.readouterr().err + "".join(
         str(w.message) for w in recwarn
     )
+
+
+def test_packed_sequences_keep_their_batch_sizes_on_the_host() -> None:
+    """As on a card: the host reads them. There and back, and through a GRU, with the CPU's values and gradients."""
+    pack, pad = torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence
+    torch.manual_seed(0)
+    x, lengths, gru = rand(3, 5, 4), torch.tensor([5, 2, 1]), torch.nn.GRU(4, 6, batch_first=True)
+    results = []
+    for device in ("cpu", "npu"):
+        inputs, net = x.clone().to(device).requires_grad_(), copy.deepcopy(gru).to(device)
+        packed = pack(inputs, lengths, batch_first=True)
+        assert packed.data.device.type == device
+        assert packed.batch_sizes.device.type == "cpu"
+        there_and_back, back_lengths = pad(packed, batch_first=True)
+        assert back_lengths.device.type == "cpu"
+        assert back_lengths.tolist() == [5, 2, 1]
+        out, _ = pad(net(packed)[0], batch_first=True)
+        (out.square().sum() + there_and_back.sum()).backward()
+        assert inputs.grad is not None
+        results.append(
+            (packed.batch_sizes, there_and_back.detach().cpu(), out.detach().cpu(), inputs.grad.cpu())
+        )
+    for expected, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+def test_an_lstm_of_a_packed_sequence_is_refused_by_name(run_python: RunPython) -> None:
+    """torch_npu computes its padding along: torch's composition would be another result in another shape."""
+    done = run_python("""
+        import torch, torch_npu
+        packed = torch.nn.utils.rnn.pack_padded_sequence(torch.rand(5, 2, 4).npu(), torch.tensor([5, 2]))
+        torch.nn.LSTM(4, 6).npu()(packed)
+    """)
+    assert done.returncode != 0
+    assert "DynamicRNN" in done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_attention_with_dropout(dtype: torch.dtype, causal: bool) -> None:
+    """Dropout scales what it keeps, repeats with the random state, and the gradient uses the same mask."""
+    torch.manual_seed(0)
+    query, key, value = (rand(2, 2, 9, 9).to("npu", dtype).requires_grad_() for _ in range(3))
+
+    def attend(value: torch.Tensor, p: float = 0.4) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=causal)
+
+    state = torch.npu.get_rng_state()
+    # With the identity as value the result is softmax(...) * mask / keep_prob itself.
+    identity = torch.eye(9, device="npu", dtype=dtype).expand(2, 2, 9, 9)
+    whole, dropped = attend(identity, 0.0).float(), attend(identity).float()
+    kept = dropped != 0
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.6, rtol=tolerance, atol=tolerance)
+    assert 0.4 < kept.sum() / (whole != 0).sum() < 0.8
+    assert not torch.equal(attend(identity).float(), dropped), "the next call draws anew"
+    torch.npu.set_rng_state(state)
+    assert torch.equal(attend(identity).float(), dropped)
+
+    torch.npu.set_rng_state(state)
+    attend(value).float().square().sum().backward()
+    # The same by the definition, with the mask that was seen.
+    q, k, v = (t.detach().float().cpu().requires_grad_() for t in (query, key, value))
+    scores = q @ k.transpose(-2, -1) / 3
+    if causal:
+        scores = scores.masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf)
+    (scores.softmax(-1) * kept.cpu() / 0.6 @ v).square().sum().backward()
+    for ours, expected in ((query, q), (key, k), (value, v)):
+        assert ours.grad is not None
+        torch.testing.assert_close(
+            ours.grad.float().cpu(), expected.grad, rtol=20 * tolerance, atol=4 * tolerance
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -58,15 +59,43 @@ def test_a_wrong_setting_is_a_named_error(run_python: RunPython, variable: str, 
     assert value in done.stderr
 
 
-def test_soc_name(run_python: RunPython) -> None:
-    code = "import torch, torch_npu; print(torch.npu.get_device_name(), torch_npu._C._npu_get_soc_version())"
-    assert output(run_python(code, CANN_SIM_SOC="Ascend910B4")).split()[0] == "Ascend910B4"
-    # A3 and 310P3 are other generations to torch_npu, not only other names.
-    versions = {
-        soc: output(run_python(code, CANN_SIM_SOC=soc)).split()[1]
-        for soc in ("Ascend910B3", "Ascend910_9391", "Ascend310P3")
-    }
-    assert len(set(versions.values())) == 3, versions
+# What torch_npu tells generations apart by: its number for the SoC, bf16, the INF/NaN overflow mode.
+SOCS = {
+    "Ascend910B1": (220, True, True),
+    "Ascend910B2": (221, True, True),
+    "Ascend910B3": (223, True, True),
+    "Ascend910B4": (224, True, True),
+    "Ascend910_9391": (250, True, True),
+    "Ascend910_9392": (251, True, True),
+    "Ascend310P3": (202, False, False),
+    "Ascend910A": (102, False, False),
+}
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_socs_differ_where_torch_npu_branches(run_python: RunPython, soc: str) -> None:
+    code = """
+        import torch, torch_npu
+        print(torch.npu.get_device_name(), torch_npu.npu.utils.get_soc_version(), torch.npu.is_bf16_supported(),
+              torch_npu.npu.utils.is_support_inf_nan(), torch.npu.utils.get_cann_version())
+    """
+    expected = " ".join(map(str, (soc, *SOCS[soc], "8.5.0")))
+    assert output(run_python(code, CANN_SIM_SOC=soc)) == expected
+
+
+def test_a_device_too_many_is_an_error_that_says_how_many_there_are(run_python: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        for ask in (lambda: torch.npu.set_device(2), lambda: torch.ones(1, device="npu:3")):
+            try:
+                ask()
+            except RuntimeError as error:
+                print(" ".join(str(error).split()))
+    """
+    lines = output(run_python(code, CANN_SIM_DEVICES="4", ASCEND_RT_VISIBLE_DEVICES="1,3")).splitlines()
+    for device, line in zip((2, 3), lines, strict=True):
+        assert "107001" in line
+        assert f"device id {device} is invalid: 2 device(s) are visible, numbered from 0, of 4" in line
 
 
 def test_memory_is_counted_and_given_back(run_python: RunPython) -> None:
@@ -185,19 +214,47 @@ def test_no_kernel_copies_its_operands(run_python: RunPython) -> None:
     assert output(run_python(code)) == "True True"
 
 
-def test_data_loader_workers_and_a_clean_end(run_python: RunPython) -> None:
-    code = """
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers_and_a_clean_end(run_python: RunPython, start: str) -> None:
+    code = f"""
         import torch, torch_npu
         from torch.utils.data import DataLoader, TensorDataset
         total = torch.zeros(1, device="npu")
-        for (batch,) in DataLoader(TensorDataset(torch.arange(32.0)), batch_size=8, num_workers=2, pin_memory=True,
-                                   pin_memory_device="npu"):
+        loader = DataLoader(TensorDataset(torch.arange(32.0)), batch_size=8, num_workers=2, pin_memory=True,
+                            pin_memory_device="npu", multiprocessing_context="{start}")
+        for (batch,) in loader:
+            assert batch.is_pinned()
             total += batch.to("npu", non_blocking=True).sum()
         print(total.item())
     """
     done = run_python(code)
     assert output(done) == "496.0"
     assert "Error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("raise SystemExit(7)", 7),
+        ("raise KeyError('x')", 1),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("signal.alarm(1); [x.add_(1) for _ in iter(int, 1)]", -signal.SIGALRM),
+    ],
+)
+def test_a_process_ends_as_it_was_told_to(run_python: RunPython, ending: str, code: int) -> None:
+    """With tensors, streams, events and a graph alive: no hang, no crash while the interpreter goes away."""
+    program = f"""
+        import os, signal, torch, torch_npu
+        x = torch.ones(4, device="npu", requires_grad=True)
+        kept = [x.exp().sum(), torch.npu.Stream(), torch.npu.Event()]
+        kept[2].record()
+        x = x.detach()
+        {ending}
+    """
+    done = run_python(program)
+    assert done.returncode == code, done.stderr
+    assert "core dumped" not in done.stderr
+    assert "terminate called" not in done.stderr
 
 
 def test_npu_smi_reads_as_the_real_one(run_python: RunPython) -> None:

@@ -32,13 +32,15 @@ FLAGS = [
 
 # Which sources make which library. Only the compute plug-in knows libtorch; it alone is loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime", "memory", "descriptors", "counters", "faults"],
+    "libascendcl.so": ["runtime", "memory", "descriptors", "counters", "faults", "profiler"],
     "libacl_op_compiler.so": ["op_compiler"],
     "libhccl.so": ["hccl", "hccl_comm", "hccl_error", "hccl_net", "hccl_reduce", "hccl_registry"],
     "libcann_sim_compute.so": [
         "alias", "dispatch", "counted", "npu_ops", "npu_attention", "acl_ops", "acl_array_ops", "acl_box_ops",
         "acl_detection_ops", "acl_mmcv_ops",
     ],
+    "libmsprofiler.so": ["msprofiler"],
+    "libascend_hal.so": ["ascend_hal"],
     # Linked or looked up by torch_npu, which calls nothing in them on this path.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [], "libopapi.so": [],
 }  # fmt: skip
@@ -68,7 +70,7 @@ class BuildTree(build_py):
         self.compile_sources(objects)
         self.link_libraries(objects, tree / "lib64")
         write_info(tree)
-        for name in ("bin/npu-smi", "set_env.sh"):
+        for name in ("bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:

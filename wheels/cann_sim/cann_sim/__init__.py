@@ -16,13 +16,25 @@ def home() -> Path:
     return Path(__file__).resolve().parent / "tree"
 
 
-def environ(inherited: dict[str, str]) -> dict[str, str]:
-    """The variables that make `home()` the CANN of a process; paths in `inherited` are kept behind ours."""
-    root = home()
+class MixedTreesError(RuntimeError):
+    """Another CANN tree is on the library path; the text says which."""
 
-    def prepend(name: str, folder: Path) -> str:
-        rest = [part for part in inherited.get(name, "").split(":") if part and part != str(folder)]
-        return ":".join([str(folder), *rest])
+
+def environ(inherited: dict[str, str]) -> dict[str, str]:
+    """The variables that make `home()` the CANN of a process; paths in `inherited` are kept behind ours.
+
+    Raises `MixedTreesError` where LD_LIBRARY_PATH leads to another tree: a process would take from it what ours lacks.
+    """
+    root = home()
+    for part in inherited.get("LD_LIBRARY_PATH", "").split(":"):
+        if part and (Path(part) / "libascendcl.so").exists() and not Path(part).samefile(root / "lib64"):
+            raise MixedTreesError(part)
+
+    def prepend(name: str, *folders: Path) -> str:
+        ours = list(map(str, folders))
+        return ":".join(
+            ours + [part for part in inherited.get(name, "").split(":") if part and part not in ours]
+        )
 
     return {
         "ASCEND_HOME_PATH": str(root),
@@ -30,7 +42,7 @@ def environ(inherited: dict[str, str]) -> dict[str, str]:
         "ASCEND_OPP_PATH": str(root / "opp"),
         "ASCEND_AICPU_PATH": str(root),
         "LD_LIBRARY_PATH": prepend("LD_LIBRARY_PATH", root / "lib64"),
-        "PATH": prepend("PATH", root / "bin"),
+        "PATH": prepend("PATH", root / "bin", root / "tools" / "profiler" / "bin"),
         # torch_npu's import starts torch.compile's workers; the simulated device has no compiler for them to run.
         "TORCHINDUCTOR_COMPILE_THREADS": inherited.get("TORCHINDUCTOR_COMPILE_THREADS", "1"),
     }

@@ -1,4 +1,4 @@
-"""`python -m cann_sim home|env|coverage|report`: where the simulated CANN lies, how a shell uses it, what it does."""
+"""`python -m cann_sim home|env|check|coverage|report`: where it lies, how a shell uses it, what it does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import cann_sim
-from cann_sim import coverage, report
+from cann_sim import audit, coverage, report
 
 
 def main() -> int:
@@ -19,6 +19,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("home", help="print the CANN-shaped tree (what ASCEND_HOME_PATH names)")
     commands.add_parser("env", help='print shell exports: eval "$(python -m cann_sim env)"')
+    commands.add_parser(
+        "check", help="what of CANN the installed torch_npu does not find here, by symbol name"
+    )
     coverage.configure_parser(
         commands.add_parser("coverage", help="compare torch's operator database on npu with the CPU")
     )
@@ -29,8 +32,21 @@ def main() -> int:
     if options.command == "home":
         print(cann_sim.home())
     elif options.command == "env":
-        for name, value in cann_sim.environ(dict(os.environ)).items():
+        try:
+            exports = cann_sim.environ(dict(os.environ))
+        except cann_sim.MixedTreesError as other:
+            print(
+                "error[cann-sim-mixed-trees]: another CANN tree is on LD_LIBRARY_PATH\n"
+                f"  expected: none beside the simulated one, {cann_sim.home()}\n"
+                f"  found:    {other}\n"
+                "  next:     take it off, or begin with a clean path: unset LD_LIBRARY_PATH",
+                file=sys.stderr,
+            )
+            return 1
+        for name, value in exports.items():
             print(f"export {name}={shlex.quote(value)}")
+    elif options.command == "check":
+        return audit.execute(options)
     elif options.command == "coverage":
         coverage.execute(options)
     else:

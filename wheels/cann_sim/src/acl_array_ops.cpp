@@ -40,6 +40,9 @@ void view_copy(OpCall &op) { strided(op, op.output(0), 1).copy_(strided(op, op.i
 // torch_npu inverts the boolean mask of scaled_dot_product_attention with it.
 void logical_not(OpCall &op) { at::logical_not_out(op.output(0), op.input(0)); }
 
+// torch_npu makes the causal mask of scaled_dot_product_attention with it.
+void triu(OpCall &op) { op.output(0).copy_(at::triu(op.input(0), op.get_int("diagonal", 0))); }
+
 // Fill(dims, value)
 void fill(OpCall &op) { op.output(0).fill_(op.input(1).reshape({}).to(op.output(0).scalar_type())); }
 
@@ -105,6 +108,7 @@ void register_array_ops() {
     register_op("Fill", fill);
     register_op("PadV3", pad);
     register_op("LogicalNot", logical_not);
+    register_op("Triu", triu);
     register_op("GatherV2", gather);
     register_op("ReduceSum", reduce_sum);
     register_op("OneHot", one_hot);

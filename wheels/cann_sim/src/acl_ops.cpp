@@ -12,6 +12,7 @@
 
 #include "compute.h"
 #include "counters.h"
+#include "profiler.h"
 
 namespace cann_sim {
 
@@ -58,7 +59,7 @@ std::vector<at::Tensor> tensors(const char *op, int count, const aclTensorDesc *
     return result;
 }
 
-void count(const char *op, const std::vector<at::Tensor> &inputs, const std::vector<at::Tensor> &outputs) {
+std::string signature(const std::vector<at::Tensor> &inputs, const std::vector<at::Tensor> &outputs) {
     std::string text;
     for (const auto *tensors : {&inputs, &outputs}) {
         text += tensors == &outputs ? " -> " : "";
@@ -68,7 +69,7 @@ void count(const char *op, const std::vector<at::Tensor> &inputs, const std::vec
             }
         }
     }
-    count_launch(std::string("acl::") + op, text);
+    return text;
 }
 
 // torch_npu's task queue ends with the first operator that fails on it. The error is raised once; what is queued
@@ -97,11 +98,15 @@ aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const
     try {
         auto in = tensors(op_type, num_inputs, input_desc, inputs);
         auto out = tensors(op_type, num_outputs, output_desc, outputs);
+        const std::string name = std::string("acl::") + op_type;
+        const uint64_t task = cann_sim_task_begin();
+        const std::string text = counting() || task != 0 ? signature(in, out) : "";
         if (counting()) {
-            count(op_type, in, out);
+            count_launch(name, text);
         }
         OpCall call(op_type, std::move(in), std::move(out), output_desc, attr);
         found->second(call);
+        cann_sim_task_end(task, "SIMULATED", name.c_str(), text.c_str());
         return ACL_SUCCESS;
     } catch (const std::exception &error) {
         return fail_operator(ACL_ERROR_INVALID_PARAM, std::string("EZ9999: ") + error.what());

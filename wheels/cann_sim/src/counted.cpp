@@ -1,6 +1,6 @@
-// Counting operators: while counters are on, or a fault is to strike at the Nth launch, the kernel of every operator
-// that cann_sim computes, and of every one that torch_npu sends to the CPU, stands behind a wrapper that counts.
-// Otherwise the dispatcher's table is as it was.
+// Counting operators: while counters are on, the profiler runs or a fault is to strike at the Nth launch, the kernel of
+// every operator that cann_sim computes, and of every one that torch_npu sends to the CPU, stands behind a wrapper that
+// counts. Otherwise the dispatcher's table is as it was.
 
 #include "compute_pch.h"
 
@@ -18,6 +18,7 @@
 #include "counters.h"
 #include "faults.h"
 #include "kernels.h"
+#include "profiler.h"
 #include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 
 namespace cann_sim {
@@ -107,8 +108,12 @@ private:
         // Only a mask makes the shape of index's result depend on data.
         const bool waits = needs_host_ && (!is_index_ || has_mask((*stack)[first + 1]));
         const bool counts = counting();
+        if (profiling()) {
+            finish_queued_operators(current_npu());  // the kernel waits for them too: that is not its own time
+        }
+        const uint64_t task = cann_sim_task_begin();
         std::string text;
-        if (counts) {
+        if (counts || task != 0) {
             append_values(text, *stack, first);
         }
         const auto begin = std::chrono::steady_clock::now();
@@ -123,11 +128,15 @@ private:
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
             alias_on_cpu((*stack)[results].toTensor()).zero_();
         }
-        if (!counts) {
+        if (!counts && task == 0) {
             return;
         }
         text += " -> ";
         append_values(text, *stack, results);
+        cann_sim_task_end(task, "SIMULATED", name_.c_str(), text.c_str());
+        if (!counts) {
+            return;
+        }
         count_launch(name_, text);
         if (waits) {
             count_wait(name_.c_str());

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "faults.h"
+#include "profiler.h"
 
 namespace cann_sim {
 
@@ -330,6 +331,17 @@ void start_counters_from_environment() {
     cann_sim_counters_start();
 }
 
+void watch_launches() {
+    static std::mutex switching;
+    static bool watched = false;
+    const std::lock_guard<std::mutex> lock(switching);
+    const bool wanted = counting() || faults_watch_launches() || profiling();
+    if (hooks != nullptr && wanted != watched) {
+        (wanted ? hooks->wrap_operators : hooks->unwrap_operators)();
+        watched = wanted;
+    }
+}
+
 void count_launch(const std::string &op, const std::string &signature) {
     device_is_idle = false;
     const std::lock_guard<std::mutex> lock(mutex);
@@ -412,10 +424,7 @@ IssuedHere::~IssuedHere() {
 
 SIM_API void cann_sim_set_counter_hooks(const cann_sim::CounterHooks *hooks) {
     cann_sim::hooks = hooks;
-    // CANN_SIM_COUNTERS and CANN_SIM_FAULT were read before the plug-in was there.
-    if (cann_sim::counting() || cann_sim::faults_watch_launches()) {
-        hooks->wrap_operators();
-    }
+    cann_sim::watch_launches();  // CANN_SIM_COUNTERS and CANN_SIM_FAULT were read before the plug-in was there
 }
 
 SIM_API void cann_sim_counters_start() {
@@ -425,16 +434,14 @@ SIM_API void cann_sim_counters_start() {
         cann_sim::counters = {};
     }
     cann_sim::count_held_blocks();
-    if (!cann_sim::counters_on.exchange(true) && cann_sim::hooks != nullptr && !cann_sim::faults_watch_launches()) {
-        cann_sim::hooks->wrap_operators();
-    }
+    cann_sim::counters_on = true;
+    cann_sim::watch_launches();
 }
 
 SIM_API void cann_sim_counters_stop() {
     cann_sim::finish_queued();
-    if (cann_sim::counters_on.exchange(false) && cann_sim::hooks != nullptr && !cann_sim::faults_watch_launches()) {
-        cann_sim::hooks->unwrap_operators();
-    }
+    cann_sim::counters_on = false;
+    cann_sim::watch_launches();
 }
 
 SIM_API void cann_sim_counters_step() {

@@ -19,6 +19,9 @@ inline bool counting() { return __builtin_expect(counters_on.load(std::memory_or
 // Reads CANN_SIM_COUNTERS and arranges for the file to be written at exit; aclInit calls it.
 void start_counters_from_environment();
 
+// Has the compute plug-in's operators report their launches, or no longer, as counters, faults and the profiler need.
+void watch_launches();
+
 // Bytes in tensors on a device, now and at most since the process began (torch.npu.memory_allocated).
 struct TensorBytes {
     int device;

@@ -72,6 +72,8 @@ public:
         const std::string name = npu_op.schema().name();
         is_copy_ = name == "aten::copy_";
         inserts_bias_sizes_ = name == "aten::convolution_backward_overrideable";
+        // Its batch sizes are read by the host, and have the options of `lengths`, which must be on the CPU.
+        host_result_ = name == "aten::_pack_padded_sequence" ? 1 : -1;
         const auto &tags = npu_op.getTags();
         draws_random_ = std::find(tags.begin(), tags.end(), at::Tag::nondeterministic_seeded) != tags.end();
         // Which argument each return value is, by the schema's write annotations: add_(Tensor(a!) self) -> Tensor(a!).
@@ -147,6 +149,8 @@ public:
             c10::IValue &value = (*stack)[first + i];
             if (returns_[i] >= 0) {
                 value = written[written_index(returns_[i])];
+            } else if (static_cast<int>(i) == host_result_) {
+                value = value.toTensor().clone();  // out of the device's allocator
             } else {
                 to_npu(value, *device);
             }
@@ -281,6 +285,7 @@ private:
     bool is_copy_ = false;
     bool inserts_bias_sizes_ = false;
     bool draws_random_ = false;
+    int host_result_ = -1;          // the return value that stays on the CPU
     int generator_ = -1;            // position of the Generator? argument
     std::vector<char> written_;     // per argument
     std::vector<int> returns_;      // per return value: the argument that it is, or -1 for a new tensor
@@ -335,20 +340,28 @@ public:
 
 // But here what torch_npu's kernel calls is simulated, and means something else: one_hot takes an index that is out of
 // range (mmcv's focal loss gives it one for the background), attention is one fused operator with its memory.
-const std::unordered_set<std::string> kFused = {"aten::one_hot", "aten::scaled_dot_product_attention"};
+const std::unordered_set<std::string> kFused = {"aten::one_hot", "aten::scaled_dot_product_attention", "aten::lstm.data"};
+
+// torch_npu's LSTM wants a packed sequence's result with the padding that its kernel computes along; torch's composition
+// has none, and its result would be silently of another shape.
+void refuse_packed_lstm(const c10::OperatorHandle &, torch::jit::Stack *) {
+    TORCH_CHECK(false, "cann_sim does not simulate an LSTM of a packed sequence (on a card torch_npu's DynamicRNN computes "
+                       "its padding along): give the LSTM the padded tensor, or use a GRU");
+}
 
 void register_composites() {
     static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
     c10::Dispatcher &dispatcher = c10::Dispatcher::singleton();
     for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
         const auto op = dispatcher.findSchema(name);
-        if (name.getNamespace() == "aten" && kFused.count(name.name) == 0 && op.has_value() &&
+        const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+        if (name.getNamespace() == "aten" && kFused.count(full) == 0 && op.has_value() &&
             op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
             op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) && !is_view(op->schema())) {
-            const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
             library.impl(full.substr(6).c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Composite>()));
         }
     }
+    library.impl("lstm.data", torch::CppFunction::makeFromBoxedFunction<&refuse_packed_lstm>());
 }
 
 class Quiet : public c10::WarningHandler {

@@ -22,6 +22,8 @@
 extern "C" {
 // Hooks of libascendcl; absent when libhccl is used alone.
 void cann_sim_count_hccl(const char *op, uint64_t bytes) __attribute__((weak));
+uint64_t cann_sim_task_begin() __attribute__((weak));
+void cann_sim_task_end(uint64_t begin, const char *kind, const char *name, const char *detail) __attribute__((weak));
 int cann_sim_fault(const char *site) __attribute__((weak));  // an HcclResult; site is "hccl:<function>"
 
 // Functions that torch_npu's copy of hccl.h does not declare.
@@ -47,6 +49,7 @@ size_t cann_sim_hccl_counters(char *text, size_t size);
 #include "hccl_net.h"
 #include "hccl_reduce.h"
 #include "hccl_registry.h"
+#include "one_tree.h"
 
 namespace {
 
@@ -93,7 +96,11 @@ HcclResult guard(const char *function, Body body) {
 template <typename Body>
 HcclResult communicate(const char *function, HcclComm handle, uint64_t bytes, Body body) {
     return guard(function, [&] {
+        const uint64_t task = cann_sim_task_begin != nullptr ? cann_sim_task_begin() : 0;
         body(*find(handle));
+        if (task != 0) {
+            cann_sim_task_end(task, "HCCL", function, (std::to_string(bytes) + " bytes").c_str());
+        }
         for (Counter &counter : counters) {
             if (std::strcmp(counter.function, function) != 0) continue;
             ++counter.calls;

@@ -3,6 +3,7 @@
 
 #include "counters.h"
 #include "faults.h"
+#include "profiler.h"
 #include "sim.h"
 
 #include <dirent.h>
@@ -349,8 +350,12 @@ aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyK
         }
         cann_sim::delay_link(cann_sim::current_device(), size);
     }
+    const uint64_t task = cann_sim_task_begin();
     if (size != 0) {
         std::memmove(to, from, size);
+    }
+    if (task != 0) {
+        cann_sim_task_end(task, "MEMCPY_ASYNC", "MEMCPY_ASYNC", (std::to_string(size) + " bytes").c_str());
     }
     return ACL_SUCCESS;
 }

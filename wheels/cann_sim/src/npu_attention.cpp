@@ -1,10 +1,16 @@
 // npu_fusion_attention, the fused attention that torch_npu's scaled_dot_product_attention calls:
 //     softmax(scale (q k^T + pse), masked) v
-// (CANN: aclnnFlashAttentionScore). Computed by the CPU's flash attention, which never forms the score matrix.
+// (CANN: aclnnFlashAttentionScore). Computed by the CPU's flash attention, which never forms the score matrix; with
+// dropout, which that one lacks, by the definition: softmax(...) * mask / keep_prob, then v.
 
 #include "compute_pch.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+
+#include <cmath>
+
 #include "compute.h"
+#include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 
 namespace cann_sim {
 
@@ -89,7 +95,8 @@ Attention prepare(const Arguments &given, double scale) {
     const int64_t heads = given["head_num"].toInt(), sparse_mode = given["sparse_mode"].toInt();
     const std::string layout = given["input_layout"].toStringRef();
     const OptionalTensor pse = given.optional("pse"), mask = given.optional("atten_mask");
-    TORCH_CHECK(given["keep_prob"].toDouble() == 1., "npu_fusion_attention: keep_prob < 1 is not simulated");
+    const double keep = given["keep_prob"].toDouble();
+    TORCH_CHECK(keep > 0. && keep <= 1., "npu_fusion_attention: keep_prob must be in (0, 1], not ", keep);
     TORCH_CHECK(!present(given.optional("padding_mask")), "npu_fusion_attention: padding_mask is not supported (nor is it by CANN)");
     TORCH_CHECK(!present(given.optional("sink")), "npu_fusion_attention: sink is not simulated");
     TORCH_CHECK(sparse_mode >= 0 && sparse_mode <= 2, "npu_fusion_attention: sparse_mode ", sparse_mode, " is not simulated");
@@ -115,22 +122,67 @@ Attention prepare(const Arguments &given, double scale) {
     return a;
 }
 
+// What the device's generator (torch.npu.get_rng_state) hands to one call with dropout; the gradient gets it back.
+struct Seed {
+    int64_t seed = 0, offset = 0;
+
+    static Seed next(c10::Device device) {
+        at::Generator npu = at_npu::detail::getDefaultNPUGenerator(device.index());
+        const std::lock_guard<std::mutex> lock(npu.mutex());
+        const Seed drawn{static_cast<int64_t>(npu.current_seed()), static_cast<int64_t>(npu.get_offset())};
+        npu.set_offset(npu.get_offset() + 4);
+        return drawn;
+    }
+};
+
+// softmax(scale q k^T + bias) in at least float32, and the mask of dropout, 0 or 1 / keep_prob.
+struct Weights {
+    at::Tensor query, key, value, softmax, mask;
+};
+
+Weights weights(const Attention &a, double scale, double keep, const Seed &drawn) {
+    const at::ScalarType type = at::promoteTypes(a.query.scalar_type(), at::kFloat);
+    Weights w{a.query.to(type), a.key.to(type), a.value.to(type), {}, {}};
+    at::Tensor scores = at::matmul(w.query * scale, w.key.transpose(-2, -1));
+    if (a.bias.has_value()) {
+        scores = scores + *a.bias;
+    }
+    if (a.causal) {
+        scores.masked_fill_(at::ones(scores.sizes().slice(2), scores.options().dtype(at::kBool)).triu_(1), -INFINITY);
+    }
+    w.softmax = at::_safe_softmax(scores, -1);
+    const uint64_t mixed = static_cast<uint64_t>(drawn.seed) ^ ((static_cast<uint64_t>(drawn.offset) / 4 + 1) * 0x9E3779B97F4A7C15ULL);
+    w.mask = at::empty_like(w.softmax).bernoulli_(keep, at::make_generator<at::CPUGeneratorImpl>(mixed)).div_(keep);
+    return w;
+}
+
 void attention(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const DeviceAllocation on_device;
     const Arguments given(op, *stack);
     const c10::Device device = given.tensor("query").device();
     const std::string layout = given["input_layout"].toStringRef();
     const double scale = given["scale"].toDouble();
+    const double keep = given["keep_prob"].toDouble();
     const Attention a = prepare(given, scale);
-    auto [output, log_sum] =
-        at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, a.value, 0., a.causal, a.bias, scale);
+    Seed drawn;
+    at::Tensor output, log_sum;
+    if (keep == 1.) {
+        std::tie(output, log_sum) =
+            at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, a.value, 0., a.causal, a.bias, scale);
+    } else {
+        drawn = Seed::next(device);
+        const Weights w = weights(a, scale, keep, drawn);
+        output = at::matmul(w.softmax * w.mask, w.value).to(a.query.scalar_type());
+        log_sum = at::zeros(w.softmax.sizes().slice(0, 3), at::kFloat);  // the gradient forms the softmax anew
+    }
     // The card keeps each row's maximum and sum of exponentials, 8 equal columns each. The logarithm of the sum
     // stands for the maximum here and 1 for the sum: exp(x - max) / sum is the same.
     const at::Tensor maximum = log_sum.to(at::kFloat).unsqueeze(-1).expand({-1, -1, -1, 8}).contiguous();
     const at::Tensor sum = at::ones_like(maximum);
     torch::jit::drop(*stack, op.schema().arguments().size());
     torch::jit::push(*stack, wrap_on_npu(from_bnsd(output, layout), device), wrap_on_npu(maximum, device),
-                     wrap_on_npu(sum, device), wrap_on_npu(at::empty({0}, a.query.options()), device), 0, 0, 0);
+                     wrap_on_npu(sum, device), wrap_on_npu(at::empty({0}, a.query.options()), device),
+                     drawn.seed, drawn.offset, keep == 1. ? int64_t{0} : a.query.numel() / a.query.size(-1) * a.key.size(2));
 }
 
 void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
@@ -142,12 +194,25 @@ void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const std::string layout = given["input_layout"].toStringRef();
     const int64_t heads = given["head_num"].toInt();
     const double scale = given["scale_value"].toDouble();
+    const double keep = given["keep_prob"].toDouble();
     const Attention a = prepare(given, scale);
-    const at::Tensor log_sum = alias_on_cpu(given.tensor("softmax_max")).select(-1, 0) +
-                               alias_on_cpu(given.tensor("softmax_sum")).select(-1, 0).log();
-    auto [grad_query, grad_key, grad_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        to_bnsd(alias_on_cpu(given.tensor("dy")), layout, heads), a.query, a.key, a.value,
-        to_bnsd(alias_on_cpu(given.tensor("attention_in")), layout, heads), log_sum.contiguous(), 0., a.causal, a.bias, scale);
+    const at::Tensor grad = to_bnsd(alias_on_cpu(given.tensor("dy")), layout, heads);
+    at::Tensor grad_query, grad_key, grad_value;
+    if (keep == 1.) {
+        const at::Tensor log_sum = alias_on_cpu(given.tensor("softmax_max")).select(-1, 0) +
+                                   alias_on_cpu(given.tensor("softmax_sum")).select(-1, 0).log();
+        std::tie(grad_query, grad_key, grad_value) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, a.query, a.key, a.value, to_bnsd(alias_on_cpu(given.tensor("attention_in")), layout, heads),
+            log_sum.contiguous(), 0., a.causal, a.bias, scale);
+    } else {
+        const Weights w = weights(a, scale, keep, {given["seed"].toInt(), given["offset"].toInt()});
+        const at::Tensor grad_out = grad.to(w.query.scalar_type());
+        const at::Tensor through = at::matmul(grad_out, w.value.transpose(-2, -1)) * w.mask;
+        const at::Tensor grad_scores = w.softmax * (through - (through * w.softmax).sum(-1, true)) * scale;
+        grad_query = at::matmul(grad_scores, w.key).to(a.query.scalar_type());
+        grad_key = at::matmul(grad_scores.transpose(-2, -1), w.query).to(a.query.scalar_type());
+        grad_value = at::matmul((w.softmax * w.mask).transpose(-2, -1), grad_out).to(a.query.scalar_type());
+    }
     if (a.group != 1) {
         grad_key = grad_key.unflatten(1, {-1, a.group}).sum(2);
         grad_value = grad_value.unflatten(1, {-1, a.group}).sum(2);

@@ -1,5 +1,6 @@
 // libacl_op_compiler.so: single operators by name. The operators themselves are in the compute plug-in's table.
 
+#include "one_tree.h"
 #include "sim.h"
 
 #include <cstring>

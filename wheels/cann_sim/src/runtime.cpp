@@ -5,6 +5,7 @@
 
 #include "counters.h"
 #include "faults.h"
+#include "one_tree.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -137,6 +138,25 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
+// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py). A tree
+// without the package, or with another package of that name, only lacks that message.
+void refuse_compilation() {
+    const auto is_initialized = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "Py_IsInitialized"));
+    const auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
+    const auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
+    const auto import = reinterpret_cast<void *(*)(const char *)>(dlsym(RTLD_DEFAULT, "PyImport_ImportModule"));
+    const auto clear_error = reinterpret_cast<void (*)()>(dlsym(RTLD_DEFAULT, "PyErr_Clear"));
+    if (is_initialized == nullptr || is_initialized() == 0 || ensure == nullptr || release == nullptr ||
+        import == nullptr || clear_error == nullptr) {
+        return;
+    }
+    const int state = ensure();
+    if (import("cann_sim.compiling") == nullptr) {
+        clear_error();
+    }
+    release(state);
+}
+
 // The host waits for the device, which has nothing pending unless a fault says so.
 aclError wait(const char *call, int timeout_ms = -1) {
     if (counting()) {
@@ -173,7 +193,11 @@ SIM_API aclError aclInit(const char *) {
     }
     cann_sim::start_counters_from_environment();
     cann_sim::read_faults();
-    return cann_sim::load_compute();
+    const aclError loaded = cann_sim::load_compute();
+    if (loaded == ACL_SUCCESS) {
+        cann_sim::refuse_compilation();
+    }
+    return loaded;
 }
 
 SIM_API aclError aclFinalize() {
@@ -227,7 +251,9 @@ aclError select_device(int device) {
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return fail(ACL_ERROR_RT_INVALID_DEVICEID,
                     "EE1001: device id " + std::to_string(device) + " is invalid: " +
-                        std::to_string(cann_sim::logical_device_count()) + " device(s) are visible");
+                        std::to_string(cann_sim::logical_device_count()) + " device(s) are visible, numbered from 0, of " +
+                        std::to_string(cann_sim::config().physical_devices) +
+                        " that this simulated host has (ASCEND_RT_VISIBLE_DEVICES, CANN_SIM_DEVICES)");
     }
     primary_contexts[device].device = device;
     thread_context = &primary_contexts[device];
@@ -345,18 +371,29 @@ SIM_API aclError aclrtGetDeviceResLimit(int32_t, SecondParameter<decltype(aclrtG
     return ACL_SUCCESS;
 }
 
-// Overflow mode: INF/NaN, the mode that torch_npu selects on A2 and later. bf16 exists there.
+namespace {
+
+// A2 (910B1 to B4-1) and A3 (910_93xx) have bf16 and the INF/NaN overflow mode, which torch_npu selects there; older
+// generations and 310P/310B saturate (torch_npu/csrc/core/npu/NpuVariables.cpp: IsSupportInfNan, IsBF16Supported).
+bool has_inf_nan() {
+    const std::string &soc = cann_sim::config().soc;
+    const std::string a2 = "Ascend910B", a3 = "Ascend910_";
+    return soc.compare(0, a3.size(), a3) == 0 || (soc.compare(0, a2.size(), a2) == 0 && soc.size() > a2.size());
+}
+
+}  // namespace
+
 SIM_API aclError aclGetCannAttributeList(const aclCannAttr **list, size_t *num) {
-    static const aclCannAttr attributes[] = {ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16, ACL_CANN_ATTR_JIT_COMPILE};
+    static const aclCannAttr attributes[] = {ACL_CANN_ATTR_JIT_COMPILE, ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16};
     *list = attributes;
-    *num = sizeof(attributes) / sizeof(attributes[0]);
+    *num = has_inf_nan() ? 3 : 1;
     return ACL_SUCCESS;
 }
 
 SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
     switch (attribute) {
         case ACL_CANN_ATTR_INF_NAN:
-        case ACL_CANN_ATTR_BF16: *value = 1; return ACL_SUCCESS;
+        case ACL_CANN_ATTR_BF16: *value = has_inf_nan() ? 1 : 0; return ACL_SUCCESS;
         case ACL_CANN_ATTR_JIT_COMPILE: *value = 0; return ACL_SUCCESS;
         default: return fail(ACL_ERROR_INVALID_PARAM, "aclGetCannAttribute: unknown attribute");
     }

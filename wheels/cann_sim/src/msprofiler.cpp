@@ -1,0 +1,13 @@
+// libmsprofiler.so: what torch_npu.profiler looks up there; the session itself is in libascendcl.so (profiler.cpp).
+// aclprofGetSupportedFeatures is absent: torch_npu then says that operator attributes (op_attr) are not recorded.
+
+#include "one_tree.h"
+#include "sim.h"
+#include "third_party/acl/inc/acl/acl_prof.h"
+
+// Options of the device's sampling (buffer sizes, host system metrics): there is nothing that they would change.
+SIM_API aclError aclprofSetConfig(int32_t, const char *, size_t) { return ACL_SUCCESS; }
+SIM_API aclError aclprofWarmup(const aclprofConfig *) { return ACL_SUCCESS; }
+SIM_API aclError aclprofRegisterDeviceCallback() { return ACL_SUCCESS; }
+
+extern "C" aclError aclprofMarkEx(const char *, size_t, aclrtStream) { return ACL_SUCCESS; }
