@@ -72,14 +72,17 @@ def test_two_machines_train_one_model(hosts: list[str], shapes: Path, tmp_path: 
     [
         (
             OPERATOR,
-            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29517 --nproc-per-node=1",
+            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29517 --max-restarts=0 --nproc-per-node=1",
         ),
-        (VOLCANO, "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29518 --nproc-per-node=1"),
+        (
+            VOLCANO,
+            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29518 --max-restarts=0 --nproc-per-node=1",
+        ),
         (
             {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-            "--standalone --local-addr=127.0.0.1 --nproc-per-node=1",
+            "--standalone --local-addr=127.0.0.1 --max-restarts=0 --nproc-per-node=1",
         ),
-        ({}, "--standalone --local-addr=127.0.0.1 --nproc-per-node=1"),
+        ({}, "--standalone --local-addr=127.0.0.1 --max-restarts=0 --nproc-per-node=1"),
     ],
     ids=["operator", "volcano", "operator, one machine", "alone"],
 )

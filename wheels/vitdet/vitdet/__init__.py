@@ -8,18 +8,37 @@ from mmengine.fileio import register_backend
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from vitdet.backbone import ViT
-from vitdet.checkpoint import AtomicLocalBackend, PlainCheckpointHook, load_from_local
+from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
+from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
+from vitdet.evaluated import EvaluatedImagesHook
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.pyramid import LN2d, SimpleFPN
-from vitdet.seeding import SeedEachEpochHook
+from vitdet.recipe import OtherBatchHook, RecipeRunner
+from vitdet.resume import (
+    InterruptHook,
+    ResumableEpochLoop,
+    ResumableIterLoop,
+    ResumableSampler,
+    SeedEachIterationHook,
+)
 
 __all__ = [
+    "CheckedCocoDataset",
     "DeviceMemoryHook",
+    "EvaluatedImagesHook",
+    "InterruptHook",
+    "KeepingCheckpointHook",
     "LN2d",
     "LayerDecayOptimizerConstructor",
+    "LoadCheckedImage",
+    "OtherBatchHook",
     "PlainCheckpointHook",
-    "SeedEachEpochHook",
+    "RecipeRunner",
+    "ResumableEpochLoop",
+    "ResumableIterLoop",
+    "ResumableSampler",
+    "SeedEachIterationHook",
     "SimpleFPN",
     "ViT",
 ]
