@@ -148,7 +148,7 @@ test-image: ## The container image on a Docker engine, which is started for it w
 	@$(PY) test image --stack '$(STACK)'
 test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch, bench-image
+bench-%: ## Print a benchmark's figures: bench-train, bench-wheel, bench-hccl, bench-fetch, bench-image, bench-score
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

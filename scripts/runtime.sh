@@ -49,7 +49,7 @@ launch() {
         if ((MAX_RESTARTS)); then
             # A rank that dies on one machine restarts those of all: they meet anew. Whoever comes gets a rank.
             where=(--nnodes="$nodes" --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id=ascendet
-                --rdzv-conf="is_host=$((rank == 0))")
+                --rdzv-conf="is_host=$((rank == 0))" --local-addr="$(address_towards "$MASTER_ADDR")")
         else
             where=(--nnodes="$nodes" --node-rank="$rank" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
         fi
@@ -62,6 +62,16 @@ launch() {
     # The operator's words for machines are torchrun's for ranks, which it sets itself.
     unset RANK WORLD_SIZE LOCAL_WORLD_SIZE
     exec torchrun "${where[@]}" --max-restarts="$MAX_RESTARTS" --nproc-per-node="${#ids[@]}" "$@"
+}
+
+# This machine's address as a peer sees it; nothing is sent. $1: the peer
+address_towards() {
+    python -c '
+import socket, sys
+family, kind, _, _, peer = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind) as end:
+    end.connect(peer)
+    print(end.getsockname()[0])' "$1"
 }
 
 # Where a package is installed; it is not imported. $1: package

@@ -83,10 +83,8 @@ class Detector:
         # Pixels come from `images.read`; there are no annotations.
         steps = [step for step in cfg.test_pipeline if not step["type"].startswith("Load")]
         self.pipeline = Compose(steps)
-        info = cfg.test_dataloader.dataset.get("metainfo") or {}
-        self.meta = {**CocoDataset.METAINFO, **info}
-        if len(self.meta["palette"]) < len(self.meta["classes"]) or "classes" in info:
-            self.meta["palette"] = CocoDataset.METAINFO["palette"][: len(self.meta["classes"])]
+        info = cfg.test_dataloader.dataset.get("metainfo") or CocoDataset.METAINFO
+        self.meta = {"classes": info["classes"], "palette": "random"}
 
     @staticmethod
     def _load(model: nn.Module, checkpoint: str) -> None:
