@@ -385,7 +385,7 @@ def execute(
                 print(shorten_progress(line.rstrip()), flush=True)
         code = child.wait()
     if interrupted:
-        raise AscendetError("interrupted", f"{script} was interrupted", hint="make train RESUME=1")
+        raise _interrupted(script, log)
     if code:
         raise _failure(script, code, log)
 
@@ -493,12 +493,27 @@ def _hardware_failure(script: str, log: Path, text: str) -> AscendetError | None
     return AscendetError(name, what, found=found[0].strip()[:300], hint=f"{hint}; then: {again}")
 
 
+# What vitdet's InterruptHook says last.
+_SAVED = re.compile(r"error\[interrupted\]: (saved \S+ after iteration \d+)")
+
+
+def _interrupted(script: str, log: Path) -> AscendetError:
+    """The error for a run that was asked to stop; a training says what it saved."""
+    saved = _SAVED.findall(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
+    hint = "make train RESUME=1" if script == "train.sh" else "run it again"
+    return AscendetError(
+        "interrupted", f"{script} was interrupted", found=saved[-1] if saved else None, hint=hint
+    )
+
+
 def _failure(script: str, code: int, log: Path) -> AscendetError:
     """The named error for what a failed run's log says."""
     if code == 75:
         return busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     text = "\n".join(lines[-400:])
+    if _SAVED.search(text):  # another machine of this training was asked to stop
+        return _interrupted(script, log)
     known = engine.explain(text)
     if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
         return known

@@ -169,6 +169,7 @@ def test_which_checkpoint_is_evaluated(target: runs.Target, tmp_path: Path) -> N
 
 
 LOGS = {
+    "interrupted": "x - mmengine - INFO - error[interrupted]: saved interrupted.pth after iteration 7\n",
     "checkpoint-mismatch": "vitdet.checkpoint.CheckpointError: the checkpoint is not one of this model\nmissing: a\n",
     "checkpoint-unreadable": "CheckpointError: x.pth is refused, because reading it could run code: os.system\n",
     "disk-full": "OSError: [Errno 28] No space left on device\n",
