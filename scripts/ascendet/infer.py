@@ -7,6 +7,7 @@ import glob
 import json
 import shlex
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def execute(args: argparse.Namespace) -> None:
     """Detect, draw, and say how long it took."""
     score, files = _check_options(args), find_images(args.images)
     target = runs.check_target(args)
+    target = replace(target, devices=target.devices[:1])  # pictures one by one
     checkpoint = runs.find_checkpoint(target, args.checkpoint)
     runs.prepare(target)
     final = runs.folder_beside(target, checkpoint, "infer")

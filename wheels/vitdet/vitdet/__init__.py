@@ -14,7 +14,7 @@ from vitdet.evaluated import EvaluatedImagesHook
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.pyramid import LN2d, SimpleFPN
-from vitdet.recipe import OtherBatchHook, RecipeRunner
+from vitdet.recipe import RecipeHook, RecipeRunner
 from vitdet.resume import (
     InterruptHook,
     ResumableEpochLoop,
@@ -32,8 +32,8 @@ __all__ = [
     "LN2d",
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
-    "OtherBatchHook",
     "PlainCheckpointHook",
+    "RecipeHook",
     "RecipeRunner",
     "ResumableEpochLoop",
     "ResumableIterLoop",

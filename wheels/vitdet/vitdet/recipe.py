@@ -12,7 +12,7 @@ from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS  # mmdet's tools look in no other
 from mmengine.runner import Runner
@@ -121,9 +121,8 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
         if cfg.get("train_cfg"):
             batch = fit(cfg, ranks)
             lr = cfg.optim_wrapper.optimizer.lr
-            if os.environ.get("RANK", "0") == "0":
-                print(f"recipe: {batch}, learning rate {lr:g}", flush=True)
-            cfg.custom_hooks.append(dict(type="OtherBatchHook", images=batch.ranks * batch.per_rank, lr=lr))
+            images = batch.ranks * batch.per_rank
+            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=str(batch)))
             # A rank died and torchrun starts all of them anew: on from the last checkpoint.
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
@@ -131,8 +130,8 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
 
 
 @HOOKS.register_module()
-class OtherBatchHook(Hook):
-    """Continue a training on another number of devices: what it counted in iterations is counted anew.
+class RecipeHook(Hook):
+    """Say what a step is; continue on another number of devices, where what was counted in iterations is counted anew.
 
     Parameters
     ----------
@@ -140,12 +139,19 @@ class OtherBatchHook(Hook):
         Images per iteration, on all devices.
     lr
         The learning rate that the schedule starts from.
+    shown
+        What is printed when training begins.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, images: int, lr: float) -> None:
-        self.images, self.lr = images, lr
+    def __init__(self, images: int, lr: float, shown: str) -> None:
+        self.images, self.lr, self.shown = images, lr, shown
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Print it."""
+        print(f"recipe: {self.shown}, learning rate {self.lr:g}", flush=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say what an iteration is."""

@@ -19,7 +19,6 @@ test_pipeline = [
     dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
-    dict(type="Pad", size=(128, 128), pad_val=dict(img=(104, 116, 124))),  # the mean, which becomes zero
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 
