@@ -25,6 +25,8 @@ set_runtime() {
     default HCCL_CONNECT_TIMEOUT 600                         # seconds; the first rank may still compile operators
     default HCCL_EXEC_TIMEOUT 1836                           # seconds; rank 0 writes checkpoints while others wait
     default MAX_RESTARTS 0                                   # how often torchrun starts the ranks again after one died
+    # torch 2.8 shares one store between attempts: ranks that start again would meet at a communicator that is no more.
+    ((MAX_RESTARTS == 0)) || default TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1
     default PYTHONUNBUFFERED 1                               # progress appears when it happens
 }
 
