@@ -521,7 +521,9 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
     if refused:
         reason = refused[1].strip()
         name = "checkpoint-mismatch" if "not one of this model" in reason else "checkpoint-unreadable"
-        return AscendetError(name, "the checkpoint cannot be used", found=reason, hint="CHECKPOINT=<file>")
+        note = paths.shorten(log.parent / "last_checkpoint")
+        hint = f"put an older one's name into {note}" if script == "train.sh" else "CHECKPOINT=<file>"
+        return AscendetError(name, "the checkpoint cannot be used", found=reason, hint=hint)
     damaged = re.search(r"(?:ImageError|DataError: damaged image):? (.*)", text)
     if damaged:
         hint = "repair or remove it" + (
