@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> None:
             f"{target.model} on {target.dataset}: {line}\ncheckpoint: {paths.shorten(checkpoint)}", flush=True
         )
         inputs = [assets.root(), data.resolve(), checkpoint]
-        subset = [f"test_dataloader.dataset.indices={count}"] if count else []
+        subset = ["--cfg-options", f"test_dataloader.dataset.indices={count}"] if count else []
         runs.execute("eval.sh", environ, work / _LOG, target, inputs, subset)
         numbers, classes = score_files(work)
         images = json.loads((work / "predictions.images.json").read_text(encoding="utf-8"))["images"]

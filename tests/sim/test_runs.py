@@ -65,9 +65,10 @@ def run(script: str, environ: Environ, *arguments: str) -> str:
 def test_several_devices_evaluate_as_one(environ: Environ, random_weights: Path, tmp_path: Path) -> None:
     found = {}
     for devices in ("0", "2,5,6"):
-        out = tmp_path / devices / "predictions"
+        out = tmp_path / f"on {devices}" / "predictions"
         given = {"WORK_DIR": str(out.parent), "OUT": str(out), "CHECKPOINT": str(random_weights)}
-        run("eval.sh", environ | given | {"DEVICES": devices}, "test_dataloader.dataset.indices=4")
+        part = ["--cfg-options", "test_dataloader.dataset.indices=4"]
+        run("eval.sh", environ | given | {"DEVICES": devices}, *part)
         images = json.loads(Path(f"{out}.images.json").read_text())
         assert images["annotations"] == f"{environ['ASCENDET_DATA']}/shapes/annotations/instances_val.json"
         assert len(images["images"]) == 4

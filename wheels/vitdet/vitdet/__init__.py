@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.evaluated import EvaluatedImagesHook
+from vitdet.evaluated import PredictionsHook
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.pyramid import LN2d, SimpleFPN
@@ -26,13 +26,13 @@ from vitdet.resume import (
 __all__ = [
     "CheckedCocoDataset",
     "DeviceMemoryHook",
-    "EvaluatedImagesHook",
     "InterruptHook",
     "KeepingCheckpointHook",
     "LN2d",
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
     "PlainCheckpointHook",
+    "PredictionsHook",
     "RecipeHook",
     "RecipeRunner",
     "ResumableEpochLoop",

@@ -139,7 +139,7 @@ custom_hooks = [
     dict(type="PlainCheckpointHook"),
     dict(type="SeedEachIterationHook"),
     dict(type="InterruptHook"),
-    dict(type="EvaluatedImagesHook"),
+    dict(type="PredictionsHook"),
     dict(type="DeviceMemoryHook"),
 ]
 randomness = dict(seed=0)

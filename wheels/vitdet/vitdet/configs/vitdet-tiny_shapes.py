@@ -84,7 +84,7 @@ custom_hooks = [
     dict(type="PlainCheckpointHook"),
     dict(type="SeedEachIterationHook"),
     dict(type="InterruptHook"),
-    dict(type="EvaluatedImagesHook"),
+    dict(type="PredictionsHook"),
     dict(type="DeviceMemoryHook"),
 ]
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
