@@ -19,9 +19,9 @@ from mmengine.runner import Runner
 class PredictionsHook(Hook):
     """Where the environment has OUT, a test writes its results there and is not scored: `make eval` does that.
 
-    mmdet writes `$OUT.bbox.json` and `$OUT.segm.json`. Beside them, `$OUT.images.json` holds `annotations`, the file, and
-    `images`, the ids of the test set's images in its order: all of the file's, the first ones (`indices`), or those that
-    a training keeps. (By mmengine's command line, a path with a comma or a blank would become another one.)
+    mmdet writes `$OUT.bbox.json` and `$OUT.segm.json`. Beside them, `$OUT.images.json` holds `annotations`, the file,
+    and `images`, the ids of the test set's images in its order: all of the file's, the first ones (`indices`), or
+    those that a training keeps. (By mmengine's command line, a path with a comma would become another one.)
     """
 
     def before_test(self, runner: Runner) -> None:
