@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by train.sh, eval.sh and infer.sh: the one place for the run time's settings. What the caller has set is kept; what is
-# used is printed.
+# Sourced by train.sh, eval.sh and infer.sh: the one place for the run time's settings. What the caller has set is kept;
+# what is used is printed.
 
 # $1: name; $2: value unless the caller has set one
 default() {

@@ -130,6 +130,8 @@ def _new_run(target: runs.Target, name: str = "") -> Path:
     """A new run folder, of this name or named by the time."""
     if name:
         run = target.home / name
+        if Path(name).name != name or name in ("latest", ".."):
+            raise AscendetError("usage", "RUN names a folder", found=f"RUN={name}", hint="RUN=first")
         if manifest.read(run) is not None:
             raise AscendetError(
                 "name-in-use",

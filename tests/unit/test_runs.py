@@ -379,6 +379,8 @@ def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> No
     run = train._new_run(target, "mine")
     manifest.write(run, {"state": "interrupted", "inputs": {}})
     fails("name-in-use", train._new_run, target, "mine")
+    for wrong in ("../mine", "latest", ".."):
+        fails("usage", train._new_run, target, wrong)
     (run / "last_checkpoint").write_text("interrupted.pth")
     (run / "interrupted.pth").touch()
     make_run(target, "z-newer", "interrupted")
