@@ -15,8 +15,15 @@ DEVICES ?= 0,1
 NPU ?= auto
 # RESUME=1 continues the latest unfinished training of MODEL on DATASET.
 RESUME ?=
+# The run folder's name; where empty, the time it was started at, and for make curves the latest.
+RUN ?=
 # The checkpoint to evaluate; where empty, the latest training's last one.
 CHECKPOINT ?=
+# make eval: how many images, from the first on. make infer: files, folders, globs.
+IMAGES ?=
+# make infer: the lowest score that is drawn and listed; what damaged pictures do, skip or refuse.
+SCORE ?= 0.3
+BAD ?= skip
 # The wheel file to audit; JSON=1 prints the report for machines.
 WHEEL ?=
 JSON ?=
@@ -109,7 +116,7 @@ shell: ## A shell on DEVICES, in the environment or (RUN_IN=docker) in the image
 	@$(PY) container shell $(TARGET)
 
 ##@ Data, training, evaluation
-.PHONY: data weights data-check bundle unbundle train eval
+.PHONY: data weights data-check bundle unbundle train eval infer curves
 data: ## Make or fetch DATASET: shapes, coco, coco-val, coco-val200; MIRROR=cn, KEEP=0 removes archives
 	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' $(FETCH)
 weights: ## Fetch the checkpoints that STACK's models start from
@@ -121,9 +128,13 @@ bundle: ## Pack all that STACK and DATASET need for a site without a network, wi
 unbundle: ## There: take in FILE=bundle
 	@$(PY) bundle --unpack '$(FILE)'
 train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues
-	@$(PY) train $(TARGET) $(if $(RESUME),--resume)
-eval: ## COCO numbers of the latest training, or of CHECKPOINT
-	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)'
+	@$(PY) train $(TARGET) --run '$(RUN)' $(if $(RESUME),--resume)
+eval: ## COCO numbers of the latest training, or of CHECKPOINT; IMAGES=200 for a part
+	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)'
+infer: ## Detect and draw objects in IMAGES='a.jpg folder *.png' on the first of DEVICES; JSON, latency
+	@$(PY) infer $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)' --score '$(SCORE)' --bad '$(BAD)'
+curves: ## Draw a training's loss and AP, as PNG and SVG
+	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --run '$(RUN)'
 
 ##@ Development
 .PHONY: lint test-unit test-fetch test-image test-sim test-examples clean
@@ -139,7 +150,7 @@ test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
 	@$(PY) test sim --stack '$(STACK)'
 test-examples: ## accelerate and transformers training on cann_sim; installs them into a temporary folder
 	@$(PY) test examples --stack '$(STACK)'
-bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -counters, -hccl, -wheel, -image, -fetch
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write a model's predictions on the validation split as COCO results, one rank per device: $OUT.bbox.json and
-# $OUT.segm.json. `make eval` calls this and scores them; by hand, see train.sh.
+# $OUT.segm.json; $OUT.images.json says of which images. `make eval` calls this and scores them; by hand, see train.sh.
 #
 #   MODEL=vitdet-b DATASET=coco DEVICES=0 CHECKPOINT=epoch_12.pth WORK_DIR=/runs/one/eval OUT=/runs/one/eval/predictions scripts/eval.sh
 #
@@ -13,7 +13,7 @@ source "${BASH_SOURCE[0]%/*}/runtime.sh"
 configs=$(package_folder vitdet)/configs
 tools=$(package_folder mmdet)/.mim/tools
 
+export OUT=${OUT:?} # vitdet's PredictionsHook takes it from here
 lock_work_dir "${WORK_DIR:?}"
 launch "${DEVICES:?}" "$tools/test.py" "$configs/${MODEL:?}_${DATASET:?}.py" "${CHECKPOINT:?}" \
-    --launcher pytorch --work-dir "$WORK_DIR" \
-    --cfg-options test_evaluator.format_only=True "test_evaluator.outfile_prefix=${OUT:?}" "$@"
+    --launcher pytorch --work-dir "$WORK_DIR" "$@"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by train.sh and eval.sh: the one place for the run time's settings. What the caller has set is kept; what is
-# used is printed.
+# Sourced by train.sh, eval.sh and infer.sh: the one place for the run time's settings. What the caller has set is kept;
+# what is used is printed.
 
 # $1: name; $2: value unless the caller has set one
 default() {
@@ -24,6 +24,9 @@ set_runtime() {
     default PYTORCH_NPU_ALLOC_CONF expandable_segments:True  # images of many sizes fragment fixed segments
     default HCCL_CONNECT_TIMEOUT 600                         # seconds; the first rank may still compile operators
     default HCCL_EXEC_TIMEOUT 1836                           # seconds; rank 0 writes checkpoints while others wait
+    default MAX_RESTARTS 0                                   # how often torchrun starts the ranks again after one died
+    # torch 2.8 shares one store between attempts: ranks that start again would meet at a communicator that is no more.
+    ((MAX_RESTARTS == 0)) || default TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1
     default PYTHONUNBUFFERED 1                               # progress appears when it happens
 }
 
@@ -44,7 +47,14 @@ launch() {
     [[ -n ${NNODES-} || -z ${WORLD_SIZE-} || -z ${LOCAL_WORLD_SIZE-} ]] || nodes=$((WORLD_SIZE / LOCAL_WORLD_SIZE))
     local -a where=(--standalone --local-addr=127.0.0.1)
     if ((nodes > 1)); then
-        where=(--nnodes="$nodes" --node-rank="$rank" --master-addr="${MASTER_ADDR:?}" --master-port="${MASTER_PORT:?}")
+        : "${MASTER_ADDR:?}" "${MASTER_PORT:=29500}"
+        if ((MAX_RESTARTS)); then
+            # A rank that dies on one machine restarts those of all: they meet anew. Whoever comes gets a rank.
+            where=(--nnodes="$nodes" --rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id=ascendet
+                --rdzv-conf="is_host=$((rank == 0))" --local-addr="$(address_towards "$MASTER_ADDR")")
+        else
+            where=(--nnodes="$nodes" --node-rank="$rank" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
+        fi
         ((${LOCAL_WORLD_SIZE:-${#ids[@]}} == ${#ids[@]})) || {
             printf 'error[devices-invalid]: DEVICES has %s devices, LOCAL_WORLD_SIZE says %s\n' "${#ids[@]}" "$LOCAL_WORLD_SIZE" >&2
             exit 24 # errors.EXIT_CODES["devices-invalid"]
@@ -53,7 +63,17 @@ launch() {
     fi
     # The operator's words for machines are torchrun's for ranks, which it sets itself.
     unset RANK WORLD_SIZE LOCAL_WORLD_SIZE
-    exec torchrun "${where[@]}" --nproc-per-node="${#ids[@]}" "$@"
+    exec torchrun "${where[@]}" --max-restarts="$MAX_RESTARTS" --nproc-per-node="${#ids[@]}" "$@"
+}
+
+# This machine's address as a peer sees it; nothing is sent. $1: the peer
+address_towards() {
+    python -c '
+import socket, sys
+family, kind, _, _, peer = socket.getaddrinfo(sys.argv[1], 9, type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind) as end:
+    end.connect(peer)
+    print(end.getsockname()[0])' "$1"
 }
 
 # Where a package is installed; it is not imported. $1: package

@@ -11,7 +11,7 @@ from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
 # What measures the tool itself runs in its environment, without torch.
-_TOOLS_ONLY = {"fetch", "image"}
+_TOOLS_ONLY = {"fetch", "image", "score"}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

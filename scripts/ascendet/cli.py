@@ -58,6 +58,8 @@ STAGES: dict[str, StageCommand] = {
     "evaluate": StageCommand(
         "evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
     ),
+    "infer": StageCommand("infer", "tools", "detect objects in pictures, draw them, measure latency"),
+    "curves": StageCommand("curves", "tools", "draw a training's loss and AP"),
     "k8s": StageCommand("k8s", "tools", "write Kubernetes jobs that train on several machines"),
     "test": StageCommand("testing", "tools", "run the linters and the test suites"),
     "bench": StageCommand("bench", "tools", "run a benchmark in the stack's environment"),

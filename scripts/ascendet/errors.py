@@ -69,6 +69,7 @@ EXIT_CODES: dict[str, int] = {
     "checkpoint-missing": 76,
     "checkpoint-unreadable": 77,
     "checkpoint-mismatch": 78,
+    "image-damaged": 79,
     "engine-missing": 80,
     "engine-permission": 81,
     "buildkit-missing": 82,

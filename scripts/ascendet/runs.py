@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,9 @@ _SAME_REQUEST = 2.0  # seconds
 _DOCKER_FAILED = 125  # the exit code of `docker run` when it is not the program's
 
 # What people want to see of mmengine's log while it runs; all of it is in the log file.
-_PROGRESS = re.compile(r"(Epoch|Iter)\(\w+\)|Saving checkpoint|resumed|^runtime: | - WARNING - ")
+_PROGRESS = re.compile(
+    r"(Epoch|Iter)\(\w+\)|Saving checkpoint|resumed|^(runtime|recipe|skipped|picture): | - WARNING - "
+)
 _SHOWN = {"eta", "time", "memory", "loss"}
 _PREFIX = re.compile(r"^(?:\d{4}/)?\d\d/\d\d (\d\d:\d\d:\d\d) - mmengine - \S*?(INFO|WARNING|ERROR)\S* - ")
 
@@ -209,8 +212,19 @@ def check_data(dataset: str, *splits: str) -> Path:
     return folder
 
 
+# Settings that train.sh, eval.sh and infer.sh keep where the caller has set them; the same names as in runtime.sh.
+RUNTIME = (
+    "OMP_NUM_THREADS",
+    "TASK_QUEUE_ENABLE",
+    "PYTORCH_NPU_ALLOC_CONF",
+    "HCCL_CONNECT_TIMEOUT",
+    "HCCL_EXEC_TIMEOUT",
+    "MAX_RESTARTS",
+)
+
+
 def run_environ(target: Target, work_dir: Path) -> dict[str, str]:
-    """The environment of train.sh and eval.sh; for a container, only what it is given."""
+    """The environment of train.sh, eval.sh and infer.sh; for a container, only what it is given."""
     given = {
         "MODEL": target.model,
         "DATASET": target.dataset,
@@ -219,7 +233,7 @@ def run_environ(target: Target, work_dir: Path) -> dict[str, str]:
         "DETECTRON2_DATASETS": str(assets.root()),
     }
     if target.container:
-        return given
+        return given | {name: os.environ[name] for name in RUNTIME if name in os.environ}
     return env.stack_environ(target.stack) | given | {"DEVICES": ",".join(map(str, target.devices))}
 
 
@@ -241,20 +255,83 @@ def last_checkpoint(run: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def find_checkpoint(target: Target, asked: str) -> Path:
+    """The checkpoint to use: the file that was asked for, or the latest training's last one.
+
+    Raises
+    ------
+    AscendetError
+        `checkpoint-missing`.
+    """
+    if asked:
+        path = Path(asked).expanduser().absolute()
+        if path.is_file():
+            return path
+        raise AscendetError(
+            "checkpoint-missing", "there is no such checkpoint", found=asked, hint="CHECKPOINT=<file>"
+        )
+    latest = target.home / "latest"
+    path_or_none = last_checkpoint(latest.resolve()) if latest.exists() else None
+    if path_or_none is None:
+        raise AscendetError(
+            "checkpoint-missing",
+            f"{target.model} was not trained on {target.dataset} here",
+            expected=f"a checkpoint in {paths.shorten(latest)}",
+            hint=f"make train MODEL={target.model} DATASET={target.dataset}, or CHECKPOINT=<file>",
+        )
+    return path_or_none
+
+
+def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
+    """Where a checkpoint's results go: into the run that it is from, else beside the runs."""
+    if checkpoint.parent.parent == target.home:
+        return checkpoint.parent / noun
+    return target.home / f"{noun}-{checkpoint.stem}"
+
+
+@contextlib.contextmanager
+def replaced(final: Path, log: str) -> Iterator[Path]:
+    """A temporary folder that takes the place of `final` when the block ends well.
+
+    What failed leaves only its log, as `<final>-failed.log`, which the error then points to.
+    """
+    work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    with manifest.full_disk_named(final.parent):
+        try:
+            work.mkdir(parents=True)
+            yield work
+            if final.exists():
+                shutil.rmtree(final)
+            work.rename(final)
+        except AscendetError as error:
+            if error.name == "run-failed" and (work / log).exists():
+                kept = final.with_name(f"{final.name}-failed.log")
+                (work / log).replace(kept)
+                error.hint = f"less {paths.shorten(kept)}"
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def in_container(
-    target: Target, script: str, environ: Mapping[str, str], log: Path, inputs: Sequence[Path] = ()
+    target: Target,
+    script: str,
+    environ: Mapping[str, str],
+    log: Path,
+    inputs: Sequence[Path] = (),
+    arguments: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
-    """Name and command of a container for `execute`; it sees the data set and `inputs`, and writes beside `log`."""
+    """Name and command of a container for `execute`; it reads `inputs` and writes beside `log`."""
     assert target.container is not None
     log.touch()
     target.container.prepare(log.parent)
     name = re.sub(r"[^\w]+", "-", f"ascendet-{script.removesuffix('.sh')}-{log.parent.name}")
     command = target.container.command(
         target.devices,
-        [f"{container.SCRIPTS}/{script}"],
+        [f"{container.SCRIPTS}/{script}", *arguments],
         name=name,
         work_dir=log.parent,
-        inputs=list(dict.fromkeys([assets.root(), check_data(target.dataset).resolve(), *inputs])),
+        inputs=list(dict.fromkeys(inputs)),
         environ=environ,
     )
     return name, [engine.client(), *command]
@@ -266,8 +343,9 @@ def execute(
     log: Path,
     target: Target | None = None,
     inputs: Sequence[Path] = (),
+    arguments: Sequence[str] = (),
 ) -> None:
-    """Run one of our shell scripts to its end: everything into `log`, progress on the terminal.
+    """Run one of our shell scripts with `arguments` to its end: everything into `log`, progress on the terminal.
 
     It runs in the container of `target`, where there is one; see `in_container` for `inputs`.
 
@@ -280,10 +358,10 @@ def execute(
         `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`; from a container also what
         `engine.explain` names.
     """
-    command = ["bash", str(paths.ROOT / "scripts" / script)]
+    command = ["bash", str(paths.ROOT / "scripts" / script), *arguments]
     name = None
     if target and target.container:
-        name, command = in_container(target, script, environ, log, inputs)
+        name, command = in_container(target, script, environ, log, inputs, arguments)
         environ = os.environ
     # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
     with (
@@ -307,7 +385,7 @@ def execute(
                 print(shorten_progress(line.rstrip()), flush=True)
         code = child.wait()
     if interrupted:
-        raise AscendetError("interrupted", f"{script} was interrupted", hint="make train RESUME=1")
+        raise _interrupted(script, log)
     if code:
         raise _failure(script, code, log)
 
@@ -415,12 +493,27 @@ def _hardware_failure(script: str, log: Path, text: str) -> AscendetError | None
     return AscendetError(name, what, found=found[0].strip()[:300], hint=f"{hint}; then: {again}")
 
 
+# What vitdet's InterruptHook says last.
+_SAVED = re.compile(r"error\[interrupted\]: (saved \S+ after iteration \d+)")
+
+
+def _interrupted(script: str, log: Path) -> AscendetError:
+    """The error for a run that was asked to stop; a training says what it saved."""
+    saved = _SAVED.findall(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
+    hint = "make train RESUME=1" if script == "train.sh" else "run it again"
+    return AscendetError(
+        "interrupted", f"{script} was interrupted", found=saved[-1] if saved else None, hint=hint
+    )
+
+
 def _failure(script: str, code: int, log: Path) -> AscendetError:
     """The named error for what a failed run's log says."""
     if code == 75:
         return busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     text = "\n".join(lines[-400:])
+    if _SAVED.search(text):  # another machine of this training was asked to stop
+        return _interrupted(script, log)
     known = engine.explain(text)
     if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
         return known
@@ -428,7 +521,23 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
     if refused:
         reason = refused[1].strip()
         name = "checkpoint-mismatch" if "not one of this model" in reason else "checkpoint-unreadable"
-        return AscendetError(name, "the checkpoint cannot be used", found=reason, hint="CHECKPOINT=<file>")
+        note = paths.shorten(log.parent / "last_checkpoint")
+        hint = f"put an older one's name into {note}" if script == "train.sh" else "CHECKPOINT=<file>"
+        return AscendetError(name, "the checkpoint cannot be used", found=reason, hint=hint)
+    damaged = re.search(r"(?:ImageError|DataError: damaged image):? (.*)", text)
+    if damaged:
+        hint = "repair or remove it" + (
+            "; BAD=skip leaves it out" if script == "infer.sh" else "; make data-check"
+        )
+        return AscendetError("image-damaged", "a picture cannot be read", found=damaged[1], hint=hint)
+    unusable = re.search(r"DataError: (.*)", text)
+    if unusable:
+        return AscendetError(
+            "data-invalid",
+            "the data set cannot be used",
+            found=unusable[1],
+            hint="make data-check, or another DATASET",
+        )
     if "No space left on device" in text or manifest.is_full(log.parent):
         error = manifest.disk_full(log.parent)
         if script == "train.sh":

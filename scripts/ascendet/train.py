@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import manifest, paths, runs
+from ascendet import assets, manifest, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -21,12 +22,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     runs.add_target_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
+    parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
 
 
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
     stack = Stack.load(args.stack)
     target = runs.check_target(args)
+    machine = _machine(target, args.run)
     data = runs.check_data(target.dataset)
     if not any(data.glob("annotations/instances_train*.json")):
         raise AscendetError(
@@ -34,15 +37,23 @@ def execute(args: argparse.Namespace) -> None:
         )
     runs.prepare(target)
     inputs = _inputs(target, data)
-    finished = _find(target, inputs)
+    finished = None if args.run else _find(target, inputs)
     if finished:
         runs.link_latest(finished)
         print(f"{paths.shorten(finished)}: finished with the same inputs; nothing to train")
         return
-    run = _resumable(target, inputs) if args.resume else _new_run(target)
+    if machine:  # the first machine keeps the run; the others lend their devices
+        run = target.home / args.run
+        run.mkdir(parents=True, exist_ok=True)
+    else:
+        run = _resumable(target, inputs, args.run) if args.resume else _new_run(target, args.run)
     environ = runs.run_environ(target, run) | {"RESUME": "1" if args.resume else ""}
     line = runs.describe(target, environ)
     print(f"{target.model} on {target.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
+    given = [assets.root(), data.resolve()]
+    if machine:
+        runs.execute("train.sh", environ, run / f"train-{machine}.log", target, given)
+        return
     runs.link_latest(run)
     facts = {
         "stage": "train",
@@ -56,10 +67,30 @@ def execute(args: argparse.Namespace) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with _state(run, facts):
-        runs.execute("train.sh", environ, run / LOG, target)
+        runs.execute("train.sh", environ, run / LOG, target, given)
     checkpoint = runs.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
     print(f"trained: {paths.shorten(checkpoint)}")
+
+
+def _machine(target: runs.Target, run: str) -> int:
+    """Which one of several machines this is, 0 where there is only one; `error[usage]` where they could not meet."""
+    count, rank = os.environ.get("NNODES") or "1", os.environ.get("NODE_RANK") or "0"
+    if not (count.isdecimal() and rank.isdecimal() and int(rank) < int(count)):
+        raise AscendetError(
+            "usage",
+            "NNODES machines are numbered from 0 by NODE_RANK",
+            found=f"NNODES={count} NODE_RANK={rank}",
+            hint="NNODES=2 NODE_RANK=0 on the first, NODE_RANK=1 on the second",
+        )
+    if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and target.container is None):
+        raise AscendetError(
+            "usage",
+            "several machines need a meeting point, one run folder on shared storage, and RUN_IN=venv",
+            expected="MASTER_ADDR=<the first machine> RUN=<a name> on every one of them",
+            hint="see above; in containers: make k8s, or scripts/train.sh on the host's network",
+        )
+    return int(rank)
 
 
 def _inputs(target: runs.Target, data: Path) -> dict[str, object]:
@@ -69,7 +100,7 @@ def _inputs(target: runs.Target, data: Path) -> dict[str, object]:
         "model": target.model,
         "dataset": target.dataset,
         "data": dataset.get("key"),
-        "ranks": len(target.devices),
+        "ranks": len(target.devices) * int(os.environ.get("NNODES") or "1"),
         "npu": target.npu,
         **runs.software(target),
     }
@@ -95,8 +126,20 @@ def _find(target: runs.Target, inputs: dict[str, object]) -> Path | None:
     return None
 
 
-def _new_run(target: runs.Target) -> Path:
-    """A new run folder, named by the time."""
+def _new_run(target: runs.Target, name: str = "") -> Path:
+    """A new run folder, of this name or named by the time."""
+    if name:
+        run = target.home / name
+        if Path(name).name != name or name in ("latest", ".."):
+            raise AscendetError("usage", "RUN names a folder", found=f"RUN={name}", hint="RUN=first")
+        if manifest.read(run) is not None:
+            raise AscendetError(
+                "name-in-use",
+                f"there is a training {paths.shorten(run)}",
+                hint="RESUME=1 to continue it, or another RUN",
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        return run
     while True:
         run = target.home / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         try:
@@ -107,9 +150,11 @@ def _new_run(target: runs.Target) -> Path:
             return run
 
 
-def _resumable(target: runs.Target, inputs: dict[str, object]) -> Path:
-    """The newest unfinished run that has a checkpoint; says what changed since it was started."""
+def _resumable(target: runs.Target, inputs: dict[str, object], name: str = "") -> Path:
+    """The newest unfinished run that has a checkpoint, or that of this name; says what changed since its start."""
     for run in _all_runs(target):
+        if name and run.name != name:
+            continue
         content = manifest.read(run) or {}
         if content.get("state") == "finished" or runs.last_checkpoint(run) is None:
             continue

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import container, data, engine, evaluate, image, manifest, paths, train
+from ascendet import container, data, engine, evaluate, image, infer, manifest, paths, train
 from ascendet.errors import AscendetError
 from conftest import STACK
 from test_image import make_node
@@ -109,6 +109,8 @@ def test_training_and_evaluation_in_the_image(
     assert "nothing to train" in execute(train, "--devices=6,7")
     assert "stored in" in execute(evaluate, "--devices=6")
     assert (run_folder / "eval" / "metrics.json").is_file()
+    assert "stored in" in execute(infer, "--devices=6", f"--images={tmp_path}/data/shapes/val")
+    assert len(list((run_folder / "infer" / "pictures").iterdir())) == 4
 
 
 def small_data(whole: Path, small: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import vitdet
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -126,6 +127,8 @@ def coco(data, tmp_path, monkeypatch):
         content = json.loads((data / "shapes" / "annotations" / f"instances_{split}.json").read_text())
         for category in content["categories"]:
             category["name"] = names[category["name"]]
+        others = [name for name in CocoDataset.METAINFO["classes"] if name not in names.values()]
+        content["categories"] += [dict(id=number, name=name) for number, name in enumerate(others, 100)]
         target = tmp_path / "coco" / "annotations" / f"instances_{split}2017.json"
         target.write_text(json.dumps(content))
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))

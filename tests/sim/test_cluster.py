@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(host: str, rank: int, given: dict[str, str], data: Path, work_dir: Path) -> subprocess.Popen[str]:
+def start(
+    host: str, rank: int, given: dict[str, str], data: Path, work_dir: Path, epochs: int = 1
+) -> subprocess.Popen[str]:
     """One machine: its own network and devices, the same storage."""
     if "ASCEND_HOME_PATH" not in os.environ:
         pytest.skip("no CANN tree: run it by `make test-sim`")
@@ -47,7 +51,7 @@ def start(host: str, rank: int, given: dict[str, str], data: Path, work_dir: Pat
         "HCCL_SOCKET_IFNAME": "hccl",
         "GLOO_SOCKET_IFNAME": f"{host[:14]}",
     }
-    short = ["--cfg-options", "train_cfg.max_epochs=1", "train_cfg.val_interval=9"]
+    short = ["--cfg-options", f"train_cfg.max_epochs={epochs}", "train_cfg.val_begin=9"]
     return subprocess.Popen(
         ["ip", "netns", "exec", host, "bash", str(ROOT / "scripts" / "train.sh"), *short],
         env=environ,
@@ -67,19 +71,39 @@ def test_two_machines_train_one_model(hosts: list[str], shapes: Path, tmp_path: 
     assert (tmp_path / "epoch_1.pth").is_file()
 
 
+def test_a_rank_is_killed_and_both_machines_go_on(hosts: list[str], shapes: Path, tmp_path: Path) -> None:
+    """torchrun has the ranks of both meet again, and they resume from the last checkpoint."""
+    given = OPERATOR | {"MASTER_PORT": "29519", "MAX_RESTARTS": "2"}
+    machines = [start(host, rank, given, shapes, tmp_path, 6) for rank, host in enumerate(hosts)]
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "epoch_1.pth").exists():
+        assert time.monotonic() < deadline, [machine.poll() for machine in machines]
+        time.sleep(0.05)
+    # `ip netns exec` becomes the script, which becomes torchrun: its child is the rank.
+    rank = Path(f"/proc/{machines[1].pid}/task/{machines[1].pid}/children").read_text().split()[0]
+    os.kill(int(rank), signal.SIGKILL)
+    shown = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(shown)[-6000:]
+    assert "resumed epoch: " in "".join(shown)
+    assert (tmp_path / "epoch_6.pth").is_file()
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         (
             OPERATOR,
-            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29517 --nproc-per-node=1",
+            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29517 --max-restarts=0 --nproc-per-node=1",
         ),
-        (VOLCANO, "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29518 --nproc-per-node=1"),
+        (
+            VOLCANO,
+            "--nnodes=2 --node-rank=1 --master-addr=198.18.7.1 --master-port=29518 --max-restarts=0 --nproc-per-node=1",
+        ),
         (
             {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"},
-            "--standalone --local-addr=127.0.0.1 --nproc-per-node=1",
+            "--standalone --local-addr=127.0.0.1 --max-restarts=0 --nproc-per-node=1",
         ),
-        ({}, "--standalone --local-addr=127.0.0.1 --nproc-per-node=1"),
+        ({}, "--standalone --local-addr=127.0.0.1 --max-restarts=0 --nproc-per-node=1"),
     ],
     ids=["operator", "volcano", "operator, one machine", "alone"],
 )

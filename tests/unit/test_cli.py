@@ -74,7 +74,12 @@ def test_variables_reach_the_tool_as_they_are(devices: str) -> None:
 def test_resume_and_checkpoint_reach_the_tool() -> None:
     assert "--resume" in make("--dry-run", "train", "RESUME=1")
     assert "--resume" not in make("--dry-run", "train")
-    assert "--checkpoint 'x.pth'" in make("--dry-run", "eval", "CHECKPOINT=x.pth")
+    assert "--checkpoint 'x.pth' --images '200'" in make(
+        "--dry-run", "eval", "CHECKPOINT=x.pth", "IMAGES=200"
+    )
+    assert "--images 'a.jpg b/*.png' --score '0.5'" in make(
+        "--dry-run", "infer", "IMAGES=a.jpg b/*.png", "SCORE=0.5"
+    )
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)

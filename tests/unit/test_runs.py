@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import env, evaluate, manifest, paths, runs, train
+from ascendet import env, evaluate, infer, manifest, paths, runs, train
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -153,19 +155,21 @@ def test_training_that_leaves_no_checkpoint_has_failed(target: runs.Target) -> N
 
 
 def test_which_checkpoint_is_evaluated(target: runs.Target, tmp_path: Path) -> None:
-    fails("checkpoint-missing", evaluate._checkpoint, target, "")
-    fails("checkpoint-missing", evaluate._checkpoint, target, str(tmp_path / "none.pth"))
+    fails("checkpoint-missing", runs.find_checkpoint, target, "")
+    fails("checkpoint-missing", runs.find_checkpoint, target, str(tmp_path / "none.pth"))
     run = make_run(target, "1", "finished")
     runs.link_latest(run)
-    found = evaluate._checkpoint(target, "")
+    found = runs.find_checkpoint(target, "")
     assert found == run / "epoch_3.pth"
-    assert evaluate._folder(target, found) == run / "eval"
+    assert runs.folder_beside(target, found, "eval") == run / "eval"
     other = tmp_path / "other.pth"
     other.touch()
-    assert evaluate._folder(target, evaluate._checkpoint(target, str(other))) == target.home / "eval-other"
+    found = runs.find_checkpoint(target, str(other))
+    assert runs.folder_beside(target, found, "infer") == target.home / "infer-other"
 
 
 LOGS = {
+    "interrupted": "x - mmengine - INFO - error[interrupted]: saved interrupted.pth after iteration 7\n",
     "checkpoint-mismatch": "vitdet.checkpoint.CheckpointError: the checkpoint is not one of this model\nmissing: a\n",
     "checkpoint-unreadable": "CheckpointError: x.pth is refused, because reading it could run code: os.system\n",
     "disk-full": "OSError: [Errno 28] No space left on device\n",
@@ -175,6 +179,8 @@ LOGS = {
     "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
     "hccl-timeout": "[rank1]: RuntimeError: OPS function error: HcclBroadcast, error code is 9\n",
     "hccl-link-down": "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
+    "data-invalid": "[rank0]: vitdet.dataset.DataError: a.json names 1 of 2 images that are not in b: c.jpg\n",
+    "image-damaged": "[rank0]: vitdet.dataset.DataError: damaged image a.jpg: image file is truncated\n",
     "run-failed": "[rank0]: ValueError: something else\n",
 }
 
@@ -276,8 +282,107 @@ def test_soc_name_is_read_from_npu_smi(tmp_path: Path) -> None:
 
 
 def test_arguments_are_those_that_make_passes() -> None:
-    for module in (train, evaluate):
+    for module in (train, evaluate, infer):
         parser = argparse.ArgumentParser()
         module.configure_parser(parser)
-        options = ["--stack", "vitdet", "--model", "m", "--dataset", "d", "--devices", ""]
-        assert parser.parse_args(options).devices == ""
+        options = ["--stack", "vitdet", "--model", "m", "--dataset", "d", "--devices", "", "--images", ""]
+        assert parser.parse_args(options[: None if module is not train else -2]).devices == ""
+
+
+def test_pictures_are_files_folders_and_globs(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c d.jpeg", "notes.txt", "deep/e.webp", "odd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(text: str) -> list[str]:
+        return [str(file.relative_to(tmp_path)) for file in infer.find_images(text)]
+
+    assert names(f"{tmp_path}") == ["a.jpg", "b.PNG", "c d.jpeg"]
+    assert names(f"'{tmp_path}/c d.jpeg' {tmp_path}/*.jpg {tmp_path}/a.jpg") == ["c d.jpeg", "a.jpg"]
+    assert names(f"{tmp_path}/**/*") == ["a.jpg", "b.PNG", "c d.jpeg", "deep/e.webp"]
+    assert names(f"{tmp_path}/odd") == ["odd"], "what is named outright is tried"
+    fails("usage", infer.find_images, " ")
+    assert "IMAGES=nowhere/*.jpg" in fails("data-missing", infer.find_images, "nowhere/*.jpg").what
+
+
+@pytest.mark.parametrize(("score", "bad"), [("2", "skip"), ("much", "skip"), ("0.3", "ignore")])
+def test_inference_refuses_options_that_mean_nothing(score: str, bad: str) -> None:
+    fails("usage", infer._check_options, argparse.Namespace(score=score, bad=bad))
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("200", 200)])
+def test_a_part_of_the_images_is_evaluated(text: str, count: int) -> None:
+    assert evaluate.check_count(text) == count
+    for wrong in ("0", "-1", "a.jpg"):
+        fails("usage", evaluate.check_count, wrong)
+
+
+def test_acceptance_says_where_the_numbers_are(tmp_path: Path) -> None:
+    (tmp_path / "m_d.toml").write_text('source = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n')
+
+    def judge(box: float, mask: float) -> list[str]:
+        numbers = {"bbox": {"AP": box}, "segm": {"AP": mask}}
+        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, tmp_path)]
+
+    assert judge(0.5, 0.5) == ["inside", "inside"]
+    assert judge(0.499, 0.501) == ["below", "above"]
+    assert evaluate.judge("m", "other", {}, tmp_path) == []
+
+
+@pytest.mark.parametrize("file", sorted(evaluate.REFERENCE.glob("*.toml")), ids=lambda file: file.stem)
+def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
+    band = tomllib.loads(file.read_text())
+    assert file.stem == f"{band['model']}_{band['dataset']}"
+    assert band["model"] in STACK.models
+    assert band["dataset"] in STACK.datasets
+    assert band["device"] in ("any", "simulated")
+    assert len(band["source"]) > 20
+    assert all(0 < low < high < 1 for low, high in band["AP"].values())
+    assert band["AP"].keys() == {"bbox", "segm"}
+
+
+def test_settings_of_the_run_time_have_the_same_names_everywhere() -> None:
+    text = (paths.ROOT / "scripts/runtime.sh").read_text()
+    names = re.findall(r"^ +default (\w+)", text, re.MULTILINE)
+    assert set(runs.RUNTIME) | {"PYTHONUNBUFFERED"} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("environ", "run", "machine"),
+    [
+        ({}, "", 0),
+        ({"NNODES": "1"}, "", 0),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}, "first", 1),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}, "", None),
+        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "first", None),
+        ({"NNODES": "2", "NODE_RANK": "0"}, "first", None),
+    ],
+)
+def test_which_machine_this_is(
+    target: runs.Target,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    run: str,
+    machine: int | None,
+) -> None:
+    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    if machine is None:
+        fails("usage", train._machine, target, run)
+    else:
+        assert train._machine(target, run) == machine
+
+
+def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> None:
+    run = train._new_run(target, "mine")
+    manifest.write(run, {"state": "interrupted", "inputs": {}})
+    fails("name-in-use", train._new_run, target, "mine")
+    for wrong in ("../mine", "latest", ".."):
+        fails("usage", train._new_run, target, wrong)
+    (run / "last_checkpoint").write_text("interrupted.pth")
+    (run / "interrupted.pth").touch()
+    make_run(target, "z-newer", "interrupted")
+    assert train._resumable(target, {}, "mine") == run
+    fails("resume-impossible", train._resumable, target, {}, "other")

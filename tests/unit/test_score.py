@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from ascendet import paths
-from ascendet.score import NAMES, score, table
+from ascendet.score import NAMES, evaluate, restrict, score, table
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -160,20 +160,50 @@ def test_mask_size_is_the_masks_and_not_the_boxs() -> None:
     assert score(annotations, [result], "segm")["APs"] == 1.0
 
 
+def test_the_classes_ap_is_their_part_of_the_whole() -> None:
+    objects = [(1, 1, LARGE, False), (1, 2, MEDIUM, False), (2, 2, LARGE, False)]
+    found = [detection(1, 1, LARGE, 0.9), detection(1, 2, MEDIUM, 0.9)]
+    numbers, classes = evaluate(truth(objects, images=2, categories=3), found, "bbox")
+    # One of class 2's two objects is found: precision 1 up to recall 0.5, that is 51 of COCO's 101 recall thresholds.
+    assert classes == pytest.approx({"1": 1.0, "2": 51 / 101, "3": -1.0})
+    assert numbers["AP"] == pytest.approx((1 + 51 / 101) / 2)
+
+
+def test_a_case_worked_out_by_hand() -> None:
+    """One object of 100 x 100, found 8 px off: IoU 92/108 = 0.852, so right at 8 of the 10 thresholds."""
+    found = [detection(1, 1, [48.0, 40, 100, 100], 0.9)]
+    numbers = score(truth([(1, 1, [40.0, 40, 100, 100], False)]), found, "bbox")
+    assert (numbers["AP"], numbers["AP50"], numbers["AP75"], numbers["AR1"]) == pytest.approx(
+        (0.8, 1, 1, 0.8)
+    )
+    # A false one before it halves the precision everywhere: 0.5 at these thresholds.
+    false = detection(1, 1, [180.0, 180, 50, 50], 0.95)
+    assert score(truth([(1, 1, [40.0, 40, 100, 100], False)]), [false, *found], "bbox")[
+        "AP"
+    ] == pytest.approx(0.4)
+
+
+def test_only_the_evaluated_images_count() -> None:
+    objects = [(1, 1, LARGE, False), (2, 1, LARGE, False)]
+    whole = truth(objects, images=3)
+    assert score(whole, [detection(1, 1, LARGE, 0.9)], "bbox")["AP"] == pytest.approx(51 / 101)
+    part = restrict(truth(objects, images=3), [1, 3])
+    assert [image["id"] for image in part["images"]] == [1, 3]
+    assert score(part, [detection(1, 1, LARGE, 0.9)], "bbox")["AP"] == 1.0
+
+
 def test_as_a_program(tmp_path: Path) -> None:
-    annotations, results = truth([(1, 1, LARGE, False)]), [detection(1, 1, LARGE, 0.9)]
+    annotations, results = truth([(1, 1, LARGE, False)], images=2), [detection(1, 1, LARGE, 0.9)]
     (tmp_path / "val.json").write_text(json.dumps(annotations))
+    (tmp_path / "images.json").write_text(json.dumps({"annotations": f"{tmp_path}/val.json", "images": [1]}))
     (tmp_path / "p.json").write_text(json.dumps(results))
-    command = [sys.executable, "-m", "ascendet.score", "--annotations", tmp_path / "val.json"]
-    command += [
-        "--boxes",
-        tmp_path / "p.json",
-        "--masks",
-        tmp_path / "p.json",
-        "--out",
-        tmp_path / "metrics.json",
-    ]
+    command = [sys.executable, "-m", "ascendet.score", "--images", tmp_path / "images.json"]
+    command += ["--results", tmp_path / "p.json", "--out", tmp_path / "metrics.json"]
+    command += ["--classes", tmp_path / "classes.json"]
     subprocess.run(command, cwd=paths.ROOT / "scripts", check=True)
+    assert json.loads((tmp_path / "classes.json").read_text()) == {
+        "1": {"objects": 1, "bbox": 1.0, "segm": 1.0}
+    }
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == {
         kind: {name: -1.0 if name in ("APs", "APm", "ARs", "ARm") else 1.0 for name in NAMES}

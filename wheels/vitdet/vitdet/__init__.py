@@ -8,22 +8,41 @@ from mmengine.fileio import register_backend
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from vitdet.backbone import ViT
-from vitdet.checkpoint import AtomicLocalBackend, PlainCheckpointHook, load_from_local
+from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
+from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
+from vitdet.evaluated import PredictionsHook
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.preprocess import FixedShapePreprocessor
 from vitdet.pyramid import LN2d, SimpleFPN
+from vitdet.recipe import RecipeHook, RecipeRunner
+from vitdet.resume import (
+    InterruptHook,
+    ResumableEpochLoop,
+    ResumableIterLoop,
+    ResumableSampler,
+    SeedEachIterationHook,
+)
 from vitdet.rpn import FixedShapeRPNHead
-from vitdet.seeding import SeedEachEpochHook
 
 __all__ = [
+    "CheckedCocoDataset",
     "DeviceMemoryHook",
     "FixedShapePreprocessor",
     "FixedShapeRPNHead",
+    "InterruptHook",
+    "KeepingCheckpointHook",
     "LN2d",
     "LayerDecayOptimizerConstructor",
+    "LoadCheckedImage",
     "PlainCheckpointHook",
-    "SeedEachEpochHook",
+    "PredictionsHook",
+    "RecipeHook",
+    "RecipeRunner",
+    "ResumableEpochLoop",
+    "ResumableIterLoop",
+    "ResumableSampler",
+    "SeedEachIterationHook",
     "SimpleFPN",
     "ViT",
 ]

@@ -12,10 +12,11 @@ which nobody should allow-list). So, without ever switching the check off:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from mmdet.registry import HOOKS
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
@@ -263,3 +264,34 @@ class PlainCheckpointHook(Hook):
         if not report.complete and not starting:
             raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
         print_log(f"checkpoint: {report}", logger="current")
+
+
+@HOOKS.register_module()
+class KeepingCheckpointHook(CheckpointHook):  # type: ignore[misc]  # mmengine has no types
+    """mmengine's hook, which removes an old checkpoint before it writes the new one; here it goes afterwards.
+
+    So a disk that fills up while the new one is written costs neither the last nor the best one. There must be room for
+    one more than are kept.
+    """
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        with self._removals_last():
+            super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        if not set(self.key_indicators or ()) <= metrics.keys():
+            return  # nothing at all was detected: mmdet has no numbers then
+        with self._removals_last():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextlib.contextmanager
+    def _removals_last(self) -> Iterator[None]:
+        """Hold back what is removed until all is written; nothing is removed after an exception."""
+        remove, old = self.file_backend.remove, []
+        self.file_backend.remove = old.append
+        try:
+            yield
+        finally:
+            self.file_backend.remove = remove
+        for path in old:
+            remove(path)

@@ -12,7 +12,7 @@ grey = dict(img=(114, 114, 114))
 model = dict(backbone=dict(drop_path_rate=0.0))
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=image_size, keep_ratio=True),
     dict(type="Pad", size=image_size, pad_val=grey),
@@ -20,7 +20,7 @@ train_pipeline = [
 ]
 # The truth travels with the images ("instances"): the annotation file is the whole split's.
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="Resize", scale=image_size, keep_ratio=True),
     dict(type="Pad", size=image_size, pad_val=grey),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -44,12 +44,15 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type="CocoMetric", metric=["bbox", "segm"])
-test_evaluator = val_evaluator
+test_evaluator = dict(ann_file="{{$ASCENDET_DATA:data}}/coco/annotations/instances_train2017.json")
 
 param_scheduler = [dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50)]
-train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=100, val_interval=20)
+train_cfg = dict(_delete_=True, type="ResumableEpochLoop", max_epochs=100, val_interval=20)
 default_hooks = dict(
-    checkpoint=dict(_delete_=True, type="CheckpointHook", interval=20, max_keep_ckpts=1),
+    checkpoint=dict(
+        _delete_=True, type="KeepingCheckpointHook", interval=20, max_keep_ckpts=1, save_best="coco/bbox_mAP"
+    ),
     logger=dict(interval=8),
 )
 log_processor = dict(window_size=16, by_epoch=True)
+auto_scale_lr = dict(base_batch_size=2)

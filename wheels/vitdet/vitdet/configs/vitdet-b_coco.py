@@ -1,11 +1,12 @@
 """ViTDet-B: Mask R-CNN on a ViT-B/16 from MAE, COCO, 1024 px, 100 epochs of large-scale jitter.
 
 The recipe is the one that mmdetection published with its checkpoint (51.6 box AP, 45.7 mask AP):
-16 cards x 4 images. With fewer cards accumulate to the same 64 images per step.
+16 cards x 4 images; on fewer cards they are accumulated.
 """
 
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
 custom_imports = dict(imports=["vitdet"])
+runner_type = "RecipeRunner"  # the same 64 images per step on any number of devices
 
 # The folder that holds the data sets, each in a folder of its own, and weights/.
 data = "{{$ASCENDET_DATA:data}}"
@@ -43,7 +44,7 @@ model = dict(
 )
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="RandomResize", scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
@@ -59,7 +60,7 @@ train_pipeline = [
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="Resize", scale=image_size, keep_ratio=True),
     dict(type="Pad", size=image_size, pad_val=grey),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -70,9 +71,9 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=8,
     persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=True),
+    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
-        type="CocoDataset",
+        type="CheckedCocoDataset",
         data_root=data_root,
         ann_file="annotations/instances_train2017.json",
         data_prefix=dict(img="train2017/"),
@@ -87,7 +88,7 @@ val_dataloader = dict(
     drop_last=False,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="CocoDataset",
+        type="CheckedCocoDataset",
         data_root=data_root,
         ann_file="annotations/instances_val2017.json",
         data_prefix=dict(img="val2017/"),
@@ -117,7 +118,7 @@ param_scheduler = [
     dict(type="MultiStepLR", by_epoch=False, begin=0, end=max_iters, milestones=[163889, 177546], gamma=0.1),
 ]
 train_cfg = dict(
-    type="IterBasedTrainLoop",
+    type="ResumableIterLoop",
     max_iters=max_iters,
     val_interval=interval,
     dynamic_intervals=[(max_iters // interval * interval + 1, max_iters)],  # and once more at the end
@@ -127,10 +128,22 @@ test_cfg = dict(type="TestLoop")
 
 default_hooks = dict(
     checkpoint=dict(
-        type="CheckpointHook", by_epoch=False, save_last=True, interval=interval, max_keep_ckpts=5
+        type="KeepingCheckpointHook",
+        by_epoch=False,
+        save_last=True,
+        interval=interval,
+        max_keep_ckpts=5,
+        save_best="coco/bbox_mAP",
     )
 )
-custom_hooks = [dict(type="PlainCheckpointHook"), dict(type="DeviceMemoryHook")]
+custom_hooks = [
+    dict(type="PlainCheckpointHook"),
+    dict(type="SeedEachIterationHook"),
+    dict(type="InterruptHook"),
+    dict(type="PredictionsHook"),
+    dict(type="DeviceMemoryHook"),
+]
+randomness = dict(seed=0)
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)

@@ -9,14 +9,14 @@ metainfo = dict(classes=("triangle", "rectangle", "star"))
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)))
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadCheckedImage"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
@@ -24,11 +24,11 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=2,
-    num_workers=0,  # in the main process: 8 ms per batch, and a resumed training repeats what was drawn
+    num_workers=0,  # in the main process: 8 ms per batch
     persistent_workers=False,
-    sampler=dict(type="DefaultSampler", shuffle=True),
+    sampler=dict(type="ResumableSampler", shuffle=True),
     dataset=dict(
-        type="CocoDataset",
+        type="CheckedCocoDataset",
         data_root=data_root,
         metainfo=metainfo,
         ann_file="annotations/instances_train.json",
@@ -43,7 +43,7 @@ val_dataloader = dict(
     persistent_workers=False,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="CocoDataset",
+        type="CheckedCocoDataset",
         data_root=data_root,
         metainfo=metainfo,
         ann_file="annotations/instances_val.json",
@@ -72,14 +72,23 @@ param_scheduler = [
         type="CosineAnnealingLR", by_epoch=True, begin=0, end=epochs, eta_min=1e-5, convert_to_iter_based=True
     ),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=epochs)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
-default_hooks = dict(logger=dict(type="LoggerHook", interval=25))
+default_hooks = dict(
+    logger=dict(type="LoggerHook", interval=25),
+    checkpoint=dict(type="KeepingCheckpointHook", interval=1, max_keep_ckpts=3, save_best="coco/bbox_mAP"),
+)
 custom_hooks = [
     dict(type="PlainCheckpointHook"),
-    dict(type="SeedEachEpochHook"),
+    dict(type="SeedEachIterationHook"),
+    dict(type="InterruptHook"),
+    dict(type="PredictionsHook"),
     dict(type="DeviceMemoryHook"),
 ]
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 randomness = dict(seed=0)
+auto_scale_lr = dict(base_batch_size=4)
+runner_type = "RecipeRunner"  # the same 4 images per step on any number of devices

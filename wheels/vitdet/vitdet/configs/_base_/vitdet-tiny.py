@@ -19,7 +19,7 @@ regions = dict(
 model = dict(
     data_preprocessor=dict(
         type="FixedShapePreprocessor",
-        pad_size_divisor=32,
+        pad_size_divisor=128,  # whatever an image's shape, in training and in use
         batch_augments=[dict(type="BatchFixedSizePad", size=(128, 128), pad_mask=True)],
     ),
     backbone=dict(

@@ -1,0 +1,187 @@
+"""What `make train`, `make eval` and `make infer` start, through their scripts, on simulated devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ascendet import score
+from conftest import MakeShapes
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+Environ = dict[str, str]
+
+if "ASCEND_HOME_PATH" not in os.environ:
+    pytest.skip("no CANN tree: run it by `make test-sim`", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def environ(make_shapes: MakeShapes) -> Environ:
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ASCENDET_DATA": str(make_shapes(8, 6)),
+        "MODEL": "vitdet-tiny",
+        "DATASET": "shapes",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def random_weights(environ: Environ, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ViTDet-tiny as it is before training."""
+    file = tmp_path_factory.mktemp("weights") / "random.pth"
+    code = """
+import sys, torch, vitdet
+from pathlib import Path
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+init_default_scope("mmdet")
+torch.manual_seed(0)
+model = MODELS.build(Config.fromfile(Path(vitdet.__file__).parent / "configs/vitdet-tiny_shapes.py").model)
+model.init_weights()
+torch.save({"state_dict": model.state_dict()}, sys.argv[1])
+"""
+    subprocess.run([sys.executable, "-c", code, file], env=environ, check=True, capture_output=True)
+    return file
+
+
+def run(script: str, environ: Environ, *arguments: str) -> str:
+    done = subprocess.run(
+        ["bash", SCRIPTS / script, *arguments], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def test_several_devices_evaluate_as_one(environ: Environ, random_weights: Path, tmp_path: Path) -> None:
+    found = {}
+    for devices in ("0", "2,5,6"):
+        out = tmp_path / f"on {devices}" / "predictions"
+        given = {"WORK_DIR": str(out.parent), "OUT": str(out), "CHECKPOINT": str(random_weights)}
+        part = ["--cfg-options", "test_dataloader.dataset.indices=4"]
+        run("eval.sh", environ | given | {"DEVICES": devices}, *part)
+        images = json.loads(Path(f"{out}.images.json").read_text())
+        assert images["annotations"] == f"{environ['ASCENDET_DATA']}/shapes/annotations/instances_val.json"
+        assert len(images["images"]) == 4
+        found[devices] = json.loads(Path(f"{out}.segm.json").read_text())
+    one, three = found.values()
+    assert len(one) == len(three) > 0
+    assert [item["image_id"] for item in one] == [item["image_id"] for item in three]
+    assert [item["score"] for item in one] == pytest.approx([item["score"] for item in three], abs=1e-5)
+    truth = json.loads(Path(images["annotations"]).read_text())
+    part = score.restrict(truth, images["images"])
+    assert 0 <= score.score(part, one, "segm")["AP"] < 0.05, "a model that has learned nothing finds nothing"
+
+
+def test_a_perfect_detector_has_ap_1(environ: Environ) -> None:
+    """The truth of the generated data set as predictions, crowds among it."""
+    from pycocotools.coco import COCO
+
+    file = Path(environ["ASCENDET_DATA"], "shapes", "annotations", "instances_train.json")
+    coco = COCO(file)
+    found = [
+        {key: item[key] for key in ("image_id", "category_id", "bbox")}
+        | {"score": 1.0, "segmentation": {**rle, "counts": rle["counts"].decode()}}
+        for item in coco.dataset["annotations"]
+        if not item["iscrowd"]
+        for rle in [coco.annToRLE(item)]
+    ]
+    truth = json.loads(file.read_text())
+    for kind in ("bbox", "segm"):
+        numbers, classes = score.evaluate(truth, found, kind)  # type: ignore[arg-type]
+        assert (numbers["AP"], numbers["AR100"]) == (1.0, 1.0)
+        assert set(classes.values()) == {1.0}
+
+
+def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path: Path) -> None:
+    photo = Image.effect_noise((90, 60), 80).convert("RGB")
+    names = {}
+    for name, image in {
+        "rgb.jpg": photo,
+        "grey.jpg": photo.convert("L"),
+        "cmyk.jpg": photo.convert("CMYK"),
+    }.items():
+        image.save(tmp_path / name)
+        names[name] = (90, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    photo.resize((1, 1)).save(tmp_path / "dot.png")
+    names |= {"turned.jpg": (60, 90), "dot.png": (1, 1)}
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "rgb.jpg").read_bytes()[:900])
+    files = [str(tmp_path / name) for name in ("half.jpg", *names)]
+    (tmp_path / "list.json").write_text(json.dumps(files))
+    given = {"CHECKPOINT": str(random_weights), "OUT": str(tmp_path / "out"), "DEVICES": "3,4"}
+    arguments = [f"--images={tmp_path / 'list.json'}", "--score=0"]
+    shown = run("infer.sh", environ | given, *arguments)
+    assert "runtime: ASCEND_RT_VISIBLE_DEVICES=3\n" in shown
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(Path(item["file"]).name, "truncated" in item["reason"]) for item in results["skipped"]] == [
+        ("half.jpg", True)
+    ]
+    for item in results["images"]:
+        size = names[Path(item["file"]).name]
+        assert (item["width"], item["height"]) == size
+        assert Image.open(tmp_path / "out" / item["picture"]).size == size
+        for found in item["detections"]:
+            assert found["segmentation"]["size"] == [size[1], size[0]]
+            assert found["category"] in ("triangle", "rectangle", "star")
+    assert len(results["images"]) == len(names)
+    latency = results["latency"]
+    assert latency["calls"] == len(names)
+    stages = ("read", "preprocess", "device", "postprocess")
+    assert latency["first_call"]["total"] == pytest.approx(
+        sum(latency["first_call"][name] for name in stages)
+    )
+    assert latency["steady"]["images_per_second"] == pytest.approx(1e3 / latency["steady"]["total"])
+    refused = subprocess.run(
+        ["bash", SCRIPTS / "infer.sh", *arguments, "--bad=refuse"],
+        env=environ | given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert f"ImageError: {tmp_path}/half.jpg: image file is truncated" in refused.stderr
+
+
+def test_a_signal_to_one_rank_stops_all_and_torchrun_goes_on(environ: Environ, tmp_path: Path) -> None:
+    """All ranks end after the same step, saved; restarted by torchrun they go on there, to the end."""
+    short = [
+        "--cfg-options",
+        "train_cfg.max_epochs=4",
+        "train_cfg.val_begin=9",
+        "default_hooks.logger.interval=1",
+    ]
+    log = tmp_path / "log"
+    given = {"WORK_DIR": str(tmp_path), "DEVICES": "0,1", "MAX_RESTARTS": "1"}
+    with log.open("w") as file:
+        torchrun = subprocess.Popen(
+            ["bash", SCRIPTS / "train.sh", *short], env=environ | given, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 200
+        while "Epoch(train)" not in log.read_text():
+            assert torchrun.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+        os.kill(int(ranks[1]), signal.SIGTERM)
+        assert torchrun.wait(timeout=200) == 0, log.read_text()[-4000:]
+    finally:
+        torchrun.kill()
+    text = log.read_text()
+    assert "recipe: 4 images per step = 2 devices x 2 images x 1 accumulated (recipe: 4)" in text
+    saved = torch.load(tmp_path / "interrupted.pth", weights_only=True)["meta"]["iter"]
+    assert text.count(f"error[interrupted]: saved interrupted.pth after iteration {saved}") == 1
+    assert f"iter: {saved}" in text.partition("resumed epoch")[2].partition("\n")[0]
+    assert torch.load(tmp_path / "epoch_4.pth", weights_only=True)["meta"]["iter"] == 8

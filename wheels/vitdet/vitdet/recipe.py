@@ -1,0 +1,178 @@
+"""The recipe's batch on any number of devices: images per device, accumulation, learning rate, schedule.
+
+A configuration states its schedule in optimizer steps of `auto_scale_lr.base_batch_size` images, and the batch of one
+device. `fit` turns that into iterations (one forward and backward pass of every device) for the devices there are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS  # mmdet's tools look in no other
+from mmengine.runner import Runner
+
+# What schedulers of mmengine count in iterations, where they do not count in epochs.
+_SCHEDULE = ("begin", "end", "total_iters", "T_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How `ranks` devices make one optimizer step of the recipe's images."""
+
+    recipe: int
+    ranks: int
+    per_rank: int
+    accumulated: int
+
+    @property
+    def effective(self) -> int:
+        """Images per optimizer step."""
+        return self.ranks * self.per_rank * self.accumulated
+
+    @property
+    def lr_scale(self) -> float:
+        """What the recipe's learning rate is multiplied by: linear scaling, 1 where the batch is the recipe's."""
+        return self.effective / self.recipe
+
+    @property
+    def iterations(self) -> float:
+        """Iterations that see as many images as one step of the recipe."""
+        return self.recipe / (self.ranks * self.per_rank)
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.effective} images per step = {self.ranks} devices x {self.per_rank} images x "
+            f"{self.accumulated} accumulated (recipe: {self.recipe})"
+        )
+
+
+def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
+    """The largest batch per rank, up to `per_rank`, that makes the recipe's exactly; else the nearest at `per_rank`.
+
+    >>> print(choose_batch(64, 4, 4))
+    64 images per step = 4 devices x 4 images x 4 accumulated (recipe: 64)
+    >>> print(choose_batch(64, 32, 4))
+    64 images per step = 32 devices x 2 images x 1 accumulated (recipe: 64)
+    >>> choose_batch(64, 3, 4).lr_scale
+    0.9375
+    """
+    exact = [size for size in range(1, per_rank + 1) if recipe % (ranks * size) == 0]
+    size = max(exact) if exact else min(per_rank, max(1, recipe // ranks))
+    return Batch(
+        recipe=recipe, ranks=ranks, per_rank=size, accumulated=max(1, round(recipe / (ranks * size)))
+    )
+
+
+def fit(cfg: Config, ranks: int) -> Batch:
+    """Change a training's configuration for `ranks` devices; the number of images it sees stays.
+
+    Iterations at which a checkpoint is written or validation runs become ends of optimizer steps: gradients that are
+    half accumulated are in no checkpoint. Where an epoch is counted in and not a multiple of the accumulation, its
+    checkpoint misses the rest.
+    """
+    loader = cfg.train_dataloader
+    batch = choose_batch(cfg.auto_scale_lr.base_batch_size, ranks, loader.batch_size)
+
+    def steps(value: float) -> Any:
+        """Iterations for so many steps of the recipe, a multiple of the accumulation; infinity stays."""
+        if value == float("inf"):
+            return value
+        return batch.accumulated * round(value * batch.iterations / batch.accumulated)
+
+    loader.batch_size = batch.per_rank
+    cfg.optim_wrapper.accumulative_counts = batch.accumulated
+    cfg.optim_wrapper.optimizer.lr *= batch.lr_scale
+    for scheduler in cfg.param_scheduler:
+        if not scheduler.get("by_epoch", True):
+            for name in _SCHEDULE:
+                if name in scheduler:
+                    scheduler[name] = steps(scheduler[name])
+            if "milestones" in scheduler:
+                scheduler.milestones = [steps(value) for value in scheduler.milestones]
+    if "max_iters" in cfg.train_cfg:
+        for name in ("max_iters", "val_begin", "val_interval"):
+            if name in cfg.train_cfg:
+                cfg.train_cfg[name] = max(1, steps(cfg.train_cfg[name]))
+        if "dynamic_intervals" in cfg.train_cfg:
+            cfg.train_cfg.dynamic_intervals = [
+                tuple(max(1, steps(value)) for value in pair) for pair in cfg.train_cfg.dynamic_intervals
+            ]
+    saving = cfg.default_hooks.checkpoint
+    if not saving.get("by_epoch", True) and saving.get("interval", -1) > 0:
+        saving.interval = max(1, steps(saving.interval))
+    return batch
+
+
+@RUNNERS.register_module()
+class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
+    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes."""
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Runner:
+        """Fit a training to the devices, say how, and build the runner."""
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if cfg.get("train_cfg"):
+            batch = fit(cfg, ranks)
+            lr = cfg.optim_wrapper.optimizer.lr
+            images = batch.ranks * batch.per_rank
+            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=str(batch)))
+            # A rank died and torchrun starts all of them anew: on from the last checkpoint.
+            if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+                cfg.resume = True
+        return super().from_cfg(cfg)
+
+
+@HOOKS.register_module()
+class RecipeHook(Hook):
+    """Say what a step is; continue on another number of devices, where what was counted in iterations is counted anew.
+
+    Parameters
+    ----------
+    images
+        Images per iteration, on all devices.
+    lr
+        The learning rate that the schedule starts from.
+    shown
+        What is printed when training begins.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, images: int, lr: float, shown: str) -> None:
+        self.images, self.lr, self.shown = images, lr, shown
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Print it."""
+        print(f"recipe: {self.shown}, learning rate {self.lr:g}", flush=True)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Say what an iteration is."""
+        checkpoint["meta"].update(images_per_iteration=self.images, lr=self.lr)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Count in iterations of this run."""
+        meta = checkpoint.get("meta") or {}
+        before = meta.get("images_per_iteration", self.images)
+        if not runner._resume or before == self.images:
+            return
+        ratio, lr_ratio = before / self.images, self.lr / meta["lr"]
+        meta["iter"] = round(meta["iter"] * ratio)
+        position = ("last_step", "_global_step")
+        checkpoint["param_schedulers"] = [
+            {name: round(state[name] * (1 if state.get("by_epoch") else ratio)) for name in position}
+            | {"_last_value": [value * lr_ratio for value in state["_last_value"]]}
+            for state in checkpoint["param_schedulers"]
+        ]
+        for group in checkpoint["optimizer"]["param_groups"]:
+            for name in ("lr", "initial_lr"):
+                group[name] *= lr_ratio
+        if is_main_process():
+            print(f"recipe: {before} images per iteration before, {self.images} now", flush=True)

@@ -1,0 +1,173 @@
+"""Training that can stop after any step and go on as if it had not: order of images, random numbers, loops.
+
+mmengine 0.10 resumes at an epoch's end only, or reads all images that were seen before once more. Here every image is
+drawn by (seed, epoch, index), which also seeds its augmentation in whatever process loads it; every iteration seeds
+what the model draws; and a loop that resumes asks the sampler for the rest of the epoch.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+# errors.EXIT_CODES["interrupted"] of the tool, which is not here: the ranks' last line names it.
+EXIT_INTERRUPTED = 25
+INTERRUPTED = "interrupted.pth"
+
+Draw = tuple[int, int, int]
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(DefaultSampler):  # type: ignore[misc]  # mmengine has no types
+    """mmengine's sampler, shuffled by seed and epoch, that can start within an epoch.
+
+    It gives a `CheckedCocoDataset` draws (seed, epoch, index). `skip` images, of this rank's, are left out of the next
+    pass only.
+    """
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[Draw]:
+        """The rest of this rank's part of the epoch."""
+        skip, self.skip = self.skip, 0
+        return iter([(self.seed, self.epoch, index) for index in super().__iter__()][skip:])
+
+
+def seed_draw(draw: Draw) -> int:
+    """Seed what augmentations draw from (`random`, numpy) for one image of one epoch; returns the image's index."""
+    random.seed("{} {} {}".format(*draw))
+    np.random.seed(draw)  # what mmcv's transforms draw from
+    return draw[2]
+
+
+@HOOKS.register_module()
+class SeedEachIterationHook(Hook):
+    """Seed every generator of a rank by the run's seed, the iteration and the rank, before the model draws."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed for the iteration that begins."""
+        set_random_seed(runner.seed + runner.iter * runner.world_size, diff_rank_seed=True)
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):  # type: ignore[misc]
+    """mmengine's loop over epochs; a resumed epoch goes on where it was left."""
+
+    def run_epoch(self) -> None:
+        """Iterate over what is left of one epoch."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        done = self._iter - self._epoch * len(self.dataloader)
+        self.dataloader.sampler.skip = done * self.dataloader.batch_size
+        for index, batch in enumerate(self.dataloader, done):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
+class _Past:
+    """An iterator of which the first `count` items are over: None, at no cost."""
+
+    def __init__(self, items: Iterator[Any], count: int) -> None:
+        self.items, self.count = items, count
+
+    def __next__(self) -> Any:
+        if self.count:
+            self.count -= 1
+            return None
+        return next(self.items)
+
+
+@LOOPS.register_module()
+class ResumableIterLoop(IterBasedTrainLoop):  # type: ignore[misc]
+    """mmengine's loop over iterations; a resumed one does not load again what it has seen."""
+
+    def run(self) -> Any:
+        """Start in the middle, where there is one."""
+        if self._iter:
+            sampler, length = self.dataloader.sampler, len(self.dataloader)
+            epoch, done = divmod(self._iter, length)
+            sampler.set_epoch(epoch)
+            sampler.skip = done * self.dataloader.batch_size
+            items = _InfiniteDataloaderIterator(self.dataloader)
+            items._epoch = epoch
+            self.dataloader_iterator = _Past(items, self._iter)
+        return super().run()
+
+
+@HOOKS.register_module()
+class InterruptHook(Hook):
+    """On SIGTERM (an operator's, Kubernetes' pre-emption, torchrun's) finish the step, save it, and end.
+
+    Ranks get the signal at different moments, or on one machine only, and must end after the same step: none may wait
+    for another's gradients. The first one to see it names, in the process group's store, the second end of a step from
+    now. No rank can be past that: its last forward pass needed weights from the step before, and these the gradients of
+    the rank that had named it. It costs a question to the store per step and nothing on the device.
+
+    The training ends in SystemExit(EXIT_INTERRUPTED), with `interrupted.pth` in the work folder.
+    """
+
+    priority = "LOWEST"  # after the schedulers' step, and after a checkpoint of the same iteration
+
+    def before_train(self, runner: Runner) -> None:
+        """Take the signal; see to it that all ranks resumed alike."""
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._take)
+        limits = [torch.tensor(float(value)) for value in (runner.iter, -runner.iter)]
+        for limit in limits:
+            all_reduce(limit, "max")
+        if limits[0] != -limits[1]:
+            raise RuntimeError(
+                f"ranks are at different iterations ({int(-limits[1])} to {int(limits[0])}): "
+                "every machine must see the same work folder to resume"
+            )
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """End here, if this is the step that the ranks agreed on."""
+        accumulated = runner.optim_wrapper._accumulative_counts
+        done = runner.iter + 1
+        if done % accumulated or not self._is_last(done, accumulated):
+            return
+        runner.save_checkpoint(
+            runner.work_dir, INTERRUPTED, meta={"epoch": runner.epoch, "iter": done}, by_epoch=False
+        )
+        if is_main_process():
+            note_last(Path(runner.work_dir), INTERRUPTED)
+        print_log(f"error[interrupted]: saved {INTERRUPTED} after iteration {done}", logger="current")
+        raise SystemExit(EXIT_INTERRUPTED)
+
+    def _is_last(self, done: int, accumulated: int) -> bool:
+        if get_world_size() == 1:
+            return self.asked
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if self.asked:
+            store.compare_set("ascendet/last", "", str(done + 2 * accumulated))
+        return bool(store.check(["ascendet/last"]) and done >= int(store.get("ascendet/last")))
+
+
+def note_last(folder: Path, name: str) -> None:
+    """Note the checkpoint to resume from, as mmengine does, but all of the note or nothing."""
+    temp = folder / ".last_checkpoint"
+    temp.write_text(str(folder / name), encoding="utf-8")
+    temp.rename(folder / "last_checkpoint")
