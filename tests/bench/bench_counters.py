@@ -1,6 +1,7 @@
 """What cann_sim's own work costs: its counters, off and on; the way into an operator; the bytes that it copies.
 
-Steps with counters off and on take turns in one process, so that a busy machine slows both.
+Groups of steps with counters off and on take turns in one process, so that a busy machine slows both. The first step of
+a group does not count: it is the one that sees every signature for the first time.
 
     python tests/bench/bench_counters.py [--steps 30]
 """
@@ -14,6 +15,7 @@ from bench_step_time import BATCHES, Training, load
 from cann_sim import counters
 
 CALLS = 2000
+GROUP = 5
 
 
 def steps(count):
@@ -22,17 +24,18 @@ def steps(count):
     npu = Training(model, "npu:0", cfg)
     for batch in batches * 2:
         npu.step(batch)
-    npu.seconds.clear()
-    for index in range(2 * count):
-        # Off, on, on, off: neither is always the one that follows the other.
-        if index % 4 in (1, 2):
+    off, on = [], []
+    for group in range(2 * count // GROUP):
+        seconds = on if group % 4 in (1, 2) else off  # off, on, on, off: neither is always the second
+        if seconds is on:
             counters.start()
-        npu.step(batches[index // 2 % BATCHES])
+        for index in range(GROUP + 1):
+            npu.step(batches[index % BATCHES])
+            counters.step()
         counters.stop()
-    off = [second for index, second in enumerate(npu.seconds) if index % 4 in (0, 3)]
-    on = [second for index, second in enumerate(npu.seconds) if index % 4 in (1, 2)]
+        seconds += npu.seconds[-GROUP:]
     medians = statistics.median(off), statistics.median(on)
-    print(f"vitdet-tiny (simulated), medians of {count} interleaved steps each")
+    print(f"vitdet-tiny (simulated), medians of {len(off)} and {len(on)} steps in turns")
     print(f"  counters off  {medians[0] * 1e3:8.1f} ms")
     print(f"  counters on   {medians[1] * 1e3:8.1f} ms, {100 * (medians[1] / medians[0] - 1):+.1f} %")
     counters.start()
