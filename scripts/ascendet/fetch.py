@@ -34,6 +34,7 @@ from ascendet.progress import Meter
 
 _CHUNK = 2**20
 _WINDOW = 2**23
+_AT_FIRST = 4  # connections
 _FULL_DIGEST = {"sha256": 64, "md5": 32}
 _UNKNOWN = 2**62  # the end of a file whose size nobody has told yet
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -674,6 +675,8 @@ class _Pool:
         self.changed = threading.Condition()
         self.error: BaseException | None = None
         self.stopping = False
+        self.allowed = min(_AT_FIRST, policy.connections)
+        self._clock = (time.monotonic(), time.process_time())
 
     def run(self, label: str) -> None:
         """Fetch everything; meanwhile this thread hashes, flushes and shows the progress."""
@@ -706,9 +709,21 @@ class _Pool:
         hashed = sum(download.digest(2**26) for download in self.downloads if not download.done)
         for download in self.downloads:
             download.flush()
+        self._widen()
         if not hashed:
             with self.changed:
                 self.changed.wait(0.1)
+
+    def _widen(self) -> None:
+        """Twice the connections, while this process mostly waits for them; a busy one would only divide its time."""
+        now, worked = time.monotonic(), time.process_time()
+        begin, before = self._clock
+        if now - begin >= 0.1 and self.allowed < self.policy.connections:
+            if worked - before < 0.5 * (now - begin):
+                with self.changed:
+                    self.allowed = min(2 * self.allowed, self.policy.connections)
+                    self.changed.notify_all()
+            self._clock = (now, worked)
 
     def _totals(self) -> tuple[int, int | None]:
         with self.changed:
@@ -739,7 +754,7 @@ class _Pool:
             self._attempt(connection, *task)
 
     def _next(self) -> tuple[_Download, _Piece] | None:
-        if not self.stopping:
+        if not self.stopping and sum(len(download.active) for download in self.downloads) < self.allowed:
             now = time.monotonic()
             for download in self.downloads:
                 piece = download.take(now)
