@@ -1,6 +1,7 @@
 """Step time on the NPU, simulated or real, against the same model on this machine's CPU.
 
 One process, one training step (forward, backward, optimizer) of each device in turn, the same batches, medians.
+CPU time is what the process's threads computed: on a busy machine it is the steadier of the two.
 On cann_sim the ratio is what the simulation costs: its kernels are the CPU's. It says nothing about an NPU's speed.
 
     python tests/bench/bench_step_time.py [--models vitdet-tiny vitdet-b mask-rcnn] [--steps 20]
@@ -20,6 +21,7 @@ import torch
 import torch_npu  # noqa: F401  registers the device
 import vitdet
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
@@ -42,17 +44,18 @@ class Training:
         self.device = device
         self.model = copy.deepcopy(model).to(torch.device(device)).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
-        self.seconds = []
+        self.seconds, self.cpu_seconds = [], []
         self.losses = []
 
     def step(self, batch):
         """Train on one batch and keep its wall time, device included."""
         torch.manual_seed(0)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         losses = self.model.train_step(copy.deepcopy(batch), self.optimizer)
         if self.device != "cpu":
             torch.npu.synchronize()
         self.seconds.append(time.perf_counter() - start)
+        self.cpu_seconds.append(time.process_time() - cpu_start)
         self.losses.append(float(losses["loss"].detach()))
 
 
@@ -62,6 +65,7 @@ def load(name):
     from mmdet.registry import MODELS as REGISTRY
     from mmdet.testing import demo_mm_inputs
 
+    MMLogger.get_current_instance().setLevel("ERROR")  # it tells how each of the weights was initialised
     configs = Path(vitdet.__file__).parent / "configs"
     torch.manual_seed(0)
     if name == "vitdet-tiny":
@@ -100,15 +104,19 @@ def measure(name, steps):
         # Neither is always the first, nor the one that follows the other's cache.
         for training in (cpu, npu) if index % 2 else (npu, cpu):
             training.step(batches[index % BATCHES])
-    times = {
-        device: statistics.median(training.seconds[warm_up:])
-        for device, training in (("cpu", cpu), ("npu", npu))
-    }
+    wall, busy = (
+        {t.device: statistics.median(getattr(t, kind)[warm_up:]) for t in (cpu, npu)}
+        for kind in ("seconds", "cpu_seconds")
+    )
     simulated = " (simulated by cann_sim)" if "cann_sim" in os.environ.get("ASCEND_HOME_PATH", "") else ""
     print(f"{name}, {MODELS[name][1]}, median of {steps} interleaved steps")
-    print(f"  CPU, {torch.get_num_threads()} threads  {times['cpu'] * 1e3:8.1f} ms")
-    print(f"  {torch.npu.get_device_name(0)}{simulated}  {times['npu'] * 1e3:8.1f} ms")
-    print(f"  NPU / CPU  {times['npu'] / times['cpu']:8.3f}")
+    print(f"{'':40}{'wall':>10}{'CPU time':>12}")
+    for device, label in (
+        ("cpu", f"CPU, {torch.get_num_threads()} threads"),
+        ("npu:0", torch.npu.get_device_name(0) + simulated),
+    ):
+        print(f"  {label:<38}{wall[device] * 1e3:>7.0f} ms{busy[device] * 1e3:>9.0f} ms")
+    print(f"  {'NPU / CPU':<38}{wall['npu:0'] / wall['cpu']:>10.3f}{busy['npu:0'] / busy['cpu']:>12.3f}")
     first = abs(npu.losses[0] - cpu.losses[0]) / cpu.losses[0]
     print(
         f"  first loss: CPU {cpu.losses[0]:.6f}, NPU {npu.losses[0]:.6f}, relative difference {first:.1e}",
