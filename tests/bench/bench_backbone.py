@@ -116,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", type=int, default=1024, help="pixels")
     parser.add_argument("--depth", type=int, default=12, help="blocks")
+    parser.add_argument("--beside", nargs="+", default=["plain", "fused"], choices=["plain", "fused"])
     parser.add_argument("--measure", nargs=2, metavar=("KIND", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -123,7 +124,7 @@ def main() -> None:
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in KINDS:
+        for kind in ("usual", *args.beside):
             file = Path(folder) / f"{kind}.pt"
             same = ["--size", str(args.size), "--depth", str(args.depth)]
             subprocess.run([sys.executable, __file__, *same, "--measure", kind, file], check=True)
@@ -133,13 +134,13 @@ def main() -> None:
     usual = json.loads(found["usual"]["result"])
     for step in usual:
         print(f"{step:<24}{'seconds':>9}{'faster':>8}{'CPU s':>9}{'faster':>8}{'peak GiB':>10}{'less':>6}")
-        for kind, name in KINDS.items():
+        for kind in found:
             wall, cpu, memory = json.loads(found[kind]["result"])[step]
             faster = (usual[step][0] / wall, usual[step][1] / cpu)
             less = 1 - memory / usual[step][2]
             times = f"{wall:>9.2f}{faster[0]:>7.2f}x{cpu:>9.2f}{faster[1]:>7.2f}x"
-            print(f"  {name:<22}{times}{memory:>10.2f}{less:>6.0%}")
-    for kind in ("plain", "fused"):
+            print(f"  {KINDS[kind]:<22}{times}{memory:>10.2f}{less:>6.0%}")
+    for kind in args.beside:
         for what in ("features", "gradient"):
             one, other = found["usual"][what], found[kind][what]
             print(
