@@ -64,19 +64,19 @@ def run(script: str, environ: Environ, *arguments: str) -> str:
 
 def test_several_devices_evaluate_as_one(environ: Environ, random_weights: Path, tmp_path: Path) -> None:
     found = {}
-    for devices in ("0", "2,5,6"):
+    for devices in ("0", "2,5"):
         out = tmp_path / f"on {devices}" / "predictions"
         given = {"WORK_DIR": str(out.parent), "OUT": str(out), "CHECKPOINT": str(random_weights)}
-        part = ["--cfg-options", "test_dataloader.dataset.indices=4"]
+        part = ["--cfg-options", "test_dataloader.dataset.indices=3"]
         run("eval.sh", environ | given | {"DEVICES": devices}, *part)
         images = json.loads(Path(f"{out}.images.json").read_text())
         assert images["annotations"] == f"{environ['ASCENDET_DATA']}/shapes/annotations/instances_val.json"
-        assert len(images["images"]) == 4
+        assert len(images["images"]) == 3
         found[devices] = json.loads(Path(f"{out}.segm.json").read_text())
-    one, three = found.values()
-    assert len(one) == len(three) > 0
-    assert [item["image_id"] for item in one] == [item["image_id"] for item in three]
-    assert [item["score"] for item in one] == pytest.approx([item["score"] for item in three], abs=1e-5)
+    one, two = found.values()
+    assert len(one) == len(two) > 0
+    assert [item["image_id"] for item in one] == [item["image_id"] for item in two]
+    assert [item["score"] for item in one] == pytest.approx([item["score"] for item in two], abs=1e-5)
     truth = json.loads(Path(images["annotations"]).read_text())
     part = score.restrict(truth, images["images"])
     assert 0 <= score.score(part, one, "segm")["AP"] < 0.05, "a model that has learned nothing finds nothing"
