@@ -73,7 +73,7 @@ def test_two_machines_train_one_model(hosts: list[str], shapes: Path, tmp_path: 
 
 def test_a_rank_is_killed_and_both_machines_go_on(hosts: list[str], shapes: Path, tmp_path: Path) -> None:
     """torchrun has the ranks of both meet again, and they resume from the last checkpoint."""
-    given = OPERATOR | {"MASTER_PORT": "29519", "MAX_RESTARTS": "2"}
+    given = OPERATOR | {"MASTER_PORT": "29519", "MAX_RESTARTS": "5"}
     machines = [start(host, rank, given, shapes, tmp_path, 4) for rank, host in enumerate(hosts)]
     deadline = time.monotonic() + 200
     while not (tmp_path / "epoch_1.pth").exists():
