@@ -11,8 +11,9 @@ trap 'rm -f "$start" "$start.py"' EXIT
 [[ -d $VIRTUAL_ENV ]] || "python$PYTHON" -m venv --without-pip "$VIRTUAL_ENV"
 PIP_CONFIG_FILE=/run/secrets/pip "python$PYTHON" -m pip --python="$VIRTUAL_ENV/bin/python" install \
     --no-deps --no-compile --root-user-action=ignore --disable-pip-version-check --no-warn-script-location "$@"
-# One process, sorted: what a process compiled before changes the bytes of what it compiles next.
+# One process, sorted: what a process compiled before changes the bytes of what it compiles next. -f: what starting Python has
+# compiled already (setuptools' hack, by its .pth file) holds a time.
 find "$VIRTUAL_ENV" -name '*.py' -newer "$start" | LC_ALL=C sort >"$start.py"
-"$VIRTUAL_ENV/bin/python" -m compileall -q --invalidation-mode=unchecked-hash -i "$start.py" || true # templates are no Python
+"$VIRTUAL_ENV/bin/python" -m compileall -q -f --invalidation-mode=unchecked-hash -i "$start.py" || true # templates are no Python
 find "$VIRTUAL_ENV" -newer "$start" -exec touch --no-dereference --date=@0 {} +
 touch --no-dereference --date=@0 "${VIRTUAL_ENV%/*}"
