@@ -9,14 +9,12 @@ import subprocess
 import sys
 import time
 import tomllib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ascendet import assets, manifest, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.score import class_table, table
-from ascendet.stack import Stack
 
 METRICS = "metrics.json"
 CLASSES = "classes.json"
@@ -35,7 +33,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
-    stack = Stack.load(args.stack)
     count = check_count(args.images)
     target = runs.check_target(args)
     # An overfitted model is evaluated on the images that it was trained on; others need no training set here.
@@ -68,11 +65,7 @@ def execute(args: argparse.Namespace) -> None:
             },
             "checkpoint": paths.shorten(checkpoint),
             "devices": list(target.devices),
-            "where": line,
-            "versions": runs.versions(stack),
-            "simulated": target.npu == "sim",
-            "command": sys.argv,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **runs.facts(target, line),
             "seconds": round(time.monotonic() - clock, 1),
             "metrics": numbers,
             "acceptance": verdicts,

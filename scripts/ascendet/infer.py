@@ -6,15 +6,12 @@ import argparse
 import glob
 import json
 import shlex
-import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ascendet import manifest, paths, runs
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
 
 RESULTS = "results.json"
 _LOG = "infer.log"
@@ -58,11 +55,7 @@ def execute(args: argparse.Namespace) -> None:
                 "checkpoint": manifest.digest_file(checkpoint),
             },
             "checkpoint": paths.shorten(checkpoint),
-            "where": line,
-            "versions": runs.versions(Stack.load(args.stack)),
-            "simulated": target.npu == "sim",
-            "command": sys.argv,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **runs.facts(target, line),
             "latency": results["latency"],
         }
         manifest.write(work, facts)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -153,6 +154,17 @@ def describe(target: Target, environ: Mapping[str, str]) -> str:
         return f"{len(target.devices)} x {soc}{kind} in {target.container.image.tag}"
     home = paths.shorten(env.stack_home(target.stack))
     return f"{len(target.devices)} x {soc_name(environ)}{kind} in {home}"
+
+
+def facts(target: Target, where: str) -> dict[str, object]:
+    """What every manifest of a run says of how it came about; `where` is `describe`'s line."""
+    return {
+        "where": where,
+        "versions": versions(target.stack),
+        "simulated": target.npu == "sim",
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def versions(stack: Stack) -> dict[str, str]:

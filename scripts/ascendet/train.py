@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ascendet import assets, manifest, paths, runs
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
 
 LOG = "train.log"
 
@@ -27,7 +26,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
-    stack = Stack.load(args.stack)
     target = runs.check_target(args)
     machine = _machine(target, args.run)
     data = runs.check_data(target.dataset)
@@ -60,11 +58,7 @@ def execute(args: argparse.Namespace) -> None:
         "key": manifest.digest_inputs(inputs),
         "inputs": inputs,
         "devices": list(target.devices),
-        "where": line,
-        "versions": runs.versions(stack),
-        "simulated": target.npu == "sim",
-        "command": sys.argv,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **runs.facts(target, line),
     }
     with _state(run, facts):
         runs.execute("train.sh", environ, run / LOG, target, given)

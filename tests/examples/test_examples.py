@@ -54,7 +54,8 @@ def run(packages: Path, state: Path, *command: object, **environ: str) -> list[d
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    # transformers' Trainer prints its log in between, as Python's dictionaries.
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     return sorted(lines, key=lambda line: line.get("rank", 0))
 
 

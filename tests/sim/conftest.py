@@ -39,6 +39,17 @@ def make_shapes(tmp_path_factory: pytest.TempPathFactory) -> MakeShapes:
     return make
 
 
+def script_environ(data: Path) -> dict[str, str]:
+    """The environment of scripts/*.sh for ViTDet-tiny on the data set `shapes` in `data`, with this interpreter."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ASCENDET_DATA": str(data),
+        "MODEL": "vitdet-tiny",
+        "DATASET": "shapes",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
     """Run lines of Python in a process of their own: what the environment says is read once per process.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from ascendet import score
-from conftest import MakeShapes
+from conftest import MakeShapes, script_environ
 from PIL import Image
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -25,13 +25,7 @@ if "ASCEND_HOME_PATH" not in os.environ:
 
 @pytest.fixture(scope="module")
 def environ(make_shapes: MakeShapes) -> Environ:
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ASCENDET_DATA": str(make_shapes(8, 6)),
-        "MODEL": "vitdet-tiny",
-        "DATASET": "shapes",
-        "OMP_NUM_THREADS": "1",
-    }
+    return script_environ(make_shapes(8, 6))
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ascendet import env
 from ascendet.errors import EXIT_CODES
-from conftest import MakeShapes
+from conftest import MakeShapes, script_environ
 
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
@@ -20,13 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def environ(make_shapes: MakeShapes) -> dict[str, str]:
-    return os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ASCENDET_DATA": str(make_shapes(8, 2)),
-        "MODEL": "vitdet-tiny",
-        "DATASET": "shapes",
-        "OMP_NUM_THREADS": "1",
-    }
+    return script_environ(make_shapes(8, 2))
 
 
 # `make train` without its choice of a folder, in the tool's own environment.

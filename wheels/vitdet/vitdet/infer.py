@@ -186,9 +186,8 @@ def main() -> None:
     results, skipped, calls = [], [], []
     for number, file in enumerate(files):
         try:
-            for _ in range(
-                1 if calls else 2
-            ):  # the very first one again: one picture has a steady state, too
+            # The very first one again: one picture has a steady state, too.
+            for _ in range(1 if calls else 2):
                 watch = Watch()
                 with watch("read"):
                     pixels = read_image(file)

@@ -4,9 +4,7 @@ The recipe is the one that mmdetection published with its checkpoint (51.6 box A
 16 cards x 4 images; on fewer cards they are accumulated.
 """
 
-_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
-custom_imports = dict(imports=["vitdet"])
-runner_type = "RecipeRunner"  # the same 64 images per step on any number of devices
+_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "./_base_/runtime.py"]
 
 # The folder that holds the data sets, each in a folder of its own, and weights/.
 data = "{{$ASCENDET_DATA:data}}"
@@ -123,8 +121,6 @@ train_cfg = dict(
     val_interval=interval,
     dynamic_intervals=[(max_iters // interval * interval + 1, max_iters)],  # and once more at the end
 )
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 
 default_hooks = dict(
     checkpoint=dict(
@@ -136,15 +132,5 @@ default_hooks = dict(
         save_best="coco/bbox_mAP",
     )
 )
-custom_hooks = [
-    dict(type="PlainCheckpointHook"),
-    dict(type="SeedEachIterationHook"),
-    dict(type="InterruptHook"),
-    dict(type="PredictionsHook"),
-    dict(type="DeviceMemoryHook"),
-]
-randomness = dict(seed=0)
-vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
 auto_scale_lr = dict(base_batch_size=64)

@@ -73,22 +73,9 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(type="ResumableEpochLoop", max_epochs=epochs, val_interval=epochs)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=25),
     checkpoint=dict(type="KeepingCheckpointHook", interval=1, max_keep_ckpts=3, save_best="coco/bbox_mAP"),
 )
-custom_hooks = [
-    dict(type="PlainCheckpointHook"),
-    dict(type="SeedEachIterationHook"),
-    dict(type="InterruptHook"),
-    dict(type="PredictionsHook"),
-    dict(type="DeviceMemoryHook"),
-]
-vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
-randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=4)
-runner_type = "RecipeRunner"  # the same 4 images per step on any number of devices

@@ -8,8 +8,7 @@ per image, half of them objects, where a stock Mask R-CNN samples 512, for image
 112 px are read from the finest level: the boxes of large objects are found far better there than on coarser ones.
 """
 
-_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
-custom_imports = dict(imports=["vitdet"])
+_base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "./runtime.py"]
 
 norm_cfg = dict(type="LN2d")
 regions = dict(
