@@ -17,15 +17,16 @@ _TOOLS_ONLY = {"fetch", "image", "score"}
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("name", help="tests/bench/bench_<name>.py")
+    parser.add_argument("name", help="the program in tests/bench")
 
 
 def execute(args: argparse.Namespace) -> None:
     """Run the benchmark."""
     stack = Stack.load(args.stack)
-    program = paths.ROOT / "tests" / "bench" / f"bench_{args.name}.py"
+    program = paths.ROOT / "tests" / "bench" / f"bench_{args.name.replace('-', '_')}.py"
     if not program.is_file():
-        known = sorted(file.stem.removeprefix("bench_") for file in program.parent.glob("bench_*.py"))
+        files = program.parent.glob("bench_*.py")
+        known = sorted(file.stem.removeprefix("bench_").replace("_", "-") for file in files)
         raise AscendetError(
             "usage",
             f"there is no benchmark {args.name!r}",
