@@ -84,6 +84,13 @@ def test_differences_are_seen(found: torch.Tensor, reason: str) -> None:
     assert opinfo.difference([torch.tensor([1.0, float("nan")])], [found])[0] == reason
 
 
+def test_a_missing_gradient_does_not_hide_the_others() -> None:
+    one, two = torch.tensor([1.0]), torch.tensor([2.0])
+    reason, _ = opinfo.difference([one, one], [None, one])
+    assert "only one device has" in reason
+    assert opinfo.difference([one, one], [None, two])[0] == "values differ"
+
+
 def test_size_of_a_difference_is_relative_above_one() -> None:
     assert opinfo.difference([torch.tensor([100.0, 0.5])], [torch.tensor([101.0, 0.5])])[1] == pytest.approx(
         0.01

@@ -126,10 +126,7 @@ class Runner:
                     job = todo.popleft()
                     self.state.add(self._ask(worker, job))
                     done += 1
-                    print(
-                        f"\r{done} done, {len(todo)} left: {' '.join(job)[:80]:<80}", end="", file=sys.stderr
-                    )
-        print(file=sys.stderr)
+                    _show(f"{done} done, {len(todo)} left: {' '.join(job)[:80]}", last=not todo)
         return 0
 
     def _ask(self, worker: Worker, job: Job) -> dict[str, Any]:
@@ -140,6 +137,14 @@ class Runner:
             return {"op": job[0], "dtype": job[1], "mode": job[2], "samples": 1, "equal": 0, "random": 0,
                     "different": 0, "refused": 0, "crashed": 1, "max_error": 0.0, "reasons": {str(lost): 1},
                     "example": "", "seconds": 0.0}  # fmt: skip
+
+
+def _show(progress: str, *, last: bool) -> None:
+    """A line that is written over on a terminal; in a log only the last one."""
+    if sys.stderr.isatty():
+        print(f"\r{progress:<110}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif last:
+        print(progress, file=sys.stderr)
 
 
 class WorkerLost(Exception):  # not an error of ours: a finding

@@ -263,7 +263,11 @@ def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = Fal
     """How two flat results differ ("" where they do not), and by how much where values do."""
     if len(expected) != len(found):
         return f"{len(found)} results instead of {len(expected)}", math.inf
+    lone = ""
     for e, f in zip(expected, found, strict=True):
+        if (e is None) != (f is None):
+            lone = "a gradient that only one device has, the others are equal"
+            continue
         if not isinstance(e, torch.Tensor) or not isinstance(f, torch.Tensor):
             same = e == f or (e != e and f != f) or str(e).replace("cpu", "npu:0") == str(f)
             if not same and not shapes_only:
@@ -276,7 +280,7 @@ def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = Fal
         distance = 0.0 if shapes_only else _distance(_values(e), _values(f))
         if distance:
             return "values differ", distance
-    return "", 0.0
+    return lone, math.inf if lone else 0.0
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:
