@@ -5,7 +5,6 @@ Every check compares with what the operation means, computed on the CPU from the
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import sys
@@ -186,34 +185,72 @@ def check_ddp() -> None:
         parallel(batch(RANK).to(DEVICE)).square().mean().backward()
 
 
+def layers() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(192, 33), nn.ReLU(), nn.Linear(33, 10))
+
+
+def train_two_steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """On this rank's batch; what shards or averages is the model's or the optimizer's."""
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(batch(RANK).flatten(1).to(DEVICE)).square().mean().backward()
+        optimizer.step()
+
+
+def trained_on_the_mean() -> nn.Module:
+    """The same two steps on the CPU, by SGD with momentum on the mean of all ranks' losses."""
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.stack([model(batch(rank).flatten(1)).square().mean() for rank in range(SIZE)]).mean().backward()
+        optimizer.step()
+    return model
+
+
+def close(got: nn.Module, expected: nn.Module) -> None:
+    for ours, theirs in zip(got.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.detach().cpu(), theirs.detach(), rtol=1e-4, atol=1e-5)
+
+
 def check_fsdp() -> None:
-    """Two steps of fully sharded training move the weights as the same steps on the mean gradient do."""
+    """Fully sharded training moves the weights as the same steps on the mean gradient do."""
     from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
-    def layers() -> nn.Module:
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(192, 33), nn.ReLU(), nn.Linear(33, 10))
-
-    reference = layers()
     for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
-        expected = copy.deepcopy(reference)
         sharded = FullyShardedDataParallel(
             layers().to(DEVICE), device_id=DEVICE, sharding_strategy=strategy, use_orig_params=True
         )
-        ours = torch.optim.SGD(sharded.parameters(), 0.1)
-        theirs = torch.optim.SGD(expected.parameters(), 0.1)
-        for _ in range(2):
-            ours.zero_grad()
-            sharded(batch(RANK).flatten(1).to(DEVICE)).square().mean().backward()
-            ours.step()
-            theirs.zero_grad()
-            torch.stack(
-                [expected(batch(rank).flatten(1)).square().mean() for rank in range(SIZE)]
-            ).mean().backward()
-            theirs.step()
+        train_two_steps(sharded, torch.optim.SGD(sharded.parameters(), 0.1, momentum=0.9))
         with FullyShardedDataParallel.summon_full_params(sharded):
-            for got, wanted in zip(sharded.parameters(), expected.parameters(), strict=True):
-                torch.testing.assert_close(got.detach().cpu(), wanted.detach(), rtol=1e-5, atol=1e-6)
+            close(sharded, trained_on_the_mean())
+
+
+def check_fsdp2() -> None:
+    """The same by `fully_shard`, whose parameters are DTensors."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("npu", (SIZE,))
+    sharded = layers().to(DEVICE)
+    for layer in (sharded[0], sharded[2], sharded):
+        fully_shard(layer, mesh=mesh)
+    train_two_steps(sharded, torch.optim.SGD(sharded.parameters(), 0.1, momentum=0.9))
+    for ours, theirs in zip(sharded.parameters(), trained_on_the_mean().parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor().detach().cpu(), theirs.detach(), rtol=1e-4, atol=1e-5)
+
+
+def check_zero() -> None:
+    """ZeRO's first stage: each rank holds the optimizer's state of its share and broadcasts what it updated."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    parallel = DistributedDataParallel(layers().to(DEVICE), device_ids=[DEVICE.index])
+    optimizer = ZeroRedundancyOptimizer(parallel.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+    train_two_steps(parallel, optimizer)
+    close(parallel, trained_on_the_mean())
+    held = sum(tensor.numel() for state in optimizer.optim.state.values() for tensor in state.values())
+    assert held < sum(parameter.numel() for parameter in parallel.parameters()), "this rank holds all of it"
 
 
 CHECKS: dict[str, Callable[[], None]] = {

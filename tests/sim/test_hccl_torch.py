@@ -15,7 +15,7 @@ JOB = Path(__file__).with_name("hccl_torch_job.py")
 RANKS = 2
 CHECKS = [
     "all_reduce", "broadcast", "all_gather", "reduce_scatter", "reduce", "gather_and_scatter", "all_to_all",
-    "send_and_receive", "objects", "groups", "ddp", "fsdp",
+    "send_and_receive", "objects", "groups", "ddp", "fsdp", "fsdp2", "zero",
 ]  # fmt: skip
 
 
