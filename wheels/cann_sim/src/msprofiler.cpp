@@ -3,7 +3,9 @@
 
 #include "one_tree.h"
 #include "sim.h"
-#include "third_party/acl/inc/acl/acl_prof.h"
+
+// Without acl_prof.h: aclprofSetConfig, whose first parameter is an enumeration, is declared from torch_npu 2.9.0 on only.
+struct aclprofConfig;
 
 // Options of the device's sampling (buffer sizes, host system metrics): there is nothing that they would change.
 SIM_API aclError aclprofSetConfig(int32_t, const char *, size_t) { return ACL_SUCCESS; }

@@ -192,7 +192,9 @@ aclError aclprofFinalize() {
                    : fail(ACL_ERROR_PROFILING_FAILURE, root + " cannot be written: " + std::strerror(errno));
 }
 
-aclprofConfig *aclprofCreateConfig(uint32_t *devices, uint32_t count, aclprofAicoreMetrics, aclprofAicoreEvents *, uint64_t) {
+// The events are const from torch_npu 2.9.0's headers on.
+aclprofConfig *aclprofCreateConfig(uint32_t *devices, uint32_t count, aclprofAicoreMetrics,
+                                   cann_sim::Parameter<3, decltype(aclprofCreateConfig)>, uint64_t) {
     return std::make_unique<aclprofConfig>(aclprofConfig{{devices, devices + count}}).release();
 }
 

@@ -361,11 +361,7 @@ SIM_API aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo info, int64_t *v
 
 // The enumeration is aclrtDevResModelType in torch_npu 2.8.0's headers and aclrtDevResLimitType in 2.8.0.post2's and
 // 2.9.0's; its values are the same.
-template <typename Function> struct SecondParameter;
-template <typename Result, typename First, typename Second, typename... Rest>
-struct SecondParameter<Result(First, Second, Rest...)> { using type = Second; };
-
-SIM_API aclError aclrtGetDeviceResLimit(int32_t, SecondParameter<decltype(aclrtGetDeviceResLimit)>::type type,
+SIM_API aclError aclrtGetDeviceResLimit(int32_t, cann_sim::Parameter<1, decltype(aclrtGetDeviceResLimit)> type,
                                         uint32_t *value) {
     *value = type == ACL_RT_DEV_RES_CUBE_CORE ? 20 : 40;
     return ACL_SUCCESS;

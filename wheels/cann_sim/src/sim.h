@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "third_party/acl/inc/acl/acl.h"
@@ -35,6 +36,13 @@ __attribute__((visibility("default"))) aclError fail(aclError code, const std::s
 __attribute__((visibility("default"))) int current_device();
 
 int logical_device_count();
+
+// The N-th parameter's type as torch_npu's own headers declare it, where those of its versions differ (C linkage: the
+// names of enumerations, and const, make no difference to the callers).
+template <size_t N, typename Function> struct ParameterOf;
+template <size_t N, typename Result, typename... Parameters>
+struct ParameterOf<N, Result(Parameters...)> { using type = std::tuple_element_t<N, std::tuple<Parameters...>>; };
+template <size_t N, typename Function> using Parameter = typename ParameterOf<N, Function>::type;
 
 }  // namespace cann_sim
 
