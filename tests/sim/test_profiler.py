@@ -107,6 +107,14 @@ def test_kernel_details_name_every_kernel_of_every_step(profile: Path) -> None:
         assert [row["Step Id"] for row in kernels] == ["1"] * half + ["2"] * half
 
 
+def test_torch_npu_finds_the_export_before_msprof_ends(profile: Path) -> None:
+    """Else its task manager may stop the thread that waits for it, and no view is written."""
+    logs = [line for log in profile.glob("logs/*.log") for line in log.read_text().splitlines()]
+    (found,) = (line for line in logs if "CANNTimelineParser finish" in line)
+    (ended,) = (line for line in logs if "CANNExportParser finish" in line)
+    assert found < ended, "each line begins with the time of day"
+
+
 def test_the_trace_is_labelled_and_kernels_lie_within_their_operators(profile: Path) -> None:
     trace = events(profile)
     names = {event["args"]["name"]: event["pid"] for event in trace if event.get("name") == "process_name"}

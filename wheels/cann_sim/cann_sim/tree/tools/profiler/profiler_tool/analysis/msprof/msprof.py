@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+TORCH_NPU_POLL_S = 0.1  # Constant.SLEEP_TIME of torch_npu.profiler
 TIMED = {"SIMULATED", "HCCL"}  # what op_summary lists; the timeline also has the copies
 # A signature is float32[2,3], int64[] -> float32[2,3]
 TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -81,7 +82,11 @@ def read_tasks(session: Path) -> Iterator[Task]:
 
 
 def export(tasks: list[Task], session: Path) -> None:
-    """Write all files; the folder has its name only when they are complete, because torch_npu waits for it."""
+    """Write all files; the folder has its name only when they are complete, because torch_npu waits for it.
+
+    Its CANNTimelineParser looks for the folder every TORCH_NPU_POLL_S, and its task manager stops that thread
+    when this process ends with no other work left. CANN's export goes on after its first CSV; so does this one.
+    """
     folder, partial = session / "mindstudio_profiler_output", session / "mindstudio_profiler_output.partial"
     partial.mkdir(mode=0o750, exist_ok=True)
     stamp = time.strftime("%Y%m%d%H%M%S")
@@ -89,6 +94,7 @@ def export(tasks: list[Task], session: Path) -> None:
     write_csv(partial / f"op_summary_{stamp}.csv", summary(tasks))
     write_csv(partial / f"op_statistic_{stamp}.csv", statistic(tasks))
     partial.replace(folder)
+    time.sleep(5 * TORCH_NPU_POLL_S)
 
 
 def write_csv(path: Path, rows: list[list[object]]) -> None:
