@@ -184,11 +184,13 @@ class ViT(BaseModule):
                 f"this backbone takes {self.img_size} x {self.img_size} images, not {tuple(image.shape[-2:])}: "
                 "pad them in the data pipeline, or set img_size of the backbone and of the pipeline alike"
             )
-        x = self.patch_embed(image)
+        # Contiguous: every sum below keeps its first operand's strides, and normalisation would copy the permuted
+        # map in every block.
+        x = self.patch_embed(image).contiguous()
         x = x + self.pos_embed.view(1, self.grid, self.grid, -1)
         for block in self.blocks:
             x = block(x)
-        return x.permute(0, 3, 1, 2)
+        return x.permute(0, 3, 1, 2).contiguous()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         table = state_dict.get(prefix + "pos_embed")
