@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -64,15 +65,14 @@ def make_coco(folder: Path) -> None:
     (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
 
 
-def rate(dataset, ours: bool, seconds: float) -> float:
-    """Images per second of one process on one core."""
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+def seconds(dataset: CocoDataset, ours: bool, images: int) -> float:
+    """Of one process on one core, for so many images."""
+    start = time.perf_counter()
+    for count in range(images):
         sample = dataset[count % len(dataset)]
         if ours:
             pad_boxes(sample["data_samples"].gt_instances.bboxes.tensor)
-        count += 1
-    return count / (time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
         "--card", type=float, default=8, help="images per second that one card trains on: assumed"
     )
     parser.add_argument("--cores", type=int, default=192, help="cores of a host with 8 cards: assumed")
-    parser.add_argument("--seconds", type=float, default=6, help="per measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="of 64 images each, stock and ours in turn")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -99,10 +99,12 @@ def main() -> None:
         stock.pipeline[0].type = "LoadImageFromFile"
         datasets = {True: DATASETS.build(ours), False: DATASETS.build(stock)}
         rates = {True: [], False: []}
-        for turn in range(6):  # in turn, so that neither has the quieter machine
-            set_random_seed(turn // 2)
-            rates[bool(turn % 2)].append(rate(datasets[bool(turn % 2)], bool(turn % 2), args.seconds))
-        stock, ours = max(rates[False]), max(rates[True])
+        for turn in range(args.rounds):
+            for kind in (False, True) if turn % 2 else (True, False):
+                set_random_seed(turn)  # both see the same images at the same scales
+                rates[kind].append(IMAGES / seconds(datasets[kind], kind, IMAGES))
+        stock, ours = (statistics.median(rates[kind]) for kind in (False, True))
+        ratios = sorted(one / other for one, other in zip(rates[True], rates[False], strict=True))
         workers = os.cpu_count() or 1
         cfg.train_dataloader.update(num_workers=workers, batch_size=4)
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -113,11 +115,12 @@ def main() -> None:
             for _ in loader:
                 pass
         loaded = rounds * len(loader) * 4 / (time.perf_counter() - start)
-    print(
-        f"large-scale jitter at 1024 px, JPEG {WIDTH} x {HEIGHT}, {POLYGONS} polygons each; best of 3 runs in turn"
-    )
+    print(f"large-scale jitter at 1024 px, JPEG {WIDTH} x {HEIGHT}, {POLYGONS} polygons each")
+    print(f"medians of {args.rounds} rounds of {IMAGES} images, stock and ours in turn on the same draws")
     print(f"  stock, one core               {stock:8.1f} images/s")
-    print(f"  ours, one core                {ours:8.1f} images/s, {ours / stock:.2f} of stock")
+    print(f"  ours, one core                {ours:8.1f} images/s")
+    middle, low, high = statistics.median(ratios), ratios[0], ratios[-1]
+    print(f"  ours / stock, by round        {middle:8.3f} (least {low:.3f}, most {high:.3f})")
     print(f"  ours, loader of {workers} processes   {loaded:8.1f} images/s on {workers} cores")
     print(f"8 cards at an assumed {args.card:g} images/s each take {8 * args.card:g} images/s:")
     need = 8 * args.card / ours

@@ -77,47 +77,49 @@ class Attention(nn.Module):
         # Zero at the start: the model begins as one without relative positions, which is what MAE pre-trained.
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
-        # (tokens, 2 * size): the key's row and column, one-hot. Part of the module so that it lives on the device.
-        axis = torch.eye(size)
+        # (tokens, 2 * size): the key's row and column, one-hot, over the scale, which applies to the product of the
+        # channels alone. Part of the module so that it lives on the device.
+        axis = torch.eye(size) / self.scale
         row_and_column = torch.cat([axis.repeat_interleave(size, 0), axis.repeat(size, 1)], dim=1)
         self.register_buffer("key_position", row_and_column, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend: (batch, size, size, dim) to the same."""
         batch, height, width, dim = x.shape
-        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, channels)
-        row, column = self.position_logits(query)
+        qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, -1)
+        # each (batch, heads, height, width, channels)
+        query, key, value = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
         attend = self._fused if self.formulation == "fused" else self._plain
-        out = attend(query * self.scale, key, value, row, column)
+        out = attend(query, key.flatten(2, 3), value.flatten(2, 3))  # (batch, heads, tokens, channels)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
     def position_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits' row and column terms, each (batch, heads, tokens, size); `query` is unscaled."""
-        batch, heads, tokens, channels = query.shape
-        grid = query.view(batch, heads, self.size, self.size, channels)
+        """The logits' row and column terms, each (batch, heads, height, width, size)."""
+        batch, heads, size, _, channels = query.shape
         # One matrix product per row (or column) of queries, all at once: the row is the batch of `matmul`.
-        by_row = grid.permute(2, 0, 1, 3, 4).reshape(self.size, -1, channels)
-        row = by_row @ toeplitz(self.rel_pos_h, self.size).transpose(1, 2)
-        row = row.view(self.size, batch, heads, self.size, self.size).permute(1, 2, 0, 3, 4)
-        by_column = grid.permute(3, 0, 1, 2, 4).reshape(self.size, -1, channels)
-        column = by_column @ toeplitz(self.rel_pos_w, self.size).transpose(1, 2)
-        column = column.view(self.size, batch, heads, self.size, self.size).permute(1, 2, 3, 0, 4)
-        shape = (batch, heads, tokens, self.size)
-        return row.reshape(shape), column.reshape(shape)
+        by_row = query.permute(2, 0, 1, 3, 4).reshape(size, -1, channels)
+        row = by_row @ toeplitz(self.rel_pos_h, size).transpose(1, 2)
+        by_column = query.permute(3, 0, 1, 2, 4).reshape(size, -1, channels)
+        column = by_column @ toeplitz(self.rel_pos_w, size).transpose(1, 2)
+        shape = (size, batch, heads, size, size)
+        return row.view(shape).permute(1, 2, 0, 3, 4), column.view(shape).permute(1, 2, 3, 0, 4)
 
-    def _fused(self, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         position = self.key_position.to(key.dtype).expand(*key.shape[:2], -1, -1)
         # The kernels want equally many channels in query, key and value.
         padded = F.pad(value, (0, 2 * self.size))
         out = F.scaled_dot_product_attention(
-            torch.cat([query, row, column], dim=-1), torch.cat([key, position], dim=-1), padded, scale=1.0
+            torch.cat([query, *self.position_logits(query)], dim=-1).flatten(2, 3),
+            torch.cat([key, position], dim=-1),
+            padded,
+            scale=self.scale,
         )
         return out[..., : value.shape[-1]]
 
-    def _plain(self, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        logits = query @ key.transpose(-2, -1)
-        by_pixel = logits.view(*logits.shape[:3], self.size, self.size)
+    def _plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        row, column = self.position_logits(query)
+        logits = (query * self.scale).flatten(2, 3) @ key.transpose(-2, -1)
+        by_pixel = logits.view(*query.shape[:-1], self.size, self.size)
         by_pixel = by_pixel + row.unsqueeze(-1) + column.unsqueeze(-2)
         return by_pixel.view(logits.shape).softmax(dim=-1) @ value
 
