@@ -11,6 +11,7 @@ from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
 from vitdet.evaluated import PredictionsHook
+from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
 from vitdet.preprocess import FixedShapePreprocessor
@@ -35,6 +36,7 @@ __all__ = [
     "LN2d",
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
+    "LoadDeferredAnnotations",
     "PlainCheckpointHook",
     "PredictionsHook",
     "RecipeHook",

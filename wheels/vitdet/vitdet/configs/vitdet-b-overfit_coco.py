@@ -13,7 +13,7 @@ model = dict(backbone=dict(drop_path_rate=0.0))
 
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadDeferredAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=image_size, keep_ratio=True),
     dict(type="Pad", size=image_size, pad_val=grey),
     dict(type="PackDetInputs"),

@@ -10,7 +10,7 @@ model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_cla
 
 train_pipeline = [
     dict(type="LoadCheckedImage"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="LoadDeferredAnnotations", with_bbox=True, with_mask=True),
     dict(type="Resize", scale=(128, 128), keep_ratio=True),
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
     dict(type="PackDetInputs"),
