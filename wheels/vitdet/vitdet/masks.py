@@ -46,6 +46,11 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         """(objects, height, width), contiguous."""
         return choose(choose(self.annotated, self.columns, 2), self.rows, 1)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets mmdet's, made: by a data loader's worker, not by the training that waits for it."""
+        made = {"masks": self.masks, "height": self.height, "width": self.width}
+        return object.__new__, (BitmapMasks,), made
+
     def __len__(self) -> int:
         return len(self.annotated)
 
@@ -126,9 +131,7 @@ def shown(chosen: Choice, size: int) -> Bitmaps:
 class LoadDeferredAnnotations(LoadAnnotations):  # type: ignore[misc]
     """mmdet's loading of annotations, with `DeferredMasks` for its bitmaps."""
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Add boxes, labels and masks."""
-        results = super().transform(results)
-        masks = results["gt_masks"]
-        results["gt_masks"] = DeferredMasks(masks.masks)
-        return results
+    def _load_masks(self, results: dict[str, Any]) -> None:
+        super()._load_masks(results)
+        if self.poly2mask:
+            results["gt_masks"] = DeferredMasks(results["gt_masks"].masks)
