@@ -2,7 +2,8 @@ import itertools
 
 import pytest
 import torch
-from vitdet.attention import Attention, resize_offsets, toeplitz
+from vitdet import attention as module
+from vitdet.attention import Attention, AttentionByRows, resize_offsets, toeplitz
 from vitdet.backbone import ViT, merge_windows, resize_positions, split_windows
 
 
@@ -43,8 +44,9 @@ def test_attention_follows_its_definition():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("size", [5, 14])
-def test_fused_equals_plain_in_values_and_gradients(size, dtype, tolerance):
+@pytest.mark.parametrize(("size", "rows"), [(5, 1), (14, 1), (14, 7), (14, 14)])
+def test_fused_equals_plain_in_values_and_gradients(size, rows, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", rows * 2 * 3 * size**3)
     grads = []
     for formulation in ("plain", "fused"):
         attention = _attention(formulation, size).to(dtype)
@@ -55,6 +57,26 @@ def test_fused_equals_plain_in_values_and_gradients(size, dtype, tolerance):
         grads.append([out, x.grad, *(parameter.grad for parameter in attention.parameters())])
     for plain, fused in zip(*grads, strict=True):
         assert (plain - fused).abs().max() <= tolerance * plain.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_gradients_of_attention_by_rows(rows, monkeypatch):
+    """Against finite differences."""
+    monkeypatch.setattr(module, "BLOCK", rows * 3 * 4**3)
+    torch.manual_seed(0)
+    shapes = (3, 4, 4, 2), (3, 16, 2), (3, 16, 2), (3, 4, 4, 4), (3, 4, 4, 4)
+    inputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(AttentionByRows.apply, inputs)
+
+
+def test_fused_under_autocast_stays_near_single_precision():
+    attention, x = _attention("fused", 14), torch.randn(2, 14, 14, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(x)
+    out.square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert attention.rel_pos_h.grad.isfinite().all()
+    torch.testing.assert_close(out.float(), attention(x), rtol=0.05, atol=0.05)
 
 
 def test_unknown_formulation_is_refused():

@@ -52,6 +52,11 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], Tensors]]] = {
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
         lambda: (*(rand(2, 3, 17, 16) for _ in range(3)), torch.rand(17, 17) > 0.3),
     ),
+    # The CPU's own flash attention wants a value as wide as query and key.
+    "attention with a narrower value": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v if v.is_npu else F.pad(v, (0, 11)))[..., :5],
+        lambda: (rand(2, 3, 17, 16), rand(2, 3, 17, 16), rand(2, 3, 17, 5)),
+    ),
     "max pool": (lambda x: F.max_pool2d(x, 2), lambda: (rand(2, 3, 8, 8),)),
     "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), lambda: (rand(1, 2, 5, 5),)),
     "bicubic": (lambda x: F.interpolate(x, (7, 9), mode="bicubic"), lambda: (rand(1, 2, 5, 5),)),
@@ -221,6 +226,12 @@ def test_an_lstm_of_a_packed_sequence_is_refused_by_name(run_python: RunPython) 
     """)
     assert done.returncode != 0
     assert "DynamicRNN" in done.stderr
+
+
+def test_attention_with_a_wider_value_is_refused() -> None:
+    query, key, value = (torch.rand(1, 2, 3, channels).npu() for channels in (4, 4, 5))
+    with pytest.raises(RuntimeError, match="value no more; not 4, 4 and 5"):
+        F.scaled_dot_product_attention(query, key, value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,7 +1,8 @@
 // npu_fusion_attention, the fused attention that torch_npu's scaled_dot_product_attention calls:
 //     softmax(scale (q k^T + pse), masked) v
 // (CANN: aclnnFlashAttentionScore). Computed by the CPU's flash attention, which never forms the score matrix; with
-// dropout, which that one lacks, by the definition: softmax(...) * mask / keep_prob, then v.
+// dropout, which that one lacks, by the definition: softmax(...) * mask / keep_prob, then v. Value may have fewer
+// channels than query and key; the CPU's flash attention wants as many and gets zeros.
 
 #include "compute_pch.h"
 
@@ -104,6 +105,9 @@ Attention prepare(const Arguments &given, double scale) {
     const int64_t fewer = key_heads(query, key, layout, heads);
     Attention a{to_bnsd(alias_on_cpu(query), layout, heads), to_bnsd(alias_on_cpu(key), layout, fewer),
                 to_bnsd(alias_on_cpu(value), layout, fewer), heads / fewer, {}, sparse_mode == 2};
+    TORCH_CHECK(a.query.size(-1) == a.key.size(-1) && a.value.size(-1) <= a.key.size(-1),
+                "npu_fusion_attention: query and key have equally many channels, value no more; not ", a.query.size(-1), ", ",
+                a.key.size(-1), " and ", a.value.size(-1));
     if (a.group != 1) {
         a.key = a.key.repeat_interleave(a.group, 1);
         a.value = a.value.repeat_interleave(a.group, 1);
@@ -121,6 +125,14 @@ Attention prepare(const Arguments &given, double scale) {
     }
     return a;
 }
+
+// With zeros for the channels that it lacks to be as wide as query and key.
+at::Tensor widened(const at::Tensor &tensor, const Attention &a) {
+    const int64_t lacking = a.query.size(-1) - tensor.size(-1);
+    return lacking == 0 ? tensor : at::constant_pad_nd(tensor, {0, lacking});
+}
+
+at::Tensor narrowed(const at::Tensor &tensor, const Attention &a) { return tensor.narrow(-1, 0, a.value.size(-1)); }
 
 // What the device's generator (torch.npu.get_rng_state) hands to one call with dropout; the gradient gets it back.
 struct Seed {
@@ -168,7 +180,8 @@ void attention(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     at::Tensor output, log_sum;
     if (keep == 1.) {
         std::tie(output, log_sum) =
-            at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, a.value, 0., a.causal, a.bias, scale);
+            at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, widened(a.value, a), 0., a.causal, a.bias, scale);
+        output = narrowed(output, a);
     } else {
         drawn = Seed::next(device);
         const Weights w = weights(a, scale, keep, drawn);
@@ -201,9 +214,11 @@ void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     if (keep == 1.) {
         const at::Tensor log_sum = alias_on_cpu(given.tensor("softmax_max")).select(-1, 0) +
                                    alias_on_cpu(given.tensor("softmax_sum")).select(-1, 0).log();
+        const at::Tensor output = to_bnsd(alias_on_cpu(given.tensor("attention_in")), layout, heads);
         std::tie(grad_query, grad_key, grad_value) = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, a.query, a.key, a.value, to_bnsd(alias_on_cpu(given.tensor("attention_in")), layout, heads),
-            log_sum.contiguous(), 0., a.causal, a.bias, scale);
+            widened(grad, a), a.query, a.key, widened(a.value, a), widened(output, a), log_sum.contiguous(), 0., a.causal,
+            a.bias, scale);
+        grad_value = narrowed(grad_value, a);
     } else {
         const Weights w = weights(a, scale, keep, {given["seed"].toInt(), given["offset"].toInt()});
         const at::Tensor grad_out = grad.to(w.query.scalar_type());

@@ -6,18 +6,21 @@ The logit between query pixel (y, x) and key pixel (v, u) is
 
 The two position terms separate into a row part and a column part. With the one-hot vectors e_v, e_u of the key's
 row and column they are a dot product of (q·R_h[y], q·R_w[x]) and (e_v, e_u): extra channels of the query and the
-key. So any fused attention kernel computes the whole logit, and no matrix of the size of the logits exists.
+key. So an NPU's fused attention kernel computes the whole logit, and no matrix of the size of the logits exists.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
 
 Formulation = Literal["fused", "plain"]
+BLOCK = 2**23  # logits, 32 MiB in float32
 
 
 def toeplitz(table: Tensor, size: int) -> Tensor:
@@ -50,6 +53,74 @@ def resize_offsets(table: Tensor, length: int) -> Tensor:
     return rows[0].t().to(table.dtype)
 
 
+class AttentionByRows(torch.autograd.Function):
+    """softmax(q·k + row + column)·v on a CPU, with the logits of some rows of queries at a time.
+
+    All blocks of rows use the same memory: to get pages from the system for a matrix of all pairs takes about as long
+    as the arithmetic. The gradient is FlashAttention's (arXiv 2205.14135, algorithm 4).
+
+    Shapes, `heads` being those of all images: query (heads, size, size, channels); key and value
+    (heads, size * size, channels); row and column (heads, size, size, size); the result is like key.
+    """
+
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # autocast knows no `out=`
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """Attend."""
+        key, value = key.contiguous(), value.contiguous()
+        rows, (logits, weights) = _block(query)
+        blocks = zip(*(part.split(rows, 1) for part in (query, row, column)), strict=True)
+        out = torch.cat([_softmax(*block, key, logits, weights) @ value for block in blocks], dim=1)
+        ctx.save_for_backward(query, key, value, row, column, out)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all five."""
+        query, key, value, row, column, out = ctx.saved_tensors
+        rows, (logits, weights) = _block(query)
+        mean = (grad * out).sum(-1, keepdim=True)  # of the softmax's gradient, weighted by the softmax
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        grads = []
+        blocks = [part.split(rows, 1) for part in (query, row, column)]
+        blocks += [part.split(rows * query.shape[1], 1) for part in (grad, mean)]
+        for q, r, c, grad_out, mean_out in zip(*blocks, strict=True):
+            softmax = _softmax(q, r, c, key, logits, weights)
+            grad_value.baddbmm_(softmax.mT, grad_out)
+            grad_logits = torch.bmm(grad_out, value.mT, out=logits).sub_(mean_out).mul_(softmax)
+            grad_key.baddbmm_(grad_logits.mT, q.flatten(1, 2))
+            by_pixel = _by_pixel(grad_logits, r)
+            grads.append(((grad_logits @ key).view(q.shape), by_pixel.sum(-1), by_pixel.sum(-2)))
+        grad_query, grad_row, grad_column = (torch.cat(parts, dim=1) for parts in zip(*grads, strict=True))
+        return grad_query, grad_key, grad_value, grad_row, grad_column
+
+
+def _block(query: Tensor) -> tuple[int, Tensor]:
+    """How many rows of queries at a time, and memory for their logits and for the softmax of these."""
+    heads, size = query.shape[:2]
+    divisors = [rows for rows in range(1, size + 1) if size % rows == 0]
+    rows = max([rows for rows in divisors if heads * rows * size**3 <= BLOCK], default=1)
+    return rows, query.new_empty(2, heads, rows * size, size * size)
+
+
+def _softmax(
+    query: Tensor, row: Tensor, column: Tensor, key: Tensor, logits: Tensor, weights: Tensor
+) -> Tensor:
+    """Of some rows of queries, in `weights`."""
+    torch.bmm(query.flatten(1, 2), key.mT, out=logits)
+    by_pixel = _by_pixel(logits, row)
+    by_pixel += row.unsqueeze(-1)
+    by_pixel += column.unsqueeze(-2)
+    return torch.softmax(logits, dim=-1, out=weights)
+
+
+def _by_pixel(logits: Tensor, row: Tensor) -> Tensor:
+    """A view with the axes heads, rows and columns of queries, rows and columns of keys."""
+    return logits.view(*row.shape, row.shape[-1])
+
+
 class Attention(nn.Module):
     """Self-attention among all pixels of a map.
 
@@ -60,8 +131,8 @@ class Attention(nn.Module):
     size
         Height and width of the square map, in tokens.
     formulation
-        "fused" calls `scaled_dot_product_attention`; "plain" writes the same out in basic operators, for graph
-        export and for devices without a fused kernel.
+        "fused" never holds the logits of all pairs: on an NPU by CANN's kernel, elsewhere by `AttentionByRows`.
+        "plain" does: basic operators and no loop, for graph export and for devices without a fused kernel.
     """
 
     def __init__(self, dim: int, num_heads: int, size: int, formulation: Formulation) -> None:
@@ -89,7 +160,10 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, -1)
         # each (batch, heads, height, width, channels)
         query, key, value = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
-        attend = self._fused if self.formulation == "fused" else self._plain
+        if self.formulation == "plain":
+            attend = self._plain
+        else:
+            attend = self._fused if x.device.type == "npu" else self._by_rows
         out = attend(query, key.flatten(2, 3), value.flatten(2, 3))  # (batch, heads, tokens, channels)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
@@ -106,15 +180,21 @@ class Attention(nn.Module):
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         position = self.key_position.to(key.dtype).expand(*key.shape[:2], -1, -1)
-        # The kernels want equally many channels in query, key and value.
-        padded = F.pad(value, (0, 2 * self.size))
-        out = F.scaled_dot_product_attention(
+        # torch_npu takes npu_fusion_attention. Value is narrower than query and key, as CANN's kernel allows from
+        # 8.2.RC1 on (MindSpeed-LLM's documentation of --mla-fa-without-pad).
+        return F.scaled_dot_product_attention(
             torch.cat([query, *self.position_logits(query)], dim=-1).flatten(2, 3),
             torch.cat([key, position], dim=-1),
-            padded,
+            value,
             scale=self.scale,
         )
-        return out[..., : value.shape[-1]]
+
+    def _by_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, size, _, channels = query.shape
+        row, column = (term.flatten(0, 1) for term in self.position_logits(query))
+        scaled = (query * self.scale).flatten(0, 1)
+        out = AttentionByRows.apply(scaled, key.flatten(0, 1), value.flatten(0, 1), row, column)
+        return out.view(batch, heads, size * size, channels)
 
     def _plain(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         row, column = self.position_logits(query)
