@@ -11,11 +11,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import vitdet
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from vitdet.attention import Attention
+
+
+def fused_on_the_cpu(self: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The NPU's arithmetic, for a kernel that wants value as wide as query and key.
+
+    Attention by rows sums in another order. The last bit of a score decides which proposals are drawn: from the third
+    step on, losses would differ by more than rounding.
+    """
+    return self._fused(query, key, F.pad(value, (0, 2 * self.size)))[..., : value.shape[-1]]
 
 
 def build(device: torch.device) -> tuple[torch.nn.Module, list[Any]]:
@@ -33,7 +45,7 @@ def build(device: torch.device) -> tuple[torch.nn.Module, list[Any]]:
     return model.to(device).train(), batches
 
 
-def total_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+def total_loss(model: torch.nn.Module, batch: Any) -> Tensor:
     """The sum that training minimises."""
     losses = model(**batch, mode="loss")
     parts = (value for name, value in losses.items() if "loss" in name)
@@ -42,6 +54,7 @@ def total_loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
 
 def train(device: torch.device, steps: int) -> list[float]:
     """The loss of every step."""
+    Attention._by_rows = fused_on_the_cpu  # type: ignore[method-assign]
     model, batches = build(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -66,7 +79,7 @@ def compare_gradients() -> dict[str, float]:
     model, batches = build(device)
     batch = model.data_preprocessor(copy.deepcopy(batches[rank]), True)
 
-    def gradients(module: torch.nn.Module) -> list[torch.Tensor]:
+    def gradients(module: torch.nn.Module) -> list[Tensor]:
         module.zero_grad()
         torch.manual_seed(rank)
         total_loss(module, copy.deepcopy(batch)).backward()
