@@ -27,6 +27,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
     target = runs.check_target(args)
+    _check_name(args.run)
     machine = _machine(target, args.run)
     data = runs.check_data(target.dataset)
     if not any(data.glob("annotations/instances_train*.json")):
@@ -50,7 +51,9 @@ def execute(args: argparse.Namespace) -> None:
     print(f"{target.model} on {target.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
     given = [assets.root(), data.resolve()]
     if machine:
+        print(f"machine {machine} lends its devices: losses and checkpoints are machine 0's", flush=True)
         runs.execute("train.sh", environ, run / f"train-{machine}.log", target, given)
+        print("trained: see machine 0")
         return
     runs.link_latest(run)
     facts = {
@@ -65,6 +68,12 @@ def execute(args: argparse.Namespace) -> None:
     checkpoint = runs.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
     print(f"trained: {paths.shorten(checkpoint)}")
+
+
+def _check_name(run: str) -> None:
+    """`error[usage]` for what is not the name of a folder of its own."""
+    if run and (Path(run).name != run or run in ("latest", "..")):
+        raise AscendetError("usage", "RUN names a folder", found=f"RUN={run}", hint="RUN=first")
 
 
 def _machine(target: runs.Target, run: str) -> int:
@@ -124,8 +133,6 @@ def _new_run(target: runs.Target, name: str = "") -> Path:
     """A new run folder, of this name or named by the time."""
     if name:
         run = target.home / name
-        if Path(name).name != name or name in ("latest", ".."):
-            raise AscendetError("usage", "RUN names a folder", found=f"RUN={name}", hint="RUN=first")
         if manifest.read(run) is not None:
             raise AscendetError(
                 "name-in-use",

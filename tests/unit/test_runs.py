@@ -375,12 +375,15 @@ def test_which_machine_this_is(
         assert train._machine(target, run) == machine
 
 
+@pytest.mark.parametrize("name", ["../mine", "latest", "..", ".", "/mine"])
+def test_a_run_has_a_folder_of_its_own(name: str) -> None:
+    fails("usage", train._check_name, name)
+
+
 def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> None:
     run = train._new_run(target, "mine")
     manifest.write(run, {"state": "interrupted", "inputs": {}})
     fails("name-in-use", train._new_run, target, "mine")
-    for wrong in ("../mine", "latest", ".."):
-        fails("usage", train._new_run, target, wrong)
     (run / "last_checkpoint").write_text("interrupted.pth")
     (run / "interrupted.pth").touch()
     make_run(target, "z-newer", "interrupted")
