@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 from pathlib import Path
 
 import cv2
@@ -68,10 +67,44 @@ def test_any_sequence_of_changes_equals_mmdets(seed):
         ), change
     assert ours.masks.dtype == stock.masks.dtype
     assert np.array_equal(ours.masks, stock.masks)
-    received = pickle.loads(pickle.dumps(ours))
-    assert type(received) is BitmapMasks  # finished: nothing left to do for the training that receives them
-    assert vars(received).keys() == vars(stock).keys()
-    assert np.array_equal(received.masks, stock.masks)
+
+
+class _Samples(torch.utils.data.Dataset):
+    """Masks of 0, 1 and 2 objects, cut out of annotated ones."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        annotated = _blobs(np.random.default_rng(index), index, 30, 40)
+        return DeferredMasks(annotated).crop(np.array([3, 4, 20, 15]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_training_gets_masks_made(workers):
+    """A worker has chosen the rows and columns; padding to the size that they have copies nothing."""
+    loader = torch.utils.data.DataLoader(_Samples(), batch_size=None, num_workers=workers)
+    for index, received in enumerate(loader):
+        assert ("masks" in vars(received)) == (workers > 0)
+        assert np.array_equal(received.masks, _Samples()[index].masks)
+        assert received.pad((received.height, received.width)) is received
+        assert received.masks.flags.writeable
+
+
+def test_masks_of_several_images_are_joined():
+    parts = [_blobs(np.random.default_rng(seed), 2, 9, 11) for seed in range(3)]
+    joined = DeferredMasks.cat(
+        [DeferredMasks(parts[0]), BitmapMasks(parts[1], 9, 11), DeferredMasks(parts[2])]
+    )
+    assert np.array_equal(joined.masks, np.concatenate(parts))
+
+
+def test_a_copy_is_changed_alone():
+    masks = DeferredMasks(_blobs(np.random.default_rng(0), 2, 9, 11)).flip()
+    other = copy.deepcopy(masks)
+    other.masks[:] = 0
+    assert masks.masks.any()
+    assert np.array_equal(other.flip().masks, np.zeros((2, 9, 11)))
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ JOB = Path(__file__).with_name("detector_job.py")
 STEPS = 20
 
 
-def run(data: Path, out: Path, device: str, *launch: str, **environ: str) -> None:
-    """Run the job: `STEPS` training steps on `device`, results as JSON or tensors in `out`."""
+def run(data: Path, out: Path, kind: str, *launch: str, steps: int = STEPS, **environ: str) -> None:
+    """Run the job: training steps of this kind, results as JSON in `out`."""
     if "ASCEND_HOME_PATH" not in os.environ:
         pytest.skip('no CANN tree: run it by `make test-sim`, or after eval "$(python -m cann_sim env)"')
     done = subprocess.run(
-        [sys.executable, *launch, str(JOB), device, str(STEPS), str(out)],
+        [sys.executable, *launch, str(JOB), kind, str(steps), str(out)],
         env={**os.environ, "ASCENDET_DATA": str(data), "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
         text=True,
@@ -37,8 +37,9 @@ def data(make_shapes: MakeShapes) -> Path:
 
 @pytest.fixture(scope="module")
 def cpu_losses(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """With the NPU's formulation of attention."""
     out = tmp_path_factory.mktemp("cpu") / "losses.json"
-    run(data, out, "cpu")
+    run(data, out, "cpu-fused")
     return json.loads(out.read_text())
 
 
@@ -50,6 +51,14 @@ def test_losses_equal_the_cpus(data: Path, cpu_losses: list[float], tmp_path: Pa
     assert len(losses) == STEPS
     assert losses[-1] < losses[0]
     assert losses == pytest.approx(cpu_losses, rel=1e-4)
+
+
+def test_first_losses_equal_those_of_the_cpus_own_attention(
+    data: Path, cpu_losses: list[float], tmp_path: Path
+) -> None:
+    """Before rounding decides which proposals are drawn."""
+    run(data, tmp_path / "losses.json", "cpu", steps=2)
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(cpu_losses[:2], rel=1e-4)
 
 
 def test_averaged_gradients_are_the_mean_of_the_ranks(data: Path, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ CASES: dict[str, tuple[Callable[..., torch.Tensor], Callable[[], Tensors]]] = {
     ),
     # The CPU's own flash attention wants a value as wide as query and key.
     "attention with a narrower value": (
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v if v.is_npu else F.pad(v, (0, 11)))[..., :5],
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v)
+        if v.is_npu
+        else F.scaled_dot_product_attention(q, k, F.pad(v, (0, 11)))[..., :5],
         lambda: (rand(2, 3, 17, 16), rand(2, 3, 17, 16), rand(2, 3, 17, 5)),
     ),
     "max pool": (lambda x: F.max_pool2d(x, 2), lambda: (rand(2, 3, 8, 8),)),
@@ -226,6 +228,32 @@ def test_an_lstm_of_a_packed_sequence_is_refused_by_name(run_python: RunPython) 
     """)
     assert done.returncode != 0
     assert "DynamicRNN" in done.stderr
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+@pytest.mark.parametrize("layout", ["BSH", "SBH", "BSND"])
+def test_narrower_values_in_every_layout(layout: str, keep: float) -> None:
+    """Query of 4 heads, key and value of 2: as with the layout BNSD, which the operators above have."""
+    axes = {"BSH": (0, 2, 1, 3), "SBH": (2, 0, 1, 3), "BSND": (0, 2, 1, 3)}[layout]
+    torch.manual_seed(0)
+    given = [rand(2, heads, 5, channels).npu() for heads, channels in ((4, 8), (2, 8), (2, 3))]
+    state = torch.npu.get_rng_state()
+    found = []
+    for name in ("BNSD", layout):
+        torch.npu.set_rng_state(state)
+        inputs = [tensor.clone().requires_grad_() for tensor in given]
+        moved = inputs if name == "BNSD" else [tensor.permute(axes) for tensor in inputs]
+        if name in ("BSH", "SBH"):
+            moved = [tensor.flatten(2) for tensor in moved]
+        out = torch_npu.npu_fusion_attention(*moved, 4, name, scale=0.3, keep_prob=keep)[0]
+        if name in ("BSH", "SBH"):
+            out = out.unflatten(2, (4, 3))
+        out = out if name == "BNSD" else out.permute([axes.index(axis) for axis in range(4)])
+        assert out.shape == (2, 4, 5, 3)
+        out.square().sum().backward()
+        found.append([out, *(tensor.grad for tensor in inputs)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_attention_with_a_wider_value_is_refused() -> None:

@@ -376,8 +376,18 @@ def test_which_machine_this_is(
 
 
 @pytest.mark.parametrize("name", ["../mine", "latest", "..", ".", "/mine"])
-def test_a_run_has_a_folder_of_its_own(name: str) -> None:
-    fails("usage", train._check_name, name)
+@pytest.mark.parametrize("machine", ["0", "1"])
+def test_a_run_has_a_folder_of_its_own(
+    target: runs.Target, monkeypatch: pytest.MonkeyPatch, machine: str, name: str
+) -> None:
+    """On each of several machines."""
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("NODE_RANK", machine)
+    monkeypatch.setenv("MASTER_ADDR", "a")
+    parser = argparse.ArgumentParser()
+    train.configure_parser(parser)
+    words = ["--model=vitdet-tiny", "--dataset=shapes", "--devices=6,7", f"--run={name}"]
+    assert fails("usage", train.execute, parser.parse_args(words)).found == f"RUN={name}"
 
 
 def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> None:

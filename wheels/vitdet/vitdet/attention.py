@@ -20,7 +20,9 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 Formulation = Literal["fused", "plain"]
-BLOCK = 2**23  # logits, 32 MiB in float32
+BLOCK = (
+    2**23
+)  # logits at a time on a CPU, but at least a row of queries'; 32 MiB in float32, and as much for the softmax
 
 
 def toeplitz(table: Tensor, size: int) -> Tensor:
@@ -56,19 +58,19 @@ def resize_offsets(table: Tensor, length: int) -> Tensor:
 class AttentionByRows(torch.autograd.Function):
     """softmax(q·k + row + column)·v on a CPU, with the logits of some rows of queries at a time.
 
-    All blocks of rows use the same memory: to get pages from the system for a matrix of all pairs takes about as long
-    as the arithmetic. The gradient is FlashAttention's (arXiv 2205.14135, algorithm 4).
+    All blocks of rows use the same memory: much of the time of a matrix of all pairs is the system's, for its pages.
+    The gradient is FlashAttention's (arXiv 2205.14135, algorithm 4).
 
     Shapes, `heads` being those of all images: query (heads, size, size, channels); key and value
     (heads, size * size, channels); row and column (heads, size, size, size); the result is like key.
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # autocast knows no `out=`
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # logits in single precision
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """Attend."""
         key, value = key.contiguous(), value.contiguous()
-        rows, (logits, weights) = _block(query)
+        rows, logits, weights = _block(query)
         blocks = zip(*(part.split(rows, 1) for part in (query, row, column)), strict=True)
         out = torch.cat([_softmax(*block, key, logits, weights) @ value for block in blocks], dim=1)
         ctx.save_for_backward(query, key, value, row, column, out)
@@ -80,7 +82,7 @@ class AttentionByRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients of all five."""
         query, key, value, row, column, out = ctx.saved_tensors
-        rows, (logits, weights) = _block(query)
+        rows, logits, weights = _block(query)
         mean = (grad * out).sum(-1, keepdim=True)  # of the softmax's gradient, weighted by the softmax
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         grads = []
@@ -97,12 +99,11 @@ class AttentionByRows(torch.autograd.Function):
         return grad_query, grad_key, grad_value, grad_row, grad_column
 
 
-def _block(query: Tensor) -> tuple[int, Tensor]:
-    """How many rows of queries at a time, and memory for their logits and for the softmax of these."""
+def _block(query: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Rows of queries at a time, a divisor of all, and memory for their logits and for the softmax of these."""
     heads, size = query.shape[:2]
-    divisors = [rows for rows in range(1, size + 1) if size % rows == 0]
-    rows = max([rows for rows in divisors if heads * rows * size**3 <= BLOCK], default=1)
-    return rows, query.new_empty(2, heads, rows * size, size * size)
+    rows = max(n for n in range(1, size + 1) if n == 1 or (size % n == 0 and heads * n * size**3 <= BLOCK))
+    return rows, *query.new_empty(2, heads, rows * size, size * size)
 
 
 def _softmax(
@@ -131,8 +132,8 @@ class Attention(nn.Module):
     size
         Height and width of the square map, in tokens.
     formulation
-        "fused" never holds the logits of all pairs: on an NPU by CANN's kernel, elsewhere by `AttentionByRows`.
-        "plain" does: basic operators and no loop, for graph export and for devices without a fused kernel.
+        "fused" calls `scaled_dot_product_attention`, and `AttentionByRows` on a CPU; "plain" holds the logits of all
+        pairs: basic operators and no loop, for graph export and for devices without a fused kernel.
     """
 
     def __init__(self, dim: int, num_heads: int, size: int, formulation: Formulation) -> None:
@@ -163,7 +164,7 @@ class Attention(nn.Module):
         if self.formulation == "plain":
             attend = self._plain
         else:
-            attend = self._fused if x.device.type == "npu" else self._by_rows
+            attend = self._by_rows if x.device.type == "cpu" else self._fused
         out = attend(query, key.flatten(2, 3), value.flatten(2, 3))  # (batch, heads, tokens, channels)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
@@ -180,8 +181,8 @@ class Attention(nn.Module):
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         position = self.key_position.to(key.dtype).expand(*key.shape[:2], -1, -1)
-        # torch_npu takes npu_fusion_attention. Value is narrower than query and key, as CANN's kernel allows from
-        # 8.2.RC1 on (MindSpeed-LLM's documentation of --mla-fa-without-pad).
+        # torch_npu takes npu_fusion_attention. Value is narrower than query and key: CANN's documentation of
+        # aclnnFlashAttentionScore allows it, MindSpeed-LLM's (--mla-fa-without-pad) recommends 8.2.RC1 or later for it.
         return F.scaled_dot_product_attention(
             torch.cat([query, *self.position_logits(query)], dim=-1).flatten(2, 3),
             torch.cat([key, position], dim=-1),

@@ -7,12 +7,14 @@ large-scale jitter no longer makes a bitmap of up to 2048 x 2048 pixels, at each
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import mmcv
 import numpy as np
 import numpy.typing as npt
+import torch
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes, get_box_type
@@ -47,9 +49,10 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         return choose(choose(self.annotated, self.columns, 2), self.rows, 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process gets mmdet's, made: by a data loader's worker, not by the training that waits for it."""
-        made = {"masks": self.masks, "height": self.height, "width": self.width}
-        return object.__new__, (BitmapMasks,), made
+        """Copies come made. A data loader's worker makes them, not the training that waits for them."""
+        return _made, (
+            torch.from_numpy(self.masks),
+        )  # between processes a tensor takes shared memory, not the pipe
 
     def __len__(self) -> int:
         return len(self.annotated)
@@ -91,11 +94,18 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
 
     def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> BitmapMasks:
         """Fill up with zeros to (height, width), at the bottom and at the right."""
+        if (self.height, self.width) == tuple(out_shape):
+            return self
         if pad_val:
             return super().pad(out_shape, pad_val)
         below, right = out_shape[0] - self.height, out_shape[1] - self.width
         rows = np.pad(self.rows, (0, below), constant_values=PADDING)
         return DeferredMasks(self.annotated, rows, np.pad(self.columns, (0, right), constant_values=PADDING))
+
+    @classmethod
+    def cat(cls, masks: Sequence[BitmapMasks]) -> BitmapMasks:
+        """Join the masks of several images, all of one size."""
+        return BitmapMasks.cat(masks)
 
     def get_bboxes(self, dst_type: str | type = "hbox") -> Any:
         """The box around each mask, (objects, 4); zeros around nothing. Other types than "hbox" are mmdet's."""
@@ -111,6 +121,13 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
             boxes[seen, low] = line.argmax(axis=1)
             boxes[seen, high] = line.shape[1] - line[:, ::-1].argmax(axis=1)
         return HorizontalBoxes(boxes)
+
+
+def _made(masks: torch.Tensor) -> DeferredMasks:
+    """Masks of which nothing is left to do, from (objects, height, width)."""
+    deferred = DeferredMasks(masks.numpy())
+    deferred.masks = deferred.annotated
+    return deferred
 
 
 def choose(array: npt.NDArray[Any], chosen: Choice, axis: int) -> npt.NDArray[Any]:
