@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from pathlib import Path
 
 import cv2
@@ -67,6 +68,7 @@ def test_any_sequence_of_changes_equals_mmdets(seed):
         ), change
     assert ours.masks.dtype == stock.masks.dtype
     assert np.array_equal(ours.masks, stock.masks)
+    assert np.array_equal(pickle.loads(pickle.dumps(ours)).masks, stock.masks)
 
 
 class _Samples(torch.utils.data.Dataset):

@@ -50,9 +50,8 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies come made. A data loader's worker makes them, not the training that waits for them."""
-        return _made, (
-            torch.from_numpy(self.masks),
-        )  # between processes a tensor takes shared memory, not the pipe
+        masks = torch.from_numpy(self.masks)  # between processes a tensor takes shared memory, not the pipe
+        return _made, (masks,)
 
     def __len__(self) -> int:
         return len(self.annotated)
