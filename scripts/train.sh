@@ -1,23 +1,2 @@
 #!/usr/bin/env bash
-# Train one model on one data set, one rank per device. `make train` calls this; inside a container (with CANN's
-# set_env.sh sourced and the stack's Python first on the PATH) it works by hand:
-#
-#   MODEL=vitdet-b DATASET=coco DEVICES=0,1,2,3 ASCENDET_DATA=/data WORK_DIR=/runs/one scripts/train.sh
-#
-# Environment: MODEL, DATASET, DEVICES, WORK_DIR; ASCENDET_DATA, the folder of the data sets; RESUME=1 continues from
-# the last checkpoint in WORK_DIR. With MAX_RESTARTS=3 torchrun starts the ranks again when one dies, and they go on from
-# there themselves. On several machines NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and the same storage at WORK_DIR.
-# SIGTERM saves the step and ends. Arguments go to mmdet's train.py. Exit code 75: WORK_DIR is in use; others are
-# torchrun's.
-set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=runtime.sh
-source "${BASH_SOURCE[0]%/*}/runtime.sh"
-
-configs=$(package_folder vitdet)/configs
-tools=$(package_folder mmdet)/.mim/tools
-resume=()
-[[ -z ${RESUME-} ]] || resume=(--resume)
-
-lock_work_dir "${WORK_DIR:?}"
-launch "${DEVICES:?}" "$tools/train.py" "$configs/${MODEL:?}_${DATASET:?}.py" \
-    --launcher pytorch --work-dir "$WORK_DIR" "${resume[@]}" "$@"
+exec bash "${BASH_SOURCE[0]%/*}/run.sh" train "$@" # see there

@@ -1,0 +1,72 @@
+"""Errors that a user can act on, and how a program tells the tool that started it: `error.json` in the work folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+FILE = "error.json"
+
+
+class RunError(Exception):
+    """A failure that the user can act on.
+
+    It can be raised anywhere, also in a data loader's worker, whose exceptions reach the training as text only.
+
+    Parameters
+    ----------
+    what
+        One sentence: what went wrong.
+    name
+        Its name in Ascendet's table of errors. A subclass that stands for one error sets `default_name` instead.
+    expected, found
+        The two sides of the disagreement, where there is one.
+    """
+
+    default_name = "run-failed"
+
+    def __init__(
+        self, what: str, *, name: str | None = None, expected: str | None = None, found: str | None = None
+    ) -> None:
+        super().__init__(what)
+        self.name = name or self.default_name
+        self.what = what
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        """Return the sentence, followed by what was expected and found."""
+        sides = (("expected", self.expected), ("found", self.found))
+        return "\n".join([self.what, *(f"  {label}: {text}" for label, text in sides if text)])
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the content of `error.json`."""
+        return {"name": self.name, "what": self.what, "expected": self.expected, "found": self.found}
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Write `error.json` into WORK_DIR when the block raises a `RunError`; the exception goes on.
+
+    Of several ranks and workers the first one's stays: the others' are consequences.
+    """
+    try:
+        yield
+    except RunError as error:
+        report(error)
+        raise
+
+
+def report(error: RunError) -> None:
+    """Write `error.json` into WORK_DIR, whole, unless there is one; without WORK_DIR do nothing."""
+    folder = os.environ.get("WORK_DIR")
+    if not folder:
+        return
+    final, temp = Path(folder, FILE), Path(folder, f".{FILE}.{os.getpid()}")
+    temp.write_text(json.dumps(error.as_dict()), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(temp, final)
+    temp.unlink()

@@ -1,0 +1,40 @@
+"""What the programs of ViTDet share: their options, and a configuration made from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+
+CONFIGS = Path(__file__).with_name("configs")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of all programs."""
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    made.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, help="mmengine's key=value …")
+    return made
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Return the configuration of MODEL on DATASET for WORK_DIR, with the command line's changes.
+
+    Raises
+    ------
+    KeyError
+        One of these environment variables is not set; scripts/run.sh checks them.
+    """
+    cfg = Config.fromfile(CONFIGS / "{MODEL}_{DATASET}.py".format_map(os.environ))
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = os.environ["WORK_DIR"]
+    cfg.launcher = "pytorch"
+    if get_device() == "cpu":  # mmengine's launcher knows accelerators only
+        torch.distributed.init_process_group("gloo")
+        cfg.model_wrapper_cfg = dict(
+            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+        )
+    return cfg
