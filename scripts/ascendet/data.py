@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,13 @@ class Choices:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("--dataset", default="shapes", help="one of requirements/datasets.toml, or a new name with --from")
+    parser.add_argument(
+        "--dataset", default="shapes", help="one of requirements/datasets.toml, or a new name with --from"
+    )
     parser.add_argument("--from", dest="origin", default="", help="the folder or zip of your own data set")
-    parser.add_argument("--val", default="", help="what part of a data set without one becomes the validation split")
+    parser.add_argument(
+        "--val", default="", help="what part of a data set without one becomes the validation split"
+    )
     parser.add_argument("--seed", default="0", help="decides which pictures these are")
     assets.add_options(parser)
     parser.add_argument(
@@ -195,7 +199,9 @@ def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
     os.sync()  # a hundred thousand files at once, before the folder's name says that they are there
     temp.rename(folder / part)
     parts = {name: (manifest.read(folder / _CHECKLISTS / name) or {}).get("archive") for name in one.archives}
-    manifest.write(folder, {"stage": f"data/{one.name}", "key": manifest.digest_inputs(parts), "archives": parts})
+    manifest.write(
+        folder, {"stage": f"data/{one.name}", "key": manifest.digest_inputs(parts), "archives": parts}
+    )
 
 
 def _is_whole(one: Dataset, part: str) -> bool:
@@ -388,7 +394,7 @@ def _check_dataset(one: Dataset) -> dict[str, list[str]]:
         return {one.name: _check_pictures(one)}
     outputs = (manifest.read(folder) or {}).get("outputs")
     if one.generator and isinstance(outputs, dict):
-        return {one.name: damaged_files(folder, outputs)}
+        return {one.name: manifest.damaged(folder, outputs)}
     return {}
 
 
@@ -399,15 +405,6 @@ def _check_pictures(one: Dataset) -> list[str]:
     problems = [] if digest == stated else [f"the images are sha256:{digest}, not sha256:{stated}"]
     annotations = one.folder / ANNOTATIONS / f"instances_{split}.json"
     return problems + _problems(lambda: check_images(one.folder / split, annotations))
-
-
-def damaged_files(folder: Path, outputs: Mapping[str, object]) -> list[str]:
-    """Return a sentence for each file of a manifest's `outputs` that is not as it says."""
-    return [
-        f"{name} is damaged or missing"
-        for name, digest in outputs.items()
-        if not (folder / name).is_file() or manifest.digest_file(folder / name) != digest
-    ]
 
 
 def _check_part(one: Dataset, part: str) -> list[str]:

@@ -117,7 +117,11 @@ def _annotation_files(name: str) -> list[Path]:
 
 def taken_in() -> list[str]:
     """Return the names of the data sets in the data folder, or in the store, that are not in datasets.toml."""
-    files = [file for home in (assets.root(), assets.store()) for file in home.glob(f"*/{ANNOTATIONS}/instances_*.json")]
+    files = [
+        file
+        for home in (assets.root(), assets.store())
+        for file in home.glob(f"*/{ANNOTATIONS}/instances_*.json")
+    ]
     names = {file.parent.parent.name for file in files}
     return sorted(name for name in names - load().keys() if is_name(name))
 
@@ -163,8 +167,12 @@ def check(one: Dataset, splits: Sequence[str], folder: Path | None = None) -> Pa
     wanted = [f"{ANNOTATIONS}/instances_{split}.json" for split in splits or one.splits] + list(splits)
     missing = [name for name in wanted if not (folder / name).exists()]
     if missing:
-        others = "" if one.generator else "\nor with what you have: ASCENDET_DATA=<folder that holds it>; " \
+        others = (
+            ""
+            if one.generator
+            else "\nor with what you have: ASCENDET_DATA=<folder that holds it>; "
             "or the one that needs no network: make data DATASET=shapes"
+        )
         raise AscendetError(
             "data-missing",
             f"the data set {one.home} is not here",
@@ -187,7 +195,9 @@ def check(one: Dataset, splits: Sequence[str], folder: Path | None = None) -> Pa
 
 def _smallest(one: Dataset, splits: Sequence[str]) -> str:
     """Return the entry of the table in the same folder with the fewest pictures that has these splits."""
-    fitting = [other for other in load().values() if other.home == one.home and set(splits) <= other.splits.keys()]
+    fitting = [
+        other for other in load().values() if other.home == one.home and set(splits) <= other.splits.keys()
+    ]
     return min(fitting, key=lambda other: sum(other.splits.values()), default=one).name
 
 

@@ -22,7 +22,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     runs.add_target_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
-    parser.add_argument("--checkpoint", default="", help="the file to start from, of the same or other classes")
+    parser.add_argument(
+        "--checkpoint", default="", help="the file to start from, of the same or other classes"
+    )
     parser.add_argument("--epochs", default="", help="passes over the data set; empty: the recipe's")
 
 

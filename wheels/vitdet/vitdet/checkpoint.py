@@ -265,15 +265,24 @@ class PlainCheckpointHook(Hook):
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         starting = isinstance(runner._train_loop, BaseLoop) and not runner._resume
-        loader = runner.cfg.train_dataloader if isinstance(runner._train_loop, BaseLoop) else runner.cfg.test_dataloader
+        loader = (
+            runner.cfg.train_dataloader
+            if isinstance(runner._train_loop, BaseLoop)
+            else runner.cfg.test_dataloader
+        )
         here = tuple((loader.dataset.get("metainfo") or {}).get("classes") or ())
         stated = meta_classes(checkpoint.get("meta") or {})
         other = bool(stated and here and stated != here)
         if starting:
             made_anew = drop_class_layers(model, checkpoint, by_name=other)
             if made_anew:
-                print_log(f"checkpoint: made anew for {', '.join(here)}: {', '.join(made_anew)}", logger="current")
-                print(f"recipe: starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}", flush=True)
+                print_log(
+                    f"checkpoint: made anew for {', '.join(here)}: {', '.join(made_anew)}", logger="current"
+                )
+                print(
+                    f"recipe: starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}",
+                    flush=True,
+                )
         elif other:
             raise CheckpointError(f"the checkpoint is not one of this model: {differing(stated, here)}")
         report = compare(model, weights_of(checkpoint))
@@ -311,7 +320,11 @@ def drop_class_layers(model: nn.Module, checkpoint: Mapping[str, Any], *, by_nam
     gone = []
     for layer in class_layers(model) if hasattr(model, "roi_head") else ():
         keys = [key for key in weights if key.removeprefix("module.").startswith(f"{layer}.")]
-        shapes = [own[name].shape == weights[key].shape for key in keys if (name := key.removeprefix("module.")) in own]
+        shapes = [
+            own[name].shape == weights[key].shape
+            for key in keys
+            if (name := key.removeprefix("module.")) in own
+        ]
         if keys and (by_name or not all(shapes)):
             gone.append(layer)
             for key in keys:

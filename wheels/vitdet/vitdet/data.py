@@ -1,8 +1,8 @@
 """A data set on the disk, and a configuration that is made to fit it.
 
-Every data set has COCO's layout: `annotations/instances_<split>.json` with the pictures of `<split>/`, where the names of
-the splits begin with train and val. A configuration is one model's; where it says `split="train"` or `split="val"`,
-`fill` puts in the files, the classes and their number.
+Every data set has COCO's layout: `annotations/instances_<split>.json` with the pictures of `<split>/`, where the names
+of the splits begin with train and val. A configuration is one model's; where it says `split="train"` or
+`split="val"`, `fill` puts in the files, the classes and their number.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def known_classes(root: Path) -> tuple[str, ...]:
     DataError
         Its annotations cannot be read.
     """
-    files = sorted(root.glob("annotations/instances_val*.json")) or sorted(root.glob("annotations/instances_*.json"))
+    files = sorted(root.glob("annotations/instances_val*.json")) or sorted(
+        root.glob("annotations/instances_*.json")
+    )
     return classes_of(read(files[0])) if files else ()
 
 

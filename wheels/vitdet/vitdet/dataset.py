@@ -31,7 +31,7 @@ class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no typ
         number them by their order in the file, or leave some out, silently.
     """
 
-    def COCOAPI(self, file: str) -> COCO:  # noqa: N802  # mmdet's name for what reads a file
+    def COCOAPI(self, file: str) -> COCO:  # mmdet's name for what reads a file
         """Read annotations whose classes are the model's, in its order."""
         coco = COCO(file)
         found, wanted = classes_of(coco.dataset), tuple(self.metainfo["classes"])

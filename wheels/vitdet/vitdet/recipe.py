@@ -85,7 +85,9 @@ def stretch(cfg: Config, pictures: int) -> None:
         raise ValueError(f"epochs must be at least 1, not {cfg.epochs}")
     ratio = cfg.epochs / cfg.schedule.epochs
     scale = ratio * pictures / cfg.schedule.pictures
-    most = max(2, round(cfg.epochs * pictures / cfg.auto_scale_lr.base_batch_size) // _PART)  # a ramp needs two
+    most = max(
+        2, round(cfg.epochs * pictures / cfg.auto_scale_lr.base_batch_size) // _PART
+    )  # a ramp needs two
 
     def moved(value: float, factor: float) -> Any:
         return value if value in (0, float("inf")) else max(1, round(value * factor))
@@ -97,7 +99,9 @@ def stretch(cfg: Config, pictures: int) -> None:
             value = scheduler[name]
             scheduler[name] = min(value, most) if warm_up else moved(value, ratio if by_epoch else scale)
         if "milestones" in scheduler:
-            scheduler.milestones = [moved(value, ratio if by_epoch else scale) for value in scheduler.milestones]
+            scheduler.milestones = [
+                moved(value, ratio if by_epoch else scale) for value in scheduler.milestones
+            ]
     train, saving = cfg.train_cfg, cfg.default_hooks.checkpoint
     if "max_iters" in train:
         train.max_iters = moved(train.max_iters, scale)

@@ -104,7 +104,7 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
 )
 
-# `make train EPOCHS=…` changes `epochs`. What follows is stated in steps for the `schedule`: COCO's train2017 has 117,266
+# `make train EPOCHS=…` changes `epochs`. What follows is stated for the `schedule`: COCO's train2017 has 117,266
 # pictures with objects; 100 epochs of 118,000 at 64 per step, the rate drops after epochs 88 and 96.
 epochs = 100
 schedule = dict(epochs=100, pictures=117_266)
