@@ -41,7 +41,7 @@ def check_objects(
         Where what is found is added.
     """
     objects: list[Entry] = []
-    boxes: list[array[float]] = []
+    boxes = array("d")
     sizes: list[tuple[int, int]] = []
     for position, entry in enumerate(entries):
         if type(entry) is not dict:
@@ -51,11 +51,13 @@ def check_objects(
         box = _read_box(entry, findings) if image else None
         if image and box:
             objects.append(entry)
-            boxes.append(box)
+            boxes.extend(box)
             sizes.append((image["width"], image["height"]))
     if not objects:
         return []
-    kept = _check_geometry(objects, np.array(boxes), np.array(sizes, dtype=np.float64), findings)
+    kept = _check_geometry(
+        objects, np.array(boxes).reshape(-1, 4), np.array(sizes, dtype=np.float64), findings
+    )
     renumber(kept, [as_id(entry.get("id")) for entry in kept], "object-ids", findings)
     return kept
 
