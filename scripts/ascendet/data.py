@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import archive, assets, env, fetch, lock, manifest, paths
+from ascendet.annotations import print_check
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -52,7 +53,7 @@ class Choices:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("--dataset", default="shapes", help="shapes, coco, coco-val or coco-val200")
+    parser.add_argument("--dataset", default="", help="shapes (where empty), coco, coco-val or coco-val200")
     assets.add_options(parser)
     parser.add_argument(
         "--keep",
@@ -60,14 +61,18 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default="",
         help="0 removes archives once they are unpacked, 1 has them all",
     )
-    parser.add_argument("--check", action="store_true", help="verify everything that is here, file by file")
+    parser.add_argument("--check", action="store_true", help="verify everything that is here, or a data set's annotations")
 
 
 def execute(args: argparse.Namespace) -> None:
     """Make the data set, or check that it is there; say what it holds."""
+    if args.check and args.dataset:
+        print_check(_folder_here(args.dataset), as_json=args.json)
+        return
     if args.check:
         _print_check(check_everything(), as_json=args.json)
         return
+    args.dataset = args.dataset or "shapes"
     choices = Choices(mirror=args.mirror, accept_new=args.accept_new, keep=args.keep)
     splits: object
     if args.dataset == "shapes":
@@ -402,6 +407,20 @@ def _digest_images(images: Path) -> str:
 
 
 # -- make data-check --
+
+
+def _folder_here(dataset: str) -> Path:
+    """Return a data set's folder; `data-missing` where it is not here."""
+    folder = assets.root() / dataset
+    if not any(folder.glob("annotations/instances_*.json")):
+        raise AscendetError(
+            "data-missing",
+            f"the data set {dataset} is not here",
+            expected=f"{paths.shorten(folder)}/annotations/instances_<split>.json",
+            found="no such file",
+            hint=f"make data DATASET={dataset}",
+        )
+    return folder
 
 
 def check_everything() -> dict[str, list[str]]:
