@@ -169,6 +169,8 @@ def _read(path: Path, findings: Findings) -> dict[str, Any] | None:
     del text
     findings.extend("number-literal", literals)
     findings.extend("key-twice", twice)
+    if twice:
+        return None
     if not isinstance(content, dict):
         kind = "a list, as of results" if isinstance(content, list) else shown(content)
         findings.add("not-coco", f"the top level is {kind}")
@@ -185,6 +187,36 @@ def _decode(content: bytes, findings: Findings) -> str:
     elif content.startswith(codecs.BOM_UTF8):
         findings.add("byte-order-mark")
     return content.decode(encoding)
+
+
+# -- make data-check DATASET=… --
+
+
+def print_check(folder: Path, *, as_json: bool) -> None:
+    """Print what is found in each split's annotations of a data set.
+
+    Raises
+    ------
+    AscendetError
+        `annotations-invalid` where a file cannot be used; all of them have been printed before.
+    """
+    reports = {}
+    for path in sorted(folder.glob("annotations/instances_*.json")):
+        split = path.stem.removeprefix("instances_")
+        pictures = folder / split
+        report = inspect(path, pictures if pictures.is_dir() else None, training="train" in split)
+        reports[split] = report
+        report.content = {}  # gigabytes
+        if not as_json:
+            without = "" if pictures.is_dir() else f" (without pictures: there is no {paths.shorten(pictures)})"
+            print(f"{'REFUSED' if report.refused else 'ok':<8} {paths.shorten(path)}{without}")
+            print(report.table(), flush=True)
+    if as_json:
+        checked = {split: {"ok": not report.refused, **report.summary()} for split, report in reports.items()}
+        print(json.dumps({"folder": str(folder), "checked": checked}))
+    for report in reports.values():
+        if report.refused:
+            raise _invalid(report, "correct the file; docs/annotations.md says what each name means")
 
 
 # -- what users read --
