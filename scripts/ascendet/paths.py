@@ -27,8 +27,8 @@ def printable(path: Path | str) -> str:
     Python holds such bytes as lone surrogates, which `print` refuses. JSON escapes and keeps them: there, leave the name
     as it is, so that it still opens the file.
 
-    >>> print(printable(os.fsdecode("图".encode("gbk") + b".jpg")))
-    \xcd\xbc.jpg
+    >>> print(printable(os.fsdecode("中".encode("gbk") + b".jpg")))
+    \xd6\xd0.jpg
     """
     text = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(path))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
