@@ -721,7 +721,7 @@ def test_data_check_says_all_and_fails_where_a_file_is_refused(
 def test_data_check_of_what_is_not_there(dataset: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         run("--dataset", "nobody")
-    assert caught.value.name == "data-missing"
+    assert caught.value.name == "dataset-unknown"
 
 
 # -- anything at all --
