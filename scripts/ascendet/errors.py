@@ -50,6 +50,7 @@ EXIT_CODES: dict[str, int] = {
     "audit-failed": 53,
     "smoke-failed": 54,
     "not-reproducible": 55,
+    "annotations-invalid": 56,
     "data-missing": 60,
     "data-invalid": 61,
     "fetch-failed": 62,

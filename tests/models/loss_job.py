@@ -64,11 +64,11 @@ def configuration(model: str, whose: str) -> Any:
     return cfg
 
 
-def random_batch(size: int, classes: int) -> dict[str, Any]:
-    """Two images of `size` pixels a side, one with more boxes than a block holds, with masks of half of each box."""
+def random_batch(size: int, classes: int, counts: tuple[int, ...] = (3, 40)) -> dict[str, Any]:
+    """Images of `size` pixels a side with so many boxes each (40: more than a block holds), half of each box a mask."""
     random = np.random.default_rng(0)
     samples = []
-    for count in (3, 40):
+    for count in counts:
         corner, side = random.uniform(0, size * 0.7, (count, 2)), random.uniform(4, size * 0.3, (count, 2))
         boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float32)
         masks = np.zeros((count, size, size), np.uint8)
@@ -90,6 +90,17 @@ def random_batch(size: int, classes: int) -> dict[str, Any]:
     return {"inputs": images, "data_samples": samples}
 
 
+def randomise(model: torch.nn.Module) -> None:
+    """Draw all weights anew; the same ones for equal models."""
+    torch.manual_seed(0)
+    for key, value in model.named_parameters():
+        with torch.no_grad():
+            if value.ndim == 1:  # norms and biases
+                value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
+            else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
+                value.normal_(0.0, value[0].numel() ** -0.5)
+
+
 def main() -> None:
     name, whose, file = sys.argv[1:]
     init_default_scope("mmdet")
@@ -105,13 +116,7 @@ def main() -> None:
         assert report.complete, str(report)
         model.load_state_dict(content["state_dict"])
     else:
-        torch.manual_seed(0)
-        for key, value in model.named_parameters():
-            with torch.no_grad():
-                if value.ndim == 1:  # norms and biases
-                    value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
-                else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
-                    value.normal_(0.0, value[0].numel() ** -0.5)
+        randomise(model)
         content["state_dict"] = {key: value.clone() for key, value in model.state_dict().items()}
     size = cfg.backbone.img_size
     batch = model.data_preprocessor(random_batch(size, cfg.roi_head.bbox_head.num_classes), True)
