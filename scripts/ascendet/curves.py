@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 
-from ascendet import install, manifest, paths, runs
+from ascendet import again, install, manifest, paths, target
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -22,7 +22,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Draw, and say where the pictures are."""
     stack = Stack.load(args.stack)
-    runs.check_names(stack, args.model, args.dataset)
+    target.check_names(stack, args.model, args.dataset)
     run = paths.BUILD / "runs" / f"{args.model}_{args.dataset}" / (args.run or "latest")
     content = manifest.read(run)
     if content is None:
@@ -30,14 +30,13 @@ def execute(args: argparse.Namespace) -> None:
             "data-missing",
             "there is no such training",
             expected=paths.shorten(run),
-            hint=f"make train MODEL={args.model} DATASET={args.dataset}",
+            hint=again.command("train", RUN=""),
         )
     run = run.resolve()
     title = f"{args.model} on {args.dataset}{' (simulated)' if content.get('simulated') else ''}"
-    command = [str(install.ensure(stack)), "-m", "ascendet.plot", f"--run={run}", f"--title={title}"]
-    environ = os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
+    command = [str(install.ensure(stack)), "-m", "ascendet_common.plot", f"--run={run}", f"--title={title}"]
     done = subprocess.run(
-        [*command, f"--out={run / 'curves'}"], env=environ, capture_output=True, text=True, check=False
+        [*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise AscendetError(

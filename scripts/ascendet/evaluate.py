@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, datasets, manifest, paths, runs
+from ascendet import assets, datasets, folders, manifest, paths, program, target
 from ascendet.errors import AscendetError
 from ascendet.score import class_table, table
 
@@ -20,13 +20,14 @@ METRICS = "metrics.json"
 CLASSES = "classes.json"
 # COCO's result format: image_id, category_id, score, bbox [x, y, width, height] and segmentation of every detection.
 PREDICTIONS = "predictions.json"
+IMAGES = "images.json"  # of which images
 _LOG = "eval.log"
 REFERENCE = paths.ROOT / "tests" / "reference"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    runs.add_target_options(parser)
+    target.add_options(parser)
     parser.add_argument("--checkpoint", default="", help="the file; empty: the latest training's last one")
     parser.add_argument("--images", default="", help="how many, from the first on; empty: all")
 
@@ -34,37 +35,40 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
     count = check_count(args.images)
-    target = runs.check_target(args)
-    data = datasets.require(target.dataset, "val")
-    checkpoint = runs.find_checkpoint(target, args.checkpoint)
-    runs.prepare(target)
-    final = runs.folder_beside(target, checkpoint, f"eval-{count}" if count else "eval")
+    aim = target.check(args, "predict")
+    data = datasets.require(aim.dataset, "val")
+    checkpoint = folders.find_checkpoint(aim, args.checkpoint)
+    target.prepare(aim)
+    final = folders.folder_beside(aim, checkpoint, f"eval-{count}" if count else "eval")
     clock = time.monotonic()
-    with runs.replaced(final, _LOG) as work:
-        environ = runs.run_environ(target, work)
-        environ |= {"CHECKPOINT": str(checkpoint), "OUT": str(work / "predictions")}
-        line = runs.describe(target, environ)
-        print(
-            f"{target.model} on {target.dataset}: {line}\ncheckpoint: {paths.shorten(checkpoint)}", flush=True
+    with folders.replacing(final, _LOG) as work:
+        environ = target.environ(aim, work) | {"CHECKPOINT": str(checkpoint)}
+        line = target.describe(aim, environ)
+        print(f"{aim.model} on {aim.dataset}: {line}\ncheckpoint: {paths.shorten(checkpoint)}", flush=True)
+        run = program.Run(
+            program="predict",
+            environ=environ,
+            log=work / _LOG,
+            target=aim,
+            inputs=[assets.root(), data.resolve(), checkpoint],
+            arguments=[f"--images={count}"] if count else [],
         )
-        inputs = [assets.root(), data.resolve(), checkpoint]
-        subset = ["--cfg-options", f"test_dataloader.dataset.indices={count}"] if count else []
-        runs.execute("eval.sh", environ, work / _LOG, target, inputs, subset)
+        program.execute(run)
         numbers, classes = score_files(work)
-        images = json.loads((work / "predictions.images.json").read_text(encoding="utf-8"))["images"]
-        verdicts = judge(target.model, target.dataset, numbers) if not count else []
+        images = json.loads((work / IMAGES).read_text(encoding="utf-8"))["images"]
+        verdicts = judge(aim.model, aim.dataset, numbers) if not count else []
         facts = {
             "stage": "evaluate",
             "inputs": {
-                "model": target.model,
-                "dataset": target.dataset,
+                "model": aim.model,
+                "dataset": aim.dataset,
                 "data": (manifest.read(data) or {}).get("key"),
                 "checkpoint": manifest.digest_file(checkpoint),
                 "images": len(images),
             },
             "checkpoint": paths.shorten(checkpoint),
-            "devices": list(target.devices),
-            **runs.facts(target, line),
+            "devices": list(aim.devices),
+            **target.facts(aim, line),
             "seconds": round(time.monotonic() - clock, 1),
             "metrics": numbers,
             "acceptance": verdicts,
@@ -94,18 +98,14 @@ def check_count(text: str) -> int:
 
 
 def score_files(work: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """COCO's numbers, and each class's AP, for what eval.sh left in `work`; both are stored there, too.
-
-    Its two result files become one, `predictions.json`: that of masks holds the boxes as well.
+    """Return COCO's numbers, and each class's AP, for what a prediction left in `work`; both are stored there, too.
 
     Raises
     ------
     AscendetError
         `command-failed`.
     """
-    (work / "predictions.segm.json").rename(work / PREDICTIONS)
-    (work / "predictions.bbox.json").unlink()
-    command = [sys.executable, "-m", "ascendet.score", "--images", str(work / "predictions.images.json")]
+    command = [sys.executable, "-m", "ascendet.score", "--images", str(work / IMAGES)]
     command += ["--results", str(work / PREDICTIONS), "--out", str(work / METRICS)]
     command += ["--classes", str(work / CLASSES)]
     environ = os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}

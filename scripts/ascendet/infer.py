@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, datasets, manifest, paths, runs
+from ascendet import assets, datasets, folders, manifest, paths, program, target
 from ascendet.errors import AscendetError
 
 RESULTS = "results.json"
@@ -20,7 +20,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    runs.add_target_options(parser)
+    target.add_options(parser)
     parser.add_argument("--checkpoint", default="", help="the file; empty: the latest training's last one")
     parser.add_argument("--images", required=True, help="files, folders and globs, as in a shell")
     parser.add_argument("--score", default="0.3", help="draw and list objects from this score on")
@@ -30,35 +30,44 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Detect, draw, and say how long it took."""
     score, files = _check_options(args), find_images(args.images)
-    target = runs.check_target(args)
-    target = replace(target, devices=target.devices[:1])  # pictures one by one
-    checkpoint = runs.find_checkpoint(target, args.checkpoint)
-    runs.prepare(target)
-    final = runs.folder_beside(target, checkpoint, "infer")
-    with runs.replaced(final, _LOG) as work:
+    aim = target.check(args, "infer")
+    aim = replace(aim, devices=aim.devices[:1])  # pictures one by one
+    checkpoint = folders.find_checkpoint(aim, args.checkpoint)
+    target.prepare(aim)
+    final = folders.folder_beside(aim, checkpoint, "infer")
+    with folders.replacing(final, _LOG) as work:
         (work / "images.json").write_text(json.dumps([str(file) for file in files]), encoding="utf-8")
-        environ = runs.run_environ(target, work) | {"CHECKPOINT": str(checkpoint), "OUT": str(work)}
-        line = runs.describe(target, environ)
+        environ = target.environ(aim, work) | {"CHECKPOINT": str(checkpoint)}
+        line = target.describe(aim, environ)
         print(
-            f"{target.model} on {len(files)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
+            f"{aim.model} on {len(files)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
             flush=True,
         )
-        arguments = [f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"]
-        folders = sorted({file.parent for file in files})
         # For the classes of a checkpoint that does not say them; one that does needs no data set here.
-        data = datasets.find(target.dataset).folder
-        inputs = [checkpoint, *folders, *([assets.root(), data.resolve()] if data.is_dir() else [])]
-        runs.execute("infer.sh", environ, work / _LOG, target, inputs, arguments)
+        data = datasets.find(aim.dataset).folder
+        run = program.Run(
+            program="infer",
+            environ=environ,
+            log=work / _LOG,
+            target=aim,
+            inputs=[
+                checkpoint,
+                *sorted({file.parent for file in files}),
+                *([assets.root(), data.resolve()] if data.is_dir() else []),
+            ],
+            arguments=[f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"],
+        )
+        program.execute(run)
         results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
         facts = {
             "stage": "infer",
             "inputs": {
-                "model": target.model,
-                "dataset": target.dataset,
+                "model": aim.model,
+                "dataset": aim.dataset,
                 "checkpoint": manifest.digest_file(checkpoint),
             },
             "checkpoint": paths.shorten(checkpoint),
-            **runs.facts(target, line),
+            **target.facts(aim, line),
             "latency": results["latency"],
         }
         manifest.write(work, facts)

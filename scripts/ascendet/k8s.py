@@ -7,7 +7,7 @@ import re
 import string
 from typing import Any
 
-from ascendet import devices, image, paths, runs
+from ascendet import devices, image, paths, target
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -19,7 +19,7 @@ _KUBERNETES = "1.28"  # the schemas to check against; the oldest that the fields
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    runs.add_target_options(parser)
+    target.add_options(parser)
     parser.add_argument("--nnodes", default="2", help="machines")
     parser.add_argument("--host-network", action="store_true", help="use the machines' own network")
     parser.add_argument("--device-group", default="1000", help="the machines' gid of HwHiAiUser")
@@ -47,7 +47,7 @@ def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
     import yaml
 
     stack = Stack.load(args.stack)
-    runs.check_names(stack, args.model, args.dataset)
+    target.check_names(stack, args.model, args.dataset)
     for variable, text, least in (("NNODES", args.nnodes, 2), ("DEVICE_GROUP", args.device_group, 0)):
         if not (text.isascii() and text.isdecimal() and int(text) >= least):
             raise AscendetError(

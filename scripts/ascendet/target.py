@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import __version__, assets, container, devices, env, family, host, image, install, manifest, paths
+from ascendet import __version__, assets, container, datasets, devices, env, family, host, image, install, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace, program: str) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model or data set that the stack does not have: `model-unknown`, `dataset-unknown`."""
+    """Refuse a model that the stack does not have, or a data set that nobody knows: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
@@ -93,14 +93,7 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
             found=f"MODEL={model}",
             hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
         )
-    if dataset not in stack.datasets:
-        raise AscendetError(
-            "dataset-unknown",
-            f"the {stack.name} stack has no data set {dataset!r}",
-            expected=", ".join(stack.datasets),
-            found=f"DATASET={dataset}",
-            hint=f"DATASET={stack.datasets[0]}",
-        )
+    datasets.find(dataset)
 
 
 def prepare(target: Target) -> None:

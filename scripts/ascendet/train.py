@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import sys
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import assets, datasets, manifest, paths, runs
+from ascendet import again, assets, datasets, folders, manifest, paths, program, target
 from ascendet.errors import AscendetError
-
-LOG = "train.log"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    runs.add_target_options(parser)
+    target.add_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
     parser.add_argument(
@@ -30,55 +23,63 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
-    target = runs.check_target(args)
+    aim = target.check(args, "train")
     _check_name(args.run)
     _check_epochs(args.epochs)
-    machine = _machine(target, args.run)
-    data = datasets.require(target.dataset, "train", "val")
-    start = runs.find_checkpoint(target, args.checkpoint) if args.checkpoint else None
-    runs.prepare(target)
-    inputs = _inputs(target, data, args.epochs, start)
-    finished = None if args.run else _find(target, inputs)
+    node = _node(aim, args.run)
+    data = datasets.require(aim.dataset, "train", "val")
+    start = folders.find_checkpoint(aim, args.checkpoint) if args.checkpoint else None
+    target.prepare(aim)
+    inputs = _inputs(aim, data, args.epochs, start)
+    finished = None if args.run else folders.find_finished(aim, inputs)
     if finished:
-        runs.link_latest(finished)
+        folders.link_latest(finished)
         print(f"{paths.shorten(finished)}: finished with the same inputs; nothing to train")
         return
-    if machine:  # the first machine keeps the run; the others lend their devices
-        run = target.home / args.run
+    if node:  # the first node keeps the run; the others lend their devices
+        run = aim.home / args.run
         run.mkdir(parents=True, exist_ok=True)
+    elif args.resume:
+        run = folders.find_resumable(aim, inputs, args.run)
     else:
-        run = _resumable(target, inputs, args.run) if args.resume else _new_run(target, args.run)
+        run = folders.new_run(aim, args.run)
     epochs = _kept_epochs(run, inputs) if args.resume else args.epochs
-    environ = runs.run_environ(target, run) | {"RESUME": "1" if args.resume else ""}
+    environ = target.environ(aim, run) | {"RESUME": "1" if args.resume else ""}
     environ |= {"CHECKPOINT": str(start)} if start else {}
-    options = ["--cfg-options", f"epochs={epochs}"] if epochs else []
-    line = runs.describe(target, environ)
-    print(f"{target.model} on {target.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
-    given = [assets.root(), data.resolve(), *([start] if start else [])]
-    if machine:
-        print(f"machine {machine} lends its devices: losses and checkpoints are machine 0's", flush=True)
-        runs.execute("train.sh", environ, run / f"train-{machine}.log", target, given, options)
-        print("trained: see machine 0")
+    started = program.Run(
+        program="train",
+        environ=environ,
+        log=run / (f"train-{node}.log" if node else folders.LOG),
+        target=aim,
+        inputs=[assets.root(), data.resolve(), *([start] if start else [])],
+        arguments=[f"--epochs={epochs}"] if epochs else [],
+    )
+    line = target.describe(aim, environ)
+    print(f"{aim.model} on {aim.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
+    if node:
+        print(f"node {node} lends its devices: losses and checkpoints are node 0's", flush=True)
+        program.execute(started)
+        print("trained: see node 0")
         return
-    runs.link_latest(run)
+    folders.link_latest(run)
     facts = {
         "stage": "train",
         "key": manifest.digest_inputs(inputs),
         "inputs": inputs,
-        "devices": list(target.devices),
-        **runs.facts(target, line),
+        "devices": list(aim.devices),
+        **target.facts(aim, line),
     }
-    with _state(run, facts):
-        runs.execute("train.sh", environ, run / LOG, target, given, options)
-    checkpoint = runs.last_checkpoint(run)
+    with folders.keeping_state(run, facts):
+        program.execute(started)
+    checkpoint = folders.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
     print(f"trained: {paths.shorten(checkpoint)}")
 
 
 def _check_name(run: str) -> None:
-    """`error[usage]` for what is not the name of a folder of its own."""
+    """Raise `error[usage]` for what is not the name of a folder of its own."""
     if run and (Path(run).name != run or run in ("latest", "..")):
-        raise AscendetError("usage", "RUN names a folder", found=f"RUN={run}", hint="RUN=first")
+        raise AscendetError("usage", "RUN must be a plain folder name", found=f"RUN={run}", hint="RUN=first")
 
 
 def _check_epochs(text: str) -> None:
@@ -105,135 +106,42 @@ def _kept_epochs(run: Path, inputs: dict[str, object]) -> str:
             "EPOCHS must be left out, or be what the run was started with",
             expected=f"EPOCHS={known}" if known else "the recipe's: none",
             found=f"EPOCHS={inputs['epochs']}",
-            hint="make train RESUME=1; for other epochs, without RESUME=1 and with CHECKPOINT=<its last checkpoint>",
+            hint=f"{again.command('train', RESUME='1', EPOCHS='')}; for other epochs, without RESUME=1 and with "
+            "CHECKPOINT=<its last checkpoint>",
         )
     return known
 
 
-def _machine(target: runs.Target, run: str) -> int:
-    """Which one of several machines this is, 0 where there is only one; `error[usage]` where they could not meet."""
+def _node(aim: target.Target, run: str) -> int:
+    """Return which one of several nodes this is, 0 where there is only one; `error[usage]` where they could not meet."""
     count, rank = os.environ.get("NNODES") or "1", os.environ.get("NODE_RANK") or "0"
     if not (count.isdecimal() and rank.isdecimal() and int(rank) < int(count)):
         raise AscendetError(
             "usage",
-            "NNODES machines are numbered from 0 by NODE_RANK",
+            "NODE_RANK must be a number from 0 to NNODES - 1",
             found=f"NNODES={count} NODE_RANK={rank}",
             hint="NNODES=2 NODE_RANK=0 on the first, NODE_RANK=1 on the second",
         )
-    if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and target.container is None):
+    if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and aim.container is None):
         raise AscendetError(
             "usage",
-            "several machines need a meeting point, one run folder on shared storage, and RUN_IN=venv",
-            expected="MASTER_ADDR=<the first machine> RUN=<a name> on every one of them",
+            "several nodes need a meeting point, one run folder on shared storage, and RUN_IN=venv",
+            expected="MASTER_ADDR=<the first node> RUN=<a name> on every one of them",
             hint="see above; in containers: make k8s, or scripts/train.sh on the host's network",
         )
     return int(rank)
 
 
-def _inputs(target: runs.Target, data: Path, epochs: str, start: Path | None) -> dict[str, object]:
+def _inputs(aim: target.Target, data: Path, epochs: str, start: Path | None) -> dict[str, object]:
     """Return what the result depends on: not which devices, but how many, for they make the batch size."""
     dataset = manifest.read(data) or {}
     return {
         **({"epochs": epochs} if epochs else {}),
         **({"start": manifest.digest_file(start)} if start else {}),
-        "model": target.model,
-        "dataset": target.dataset,
+        "model": aim.model,
+        "dataset": aim.dataset,
         "data": dataset.get("key"),
-        "ranks": len(target.devices) * int(os.environ.get("NNODES") or "1"),
-        "npu": target.npu,
-        **runs.software(target),
+        "ranks": len(aim.devices) * int(os.environ.get("NNODES") or "1"),
+        "npu": aim.npu,
+        **target.software(aim),
     }
-
-
-def _all_runs(target: runs.Target) -> list[Path]:
-    """The run folders, newest first."""
-    folders = target.home.iterdir() if target.home.is_dir() else ()
-    return sorted(
-        (folder for folder in folders if (folder / manifest.MANIFEST).is_file() and not folder.is_symlink()),
-        key=lambda folder: folder.name,
-        reverse=True,
-    )
-
-
-def _find(target: runs.Target, inputs: dict[str, object]) -> Path | None:
-    """A finished run of the same inputs."""
-    key = manifest.digest_inputs(inputs)
-    for run in _all_runs(target):
-        content = manifest.read(run) or {}
-        if content.get("key") == key and content.get("state") == "finished" and runs.last_checkpoint(run):
-            return run
-    return None
-
-
-def _new_run(target: runs.Target, name: str = "") -> Path:
-    """A new run folder, of this name or named by the time."""
-    if name:
-        run = target.home / name
-        if manifest.read(run) is not None:
-            raise AscendetError(
-                "name-in-use",
-                f"there is a training {paths.shorten(run)}",
-                hint="RESUME=1 to continue it, or another RUN",
-            )
-        run.mkdir(parents=True, exist_ok=True)
-        return run
-    while True:
-        run = target.home / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        try:
-            run.mkdir(parents=True)
-        except FileExistsError:
-            time.sleep(1)
-        else:
-            return run
-
-
-def _resumable(target: runs.Target, inputs: dict[str, object], name: str = "") -> Path:
-    """The newest unfinished run that has a checkpoint, or that of this name; says what changed since its start."""
-    for run in _all_runs(target):
-        if name and run.name != name:
-            continue
-        content = manifest.read(run) or {}
-        if content.get("state") == "finished" or runs.last_checkpoint(run) is None:
-            continue
-        with runs.not_busy(run):
-            before = content.get("inputs")
-            known = before if isinstance(before, dict) else {}
-            changed = [name for name, value in inputs.items() if known.get(name) != value]
-            if changed:
-                print(f"continuing although these changed: {', '.join(changed)}", file=sys.stderr)
-            return run
-    raise AscendetError(
-        "resume-impossible",
-        f"{target.model} on {target.dataset} has no unfinished training with a checkpoint",
-        found=f"{len(_all_runs(target))} runs in {paths.shorten(target.home)}",
-        hint=f"make train MODEL={target.model} DATASET={target.dataset}",
-    )
-
-
-@contextlib.contextmanager
-def _state(run: Path, facts: dict[str, object]) -> Iterator[None]:
-    """Keep the run's manifest true: running, then finished, interrupted or failed."""
-    clock = time.monotonic()
-    before = manifest.read(run) or {}
-    spent = before.get("seconds")
-    past = float(spent) if isinstance(spent, int | float) else 0.0
-
-    def write(state: str, **more: object) -> None:
-        seconds = round(past + time.monotonic() - clock, 1)
-        manifest.write(run, facts | {"state": state, "seconds": seconds} | more)
-
-    with manifest.full_disk_named(run):
-        write("running")
-        try:
-            yield
-        except AscendetError as error:
-            write("interrupted" if error.name == "interrupted" else "failed", error=error.name)
-            raise
-        checkpoint = runs.last_checkpoint(run)
-        if checkpoint is None:
-            raise AscendetError(
-                "run-failed",
-                "the training ended without a checkpoint",
-                hint=f"less {paths.shorten(run / LOG)}",
-            )
-        write("finished", outputs={checkpoint.name: manifest.digest_file(checkpoint)})

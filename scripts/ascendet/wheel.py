@@ -53,6 +53,8 @@ class Spec:
         The series in `patches/` that is applied, if any.
     environ
         Environment variables for the source's setup.py.
+    family
+        The `[family]` table of a wheel that is a family of models; see `ascendet.family`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Spec:
     patches: str | None
     environ: Mapping[str, str]
     native: Native | None
+    family: Mapping[str, object] | None
 
     @classmethod
     def load(cls, name: str) -> Spec:
@@ -109,6 +112,7 @@ class Spec:
             patches=table.pop("patches", None),
             environ=table.pop("env", {}),
             native=extension,
+            family=table.pop("family", None),
         )
         return spec, [*table, *source, *(compiled or {})]
 

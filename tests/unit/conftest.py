@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
-from ascendet import paths
+from ascendet import manifest, paths, target
+from ascendet.errors import AscendetError
+from ascendet.target import Target
 
 
 @pytest.fixture
@@ -14,3 +17,39 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     return tmp_path / "build"
+
+
+def fails(name: str, call: object, *arguments: object, **options: object) -> AscendetError:
+    """Call, and return the error of that name that it raises."""
+    with pytest.raises(AscendetError) as caught:
+        call(*arguments, **options)  # type: ignore[operator]
+    assert caught.value.name == name
+    return caught.value
+
+
+def check(model: str, dataset: str, devices: str, stack: str = "vitdet", program: str = "train") -> Target:
+    """Check a target as the stages do."""
+    parser = argparse.ArgumentParser()
+    target.add_options(parser)
+    options = [f"--stack={stack}", f"--model={model}", f"--dataset={dataset}", f"--devices={devices}"]
+    return target.check(parser.parse_args(options), program)
+
+
+@pytest.fixture
+def aim(build: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """ViTDet-tiny on shapes, on two simulated devices."""
+    monkeypatch.setenv("NPU", "sim")
+    monkeypatch.delenv("CANN_SIM_DEVICES", raising=False)
+    monkeypatch.delenv("ASCENDET_DATA", raising=False)
+    return check("vitdet-tiny", "shapes", "6,7")
+
+
+def make_run(aim: Target, name: str, state: str, key: str = "k", checkpoint: bool = True) -> Path:
+    """Make a run folder as a training leaves it."""
+    run = aim.home / name
+    run.mkdir(parents=True)
+    manifest.write(run, {"key": key, "state": state, "inputs": {}})
+    if checkpoint:
+        (run / "epoch_3.pth").write_text("weights")
+        (run / "last_checkpoint").write_text("/elsewhere/before/it/moved/epoch_3.pth")
+    return run

@@ -10,7 +10,8 @@ import pytest
 from ascendet import __main__, cli, paths
 from ascendet.errors import EXIT_CODES, AscendetError
 
-SCRIPTS = sorted((paths.ROOT / "scripts").rglob("*.py"))
+# A family's programs write names into error.json.
+SCRIPTS = [file for folder in ("scripts", "wheels") for file in sorted((paths.ROOT / folder).rglob("*.py"))]
 # Raised as AscendetError("name", …), or chosen before as a string of that name.
 STRINGS = re.compile(r'"([a-z]+(?:-[a-z]+)+|usage|interrupted)"')
 RAISED = re.compile(r'AscendetError\(\s*"([^"]+)"')

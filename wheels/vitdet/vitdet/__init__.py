@@ -10,7 +10,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.evaluated import PredictionsHook
+from vitdet.predictions import PredictionsHook
+from vitdet.progress import ProgressHook, ProgressVisBackend
 from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
@@ -39,6 +40,8 @@ __all__ = [
     "LoadDeferredAnnotations",
     "PlainCheckpointHook",
     "PredictionsHook",
+    "ProgressHook",
+    "ProgressVisBackend",
     "RecipeHook",
     "RecipeRunner",
     "ResumableEpochLoop",

@@ -23,7 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ascendet_common import progress
+from ascendet_common.errors import RunError
 from mmdet.registry import HOOKS
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
@@ -46,8 +49,16 @@ _MAE_ONLY = ("cls_token", "mask_token", "norm.", "decoder_")
 _NEW_IN_DETECTOR = (".attn.rel_pos_h", ".attn.rel_pos_w")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint that is damaged, that wants to run code, or that belongs to another model."""
+
+    default_name = "checkpoint-unreadable"
+
+
+class CheckpointMismatch(CheckpointError):
+    """A checkpoint that belongs to another model, or to other classes."""
+
+    default_name = "checkpoint-mismatch"
 
 
 class Discarded:
@@ -177,7 +188,7 @@ def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:
         ignored=tuple(key for key in found.unexpected if key.startswith(_MAE_ONLY)),
     )
     if not report.complete:
-        raise CheckpointError(f"{filename} does not fit this backbone\n{report}")
+        raise CheckpointMismatch(f"{filename} does not fit this backbone\n{report}")
     backbone.load_state_dict(weights, strict=False)
     print_log(f"{filename}: {report}", logger="current")
     return report
@@ -279,17 +290,17 @@ class PlainCheckpointHook(Hook):
                 print_log(
                     f"checkpoint: made anew for {', '.join(here)}: {', '.join(made_anew)}", logger="current"
                 )
-                print(
-                    f"recipe: starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}",
-                    flush=True,
-                )
+                if is_main_process():
+                    progress.write(
+                        "note", text=f"starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}"
+                    )
         elif other:
-            raise CheckpointError(f"the checkpoint is not one of this model: {differing(stated, here)}")
+            raise CheckpointMismatch(f"the checkpoint is not one of this model: {differing(stated, here)}")
         report = compare(model, weights_of(checkpoint))
         if not report.complete and not starting:
-            raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
+            raise CheckpointMismatch(f"the checkpoint is not one of this model\n{report}")
         if starting and not report.matched:
-            raise CheckpointError(f"the checkpoint is not one of this model: nothing of it fits\n{report}")
+            raise CheckpointMismatch(f"the checkpoint is not one of this model: nothing of it fits\n{report}")
         print_log(f"checkpoint: {report}", logger="current")
 
 

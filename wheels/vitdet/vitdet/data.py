@@ -8,19 +8,21 @@ of the splits begin with train and val. A configuration is one model's; where it
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.errors import RunError
 from mmengine.config import Config
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _EVALUATORS = ("val_evaluator", "test_evaluator")
 
 
-class DataError(ValueError):
+class DataError(RunError):
     """Annotations or images that a training or an evaluation cannot use."""
+
+    default_name = "data-invalid"
 
 
 def find_split(root: Path, kind: str) -> str:
@@ -164,8 +166,3 @@ def differing(stated: tuple[str, ...], here: tuple[str, ...]) -> str:
 def few(names: tuple[str, ...]) -> str:
     """Return the first names, for a message."""
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-
-
-def is_training() -> bool:
-    """Return whether this process trains: eval.sh sets OUT, where its predictions go."""
-    return not os.environ.get("OUT")

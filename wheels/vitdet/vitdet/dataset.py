@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.errors import reporting
+from ascendet_common.images import ImageError, read
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
@@ -13,7 +15,6 @@ from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.logging import print_log
 
 from vitdet.data import DataError, classes_of, few
-from vitdet.images import ImageError, read
 from vitdet.resume import Draw, seed_draw
 
 __all__ = ["CheckedCocoDataset", "DataError", "LoadCheckedImage"]
@@ -75,7 +76,8 @@ class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no typ
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         """The image of an index or of a draw, through the pipeline."""
-        return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)  # type: ignore[no-any-return]
+        with reporting():  # a worker's exception reaches the training as text only
+            return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)  # type: ignore[no-any-return]
 
 
 @TRANSFORMS.register_module()
@@ -92,7 +94,7 @@ class LoadCheckedImage(LoadImageFromFile):  # type: ignore[misc]
             image = read(results["img_path"], (results["height"], results["width"]))
         except ImageError as error:
             if not self.ignore_empty:
-                raise DataError(f"damaged image {error}") from None
+                raise DataError(f"damaged image {error}", name="image-damaged") from None
             print_log(f"skipped a damaged image: {error}", logger="current", level=30)
             return None
         results["img"] = image

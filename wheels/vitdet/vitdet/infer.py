@@ -1,27 +1,28 @@
 """Detect objects in pictures with one device: drawn pictures, COCO-like results, and where the time goes.
 
-    python -m vitdet.infer --config vitdet-b.py --checkpoint b.pth --images list.json --out FOLDER
+    python -m vitdet.infer --images list.json
 
-`list.json` holds file names. Written to FOLDER: `pictures/`, and `results.json` with the detections in pixels of the
-picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. Batch 1, as in the port
-reports.
+Environment: MODEL, DATASET, CHECKPOINT; WORK_DIR, which gets `pictures/` and `results.json`: the detections in pixels
+of the picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. `list.json` holds
+file names. Batch 1, as in the port reports.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from ascendet_common import progress
+from ascendet_common.errors import reporting
+from ascendet_common.images import ImageError, Pixels
+from ascendet_common.images import read as read_image
+from ascendet_common.watch import Watch, summarize
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -32,31 +33,9 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from vitdet.checkpoint import CheckpointError, compare, read, weights_of
+from vitdet import launch
+from vitdet.checkpoint import CheckpointMismatch, compare, read, weights_of
 from vitdet.data import DataError, differing, known_classes, meta_classes, set_classes
-from vitdet.images import ImageError, Pixels
-from vitdet.images import read as read_image
-
-# read: file to pixels. preprocess: resize, pad, copy to the device, normalise. device: the model, with its NMS and the
-# pasting of masks. postprocess: results to the host, masks to RLE. Each ends when the device is done.
-STAGES = ("read", "preprocess", "device", "postprocess")
-
-
-class Watch:
-    """Milliseconds of named pieces of work."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Measure a block, until the device has finished what it started."""
-        start = time.perf_counter()
-        yield
-        if get_device() == "npu":
-            torch.npu.synchronize()
-        self.spent[name] = 1e3 * (time.perf_counter() - start)
-
 
 class Detector:
     """A trained model on this process's device.
@@ -94,7 +73,7 @@ class Detector:
     def _classes(meta: dict[str, Any], root: Path) -> tuple[str, ...]:
         stated, here = meta_classes(meta), known_classes(root)
         if stated and here and stated != here:
-            raise CheckpointError(f"the checkpoint is not one of this model: {differing(stated, here)}")
+            raise CheckpointMismatch(f"the checkpoint is not one of this model: {differing(stated, here)}")
         if not stated and not here:
             raise DataError(f"the checkpoint does not say its classes, and there is no data set {root}")
         return stated or here
@@ -103,7 +82,7 @@ class Detector:
     def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         report = compare(model, weights)
         if not report.complete:
-            raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
+            raise CheckpointMismatch(f"the checkpoint is not one of this model\n{report}")
         model.load_state_dict(weights)
 
     @torch.no_grad()
@@ -162,89 +141,90 @@ class Detector:
         return sorted(found, key=lambda item: -item["score"])
 
 
-def summarize(calls: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """The first call, in which a device compiles, apart from the median of the others, in milliseconds.
+def detect_all(
+    detector: Detector, files: Sequence[str], out: Path, score: float, bad: str
+) -> dict[str, Any]:
+    """Return the content of results.json for these files; their pictures are drawn into `out`/pictures.
 
-    >>> steady = summarize([dict.fromkeys(STAGES, 9.0), dict.fromkeys(STAGES, 1.0)])["steady"]
-    >>> steady["total"], steady["images_per_second"]
-    (4.0, 250.0)
+    Raises
+    ------
+    ImageError
+        A damaged picture, where `bad` is "refuse"; or all are damaged.
     """
-    totals = [sum(call[name] for name in STAGES) for call in calls]
-    steady = {name: statistics.median(call[name] for call in calls[1:]) for name in STAGES}
-    total = statistics.median(totals[1:])
-    return {
-        "first_call": {**{name: calls[0][name] for name in STAGES}, "total": totals[0]},
-        "steady": {**steady, "total": total, "images_per_second": 1e3 / total},
-        "calls": len(calls) - 1,
-    }
-
-
-def main() -> None:
-    """Go through the pictures that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="configuration of the model")
-    parser.add_argument("--checkpoint", required=True, help="its weights")
-    parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results.json and pictures/")
-    parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
-    parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
-    args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
-    detector = Detector(cfg, args.checkpoint)
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = detector.meta
-    (args.out / "pictures").mkdir(parents=True, exist_ok=True)
-    files = json.loads(args.images.read_text(encoding="utf-8"))
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
     results, skipped, calls = [], [], []
     for number, file in enumerate(files):
         try:
             # The very first one again: one picture has a steady state, too.
             for _ in range(1 if calls else 2):
-                watch = Watch()
+                watch = Watch(_synchronize)
                 with watch("read"):
                     pixels = read_image(file)
                 sample, found = detector(pixels, file, watch)
                 calls.append(watch.spent)
         except ImageError as error:
-            if args.bad == "refuse":
+            if bad == "refuse":
                 raise
             skipped.append({"file": file, "reason": str(error).removeprefix(f"{file}: ")})
-            print(f"skipped: {error}", flush=True)
+            progress.write("note", text=f"skipped: {error}")
             continue
-        picture = f"{number:04d}-{Path(file).stem}.jpg"
+        picture = f"pictures/{number:04d}-{Path(file).stem}.jpg"
         visualizer.add_datasample(
             file,
             np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
             sample,
             draw_gt=False,
-            pred_score_thr=args.score,
-            out_file=str(args.out / "pictures" / picture),
+            pred_score_thr=score,
+            out_file=str(out / picture),
         )
-        kept = [item for item in found if item["score"] >= args.score]
+        kept = [item for item in found if item["score"] >= score]
         height, width = pixels.shape[:2]
         results.append(
             {
                 "file": file,
-                "picture": f"pictures/{picture}",
+                "picture": picture,
                 "width": width,
                 "height": height,
                 "detections": kept,
                 "milliseconds": calls[-1],
             }
         )
-        print(f"{file}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms", flush=True)
+        text = f"{Path(file).name}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
+        progress.write("infer", step=number + 1, of=len(files), text=text)
     if not results:
-        sys.exit(
-            f"ImageError: none of the {len(files)} pictures can be read; {skipped[0]['file']}: {skipped[0]['reason']}"
+        first = skipped[0]
+        raise ImageError(
+            f"none of the {len(files)} pictures can be read; {first['file']}: {first['reason']}"
         )
-    content = {
+    return {
         "categories": list(detector.meta["classes"]),
-        "score_threshold": args.score,
+        "score_threshold": score,
         "images": results,
         "skipped": skipped,
         "latency": summarize(calls),
     }
-    (args.out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _synchronize() -> None:
+    if get_device() == "npu":
+        torch.npu.synchronize()
+
+
+def main() -> None:
+    """Go through the pictures that the command line names."""
+    parser = launch.parser("Detect objects in pictures.")
+    parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
+    parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
+    parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
+    args = parser.parse_args()
+    with reporting():
+        detector = Detector(launch.load_config(args), os.environ["CHECKPOINT"])
+        files = json.loads(args.images.read_text(encoding="utf-8"))
+        out = Path(os.environ["WORK_DIR"])
+        content = detect_all(detector, files, out, args.score, args.bad)
+        (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,17 @@ def load_config(args: argparse.Namespace) -> Config:
     KeyError
         One of these environment variables is not set; scripts/run.sh checks them.
     """
-    cfg = Config.fromfile(CONFIGS / "{MODEL}_{DATASET}.py".format_map(os.environ))
+    cfg = Config.fromfile(CONFIGS / f"{os.environ['MODEL']}.py")
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = os.environ["WORK_DIR"]
+    return cfg
+
+
+def join_ranks(cfg: Config) -> None:
+    """Make the runner of a configuration one of the ranks that torchrun started."""
     cfg.launcher = "pytorch"
     if get_device() == "cpu":  # mmengine's launcher knows accelerators only
         torch.distributed.init_process_group("gloo")
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
-    return cfg

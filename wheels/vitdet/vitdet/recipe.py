@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from ascendet_common import progress
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
@@ -18,7 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS  # mmdet's tools look in no other
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from vitdet.data import fill, is_training
+from vitdet.data import fill
 
 # What schedulers of mmengine count in iterations, where they do not count in epochs.
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
@@ -164,7 +165,7 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
     def from_cfg(cls, cfg: Config) -> Runner:
         """Fit a training to the data set and the devices, say how, and build the runner."""
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        training = bool(cfg.get("train_cfg")) and is_training()
+        training = bool(cfg.get("train_cfg"))
         pictures = fill(cfg, training=training)
         if training:
             if pictures:
@@ -210,8 +211,8 @@ class RecipeHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Print it."""
-        print(f"recipe: {self.shown}, learning rate {self.lr:g}", flush=True)
+        """Say it."""
+        progress.write("note", text=f"recipe: {self.shown}, learning rate {self.lr:g}")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say what an iteration is."""
@@ -235,4 +236,4 @@ class RecipeHook(Hook):
             for name in ("lr", "initial_lr"):
                 group[name] *= lr_ratio
         if is_main_process():
-            print(f"recipe: {before} images per iteration before, {self.images} now", flush=True)
+            progress.write("note", text=f"recipe: {before} images per iteration before, {self.images} now")

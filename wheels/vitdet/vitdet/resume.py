@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ascendet_common.errors import RunError, report
 from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce, get_world_size, is_main_process
@@ -155,6 +156,13 @@ class InterruptHook(Hook):
         if is_main_process():
             note_last(Path(runner.work_dir), INTERRUPTED)
         print_log(f"error[interrupted]: saved {INTERRUPTED} after iteration {done}", logger="current")
+        report(
+            RunError(
+                "the training was interrupted",
+                name="interrupted",
+                found=f"saved {INTERRUPTED} after iteration {done}",
+            )
+        )
         raise SystemExit(EXIT_INTERRUPTED)
 
     def _is_last(self, done: int, accumulated: int) -> bool:

@@ -1,6 +1,7 @@
 """Train a model, one rank per device: `torchrun --nproc-per-node=2 -m vitdet.train`, as scripts/run.sh does.
 
-Environment: MODEL, DATASET, WORK_DIR; RESUME=1 continues from the last checkpoint in WORK_DIR.
+Environment: MODEL, DATASET, WORK_DIR; RESUME=1 continues from the last checkpoint in WORK_DIR; CHECKPOINT is a file
+to start from, of the same or of other classes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from vitdet import launch
 
 def main() -> None:
     """Train to the end, or until a signal."""
-    args = launch.parser("Train a model.").parse_args()
+    parser = launch.parser("Train a model.")
+    parser.add_argument("--epochs", type=int, help="passes over the data set; the recipe's by default")
+    args = parser.parse_args()
     with reporting():
         cfg = launch.load_config(args)
+        if args.epochs:
+            cfg.epochs = args.epochs
+        launch.join_ranks(cfg)
         cfg.resume = bool(os.environ.get("RESUME"))
         RUNNERS.build(cfg).train()
 

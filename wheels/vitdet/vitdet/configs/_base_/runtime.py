@@ -10,9 +10,9 @@ custom_hooks = [
     dict(type="PlainCheckpointHook"),
     dict(type="SeedEachIterationHook"),
     dict(type="InterruptHook"),
-    dict(type="PredictionsHook"),
+    dict(type="ProgressHook"),
     dict(type="DeviceMemoryHook"),
 ]
 randomness = dict(seed=0)
-vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+vis_backends = [dict(type="ProgressVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")

@@ -10,11 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ascendet_common.errors import RunError
+
 Pixels = npt.NDArray[np.uint8]
 
 
-class ImageError(ValueError):
+class ImageError(RunError):
     """A file that is no whole image; the message names it and says why."""
+
+    default_name = "image-damaged"
 
 
 def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pixels:

@@ -1,0 +1,109 @@
+"""Run folders: what is continued, which checkpoint is used, and the state that a manifest tells."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+from ascendet import folders, manifest
+from ascendet.errors import AscendetError
+from ascendet.target import Target
+from conftest import fails, make_run
+
+
+def test_latest_moves_in_one_step(aim: Target) -> None:
+    for name in ("a", "b"):
+        folders.link_latest(make_run(aim, name, "finished"))
+        assert (aim.home / "latest").resolve().name == name
+
+
+def test_last_checkpoint_is_the_one_noted_and_there(aim: Target) -> None:
+    run = make_run(aim, "a", "running")
+    assert folders.last_checkpoint(run) == run / "epoch_3.pth"
+    (run / "epoch_4.pth").write_text("torn: mmengine was killed before it noted the name")
+    assert folders.last_checkpoint(run) == run / "epoch_3.pth"
+    (run / "epoch_3.pth").unlink()
+    assert folders.last_checkpoint(run) is None
+
+
+def test_resume_takes_the_newest_unfinished_run_with_a_checkpoint(aim: Target) -> None:
+    fails("resume-impossible", folders.find_resumable, aim, {})
+    make_run(aim, "1", "interrupted")
+    wanted = make_run(aim, "2", "running")  # a power cut leaves this state
+    make_run(aim, "3", "failed", checkpoint=False)
+    make_run(aim, "4", "finished")
+    assert folders.find_resumable(aim, {}) == wanted
+
+
+def test_resume_says_what_changed(aim: Target, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(aim, "1", "interrupted")
+    folders.find_resumable(aim, {"ranks": 2})
+    assert "these changed: ranks" in capsys.readouterr().err
+
+
+def test_two_trainings_in_one_folder(aim: Target) -> None:
+    run = make_run(aim, "1", "running")
+    with (run / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fails("run-busy", folders.find_resumable, aim, {})
+
+
+def test_finished_with_the_same_inputs_is_found(aim: Target) -> None:
+    inputs: dict[str, object] = {"model": "x"}
+    key = manifest.digest_inputs(inputs)
+    make_run(aim, "1", "interrupted", key)
+    assert folders.find_finished(aim, inputs) is None
+    finished = make_run(aim, "2", "finished", key)
+    make_run(aim, "3", "finished", "another")
+    assert folders.find_finished(aim, inputs) == finished
+    (finished / "epoch_3.pth").unlink()
+    assert folders.find_finished(aim, inputs) is None
+
+
+def test_state_is_kept_true(aim: Target) -> None:
+    run = make_run(aim, "1", "new")
+    with folders.keeping_state(run, {"key": "k"}):
+        assert (manifest.read(run) or {})["state"] == "running"
+    content = manifest.read(run) or {}
+    assert content["state"] == "finished"
+    assert content["outputs"] == {"epoch_3.pth": manifest.digest_file(run / "epoch_3.pth")}
+    for name, state in (("interrupted", "interrupted"), ("run-failed", "failed")):
+        with pytest.raises(AscendetError), folders.keeping_state(run, {"key": "k"}):
+            raise AscendetError(name, "what", hint="next")
+        assert (manifest.read(run) or {})["state"] == state
+
+
+def test_training_that_leaves_no_checkpoint_has_failed(aim: Target) -> None:
+    run = make_run(aim, "1", "new", checkpoint=False)
+
+    def body() -> None:
+        with folders.keeping_state(run, {}):
+            pass
+
+    fails("run-failed", body)
+
+
+def test_which_checkpoint_is_evaluated(aim: Target, tmp_path: Path) -> None:
+    fails("checkpoint-missing", folders.find_checkpoint, aim, "")
+    fails("checkpoint-missing", folders.find_checkpoint, aim, str(tmp_path / "none.pth"))
+    run = make_run(aim, "1", "finished")
+    folders.link_latest(run)
+    found = folders.find_checkpoint(aim, "")
+    assert found == run / "epoch_3.pth"
+    assert folders.folder_beside(aim, found, "eval") == run / "eval"
+    other = tmp_path / "other.pth"
+    other.touch()
+    found = folders.find_checkpoint(aim, str(other))
+    assert folders.folder_beside(aim, found, "infer") == aim.home / "infer-other"
+
+
+def test_a_named_run_is_made_once_and_resumed_by_name(aim: Target) -> None:
+    run = folders.new_run(aim, "mine")
+    manifest.write(run, {"state": "interrupted", "inputs": {}})
+    fails("name-in-use", folders.new_run, aim, "mine")
+    (run / "last_checkpoint").write_text("interrupted.pth")
+    (run / "interrupted.pth").touch()
+    make_run(aim, "z-newer", "interrupted")
+    assert folders.find_resumable(aim, {}, "mine") == run
+    fails("resume-impossible", folders.find_resumable, aim, {}, "other")

@@ -1,0 +1,177 @@
+"""What a failure is called, what is shown of a program, and how an interrupt travels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from ascendet import paths, program
+from conftest import fails
+
+
+LOGS = {
+    "disk-full": "OSError: [Errno 28] No space left on device\n",
+    "npu-out-of-memory": "RuntimeError: NPU out of memory. Tried to allocate 64.00 MiB (NPU 0; 64.00 GiB total)\n",
+    "npu-lost": "RuntimeError: NPU function error: c10_npu::acl::AclrtX(s), error code is 507010\n",
+    "npu-timeout": "RuntimeError: NPU function error: c10_npu::acl::AclrtX(s), error code is 507046\n"
+    "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
+    "hccl-timeout": "[rank1]: RuntimeError: OPS function error: HcclBroadcast, error code is 9\n",
+    "hccl-link-down": "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
+    "run-failed": "[rank0]: ValueError: something else\n",
+}
+STATED = {
+    "interrupted": "saved interrupted.pth after iteration 7",
+    "checkpoint-mismatch": "missing: a",
+    "checkpoint-unreadable": "os.system",
+    "data-invalid": "a.json names 1 of 2 images that are not in b: c.jpg",
+    "image-damaged": "a.jpg: image file is truncated",
+}
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """scripts/run.sh, to be written by the test."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    (tmp_path / "scripts").mkdir()
+    return tmp_path / "scripts" / "run.sh"
+
+
+def execute(folder: Path, name: str = "train") -> None:
+    program.execute(program.Run(program=name, environ=os.environ, log=folder / "x.log"))
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_failures_are_named_after_the_log(name: str, script: Path, tmp_path: Path) -> None:
+    script.write_text(f"cat <<'E'\n{LOGS[name]}E\nexit 1\n")
+    fails(name, execute, tmp_path)
+    assert (tmp_path / "x.log").read_text() == LOGS[name]
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_failures_are_named_by_the_program(name: str, script: Path, tmp_path: Path) -> None:
+    content = {"name": name, "what": "it says", "expected": None, "found": STATED[name]}
+    # What follows, such as a lost peer, is a consequence.
+    script.write_text(
+        f"echo '{json.dumps(content)}' >{tmp_path}/error.json\necho {LOGS['npu-lost']!r}\nexit 1\n"
+    )
+    error = fails(name, execute, tmp_path)
+    assert (error.what, error.found) == ("it says", STATED[name])
+
+
+def test_an_error_of_an_earlier_attempt_is_not_told_again(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "error.json").write_text('{"name": "data-invalid", "what": "before"}')
+    script.write_text("echo '[rank0]: ValueError: now'\nexit 1\n")
+    assert "ValueError: now" in str(fails("run-failed", execute, tmp_path).found)
+
+
+@pytest.mark.parametrize(
+    ("program_name", "checkpoint", "command"),
+    [
+        ("train", False, "make train"),
+        ("train", True, "make train RESUME=1"),
+        ("predict", True, "make eval"),
+        ("infer", True, "make infer"),
+    ],
+)
+def test_the_next_command_is_that_of_the_program(
+    program_name: str,
+    checkpoint: bool,
+    command: str,
+    script: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "w -- RUN=mine DEVICES=6,7")
+    script.write_text(f"echo '{LOGS['npu-out-of-memory'].strip()}'\nexit 1\n")
+    if checkpoint:
+        (tmp_path / "e.pth").touch()
+        (tmp_path / "last_checkpoint").write_text("e.pth")
+    verb, _, rest = command.partition(" RESUME")
+    expected = f"{verb} RUN=mine DEVICES=6,7" + (f" RESUME{rest}" if rest else "")
+    assert fails("npu-out-of-memory", execute, tmp_path, program_name).hint.endswith(f"then: {expected}")
+
+
+def test_busy_exit_code_is_named(script: Path, tmp_path: Path) -> None:
+    script.write_text("exit 75\n")
+    fails("run-busy", execute, tmp_path)
+
+
+def test_progress_is_shown_and_the_rest_is_in_the_log(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"phase": "note", "time": 0, "text": "recipe: 4 images per step"},
+        {"phase": "train", "time": 0, "step": 25, "of": 150, "loss": 2.5},
+        {"phase": "warning", "time": 0, "text": "careful"},
+    ]
+    lines = [*(json.dumps(row) for row in rows[:2]), '{"phase": "tra', *map(json.dumps, rows[2:])]
+    (tmp_path / "progress.jsonl").write_text(json.dumps(rows[0]) + "\n")  # of an earlier attempt
+    script.write_text(
+        f"echo 'runtime: A=1'\necho chatter\ncat >>{tmp_path}/progress.jsonl <<'E'\n" + "\n".join(lines) + "\nE\n"
+    )
+    execute(tmp_path)
+    shown = [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown[0] == "A=1"
+    assert shown[1:] == ["recipe: 4 images per step", "train 25/150  loss 2.5", "warning: careful"]
+    assert (tmp_path / "x.log").read_text().splitlines() == ["runtime: A=1", "chatter"]
+
+
+def start_script(folder: Path, script: str) -> subprocess.Popen[bytes]:
+    """Run `script` through program.execute in a process of its own; returns when the script says that it started."""
+    (folder / "scripts").mkdir()
+    (folder / "scripts/run.sh").write_text(script)
+    code = f"""
+        import os, pathlib, sys
+        sys.path.insert(0, {str(paths.ROOT / "scripts")!r})
+        from ascendet import cli, paths, program
+        from ascendet.errors import AscendetError
+        paths.ROOT = pathlib.Path({str(folder)!r})
+        program._SAME_REQUEST = 0.5
+        try:
+            program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path("x.log")))
+        except AscendetError as error:
+            sys.exit(error.exit_code)
+        """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=folder)
+    deadline = time.monotonic() + 30
+    while not (folder / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_ends_the_child_first(number: signal.Signals, tmp_path: Path) -> None:
+    script = "trap 'sleep 0.2; echo ranks ended; exit 1' TERM\ntouch started\nwhile :; do sleep 0.05; done\n"
+    child = start_script(tmp_path, script)
+    child.send_signal(number)
+    child.send_signal(number)  # make and timeout pass it on once more
+    assert child.wait(timeout=30) == 25
+    assert "ranks ended" in (tmp_path / "x.log").read_text()
+
+
+def test_a_second_interrupt_kills_ranks_in_sessions_of_their_own(tmp_path: Path) -> None:
+    script = (
+        "trap '' TERM\nsetsid --wait bash -c 'trap \"\" TERM; echo $$ >rank; touch started; "
+        "while :; do sleep 0.05; done'\n"
+    )
+    child = start_script(tmp_path, script)
+    rank = Path("/proc", (tmp_path / "rank").read_text().strip())
+    assert rank.exists()
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=30) == 25
+    deadline = time.monotonic() + 10
+    while rank.exists():
+        assert time.monotonic() < deadline, "the rank lives on"
+        time.sleep(0.02)
+
+

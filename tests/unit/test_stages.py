@@ -1,0 +1,120 @@
+"""The options of make train, eval and infer, and the acceptance bands."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from pathlib import Path
+
+import pytest
+from ascendet import datasets, evaluate, infer, train
+from ascendet.stack import Stack
+from ascendet.target import Target
+from conftest import fails
+
+STACK = Stack.load("vitdet")
+
+
+def test_arguments_are_those_that_make_passes() -> None:
+    for module in (train, evaluate, infer):
+        parser = argparse.ArgumentParser()
+        module.configure_parser(parser)
+        options = ["--stack", "vitdet", "--model", "m", "--dataset", "d", "--devices", "", "--images", ""]
+        assert parser.parse_args(options[: None if module is not train else -2]).devices == ""
+
+
+def test_pictures_are_files_folders_and_globs(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PNG", "c d.jpeg", "notes.txt", "deep/e.webp", "odd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(text: str) -> list[str]:
+        return [str(file.relative_to(tmp_path)) for file in infer.find_images(text)]
+
+    assert names(f"{tmp_path}") == ["a.jpg", "b.PNG", "c d.jpeg"]
+    assert names(f"'{tmp_path}/c d.jpeg' {tmp_path}/*.jpg {tmp_path}/a.jpg") == ["c d.jpeg", "a.jpg"]
+    assert names(f"{tmp_path}/**/*") == ["a.jpg", "b.PNG", "c d.jpeg", "deep/e.webp"]
+    assert names(f"{tmp_path}/odd") == ["odd"], "what is named outright is tried"
+    fails("usage", infer.find_images, " ")
+    assert "IMAGES=nowhere/*.jpg" in fails("data-missing", infer.find_images, "nowhere/*.jpg").what
+
+
+@pytest.mark.parametrize(("score", "bad"), [("2", "skip"), ("much", "skip"), ("0.3", "ignore")])
+def test_inference_refuses_options_that_mean_nothing(score: str, bad: str) -> None:
+    fails("usage", infer._check_options, argparse.Namespace(score=score, bad=bad))
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("200", 200)])
+def test_a_part_of_the_images_is_evaluated(text: str, count: int) -> None:
+    assert evaluate.check_count(text) == count
+    for wrong in ("0", "-1", "a.jpg"):
+        fails("usage", evaluate.check_count, wrong)
+
+
+def test_acceptance_says_where_the_numbers_are(tmp_path: Path) -> None:
+    (tmp_path / "m_d.toml").write_text('source = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n')
+
+    def judge(box: float, mask: float) -> list[str]:
+        numbers = {"bbox": {"AP": box}, "segm": {"AP": mask}}
+        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, tmp_path)]
+
+    assert judge(0.5, 0.5) == ["inside", "inside"]
+    assert judge(0.499, 0.501) == ["below", "above"]
+    assert evaluate.judge("m", "other", {}, tmp_path) == []
+
+
+@pytest.mark.parametrize("file", sorted(evaluate.REFERENCE.glob("*.toml")), ids=lambda file: file.stem)
+def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
+    band = tomllib.loads(file.read_text())
+    assert file.stem == f"{band['model']}_{band['dataset']}"
+    assert band["model"] in STACK.models
+    assert band["dataset"] in datasets.load()
+    assert band["device"] in ("any", "simulated")
+    assert len(band["source"]) > 20
+    assert all(0 < low < high < 1 for low, high in band["AP"].values())
+    assert band["AP"].keys() == {"bbox", "segm"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "run", "machine"),
+    [
+        ({}, "", 0),
+        ({"NNODES": "1"}, "", 0),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}, "first", 1),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}, "", None),
+        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, "first", None),
+        ({"NNODES": "2", "NODE_RANK": "0"}, "first", None),
+    ],
+)
+def test_which_machine_this_is(
+    aim: Target,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    run: str,
+    machine: int | None,
+) -> None:
+    for name in ("NNODES", "NODE_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    if machine is None:
+        fails("usage", train._node, aim, run)
+    else:
+        assert train._node(aim, run) == machine
+
+
+@pytest.mark.parametrize("name", ["../mine", "latest", "..", ".", "/mine"])
+@pytest.mark.parametrize("machine", ["0", "1"])
+def test_a_run_has_a_folder_of_its_own(
+    aim: Target, monkeypatch: pytest.MonkeyPatch, machine: str, name: str
+) -> None:
+    """On each of several machines."""
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("NODE_RANK", machine)
+    monkeypatch.setenv("MASTER_ADDR", "a")
+    parser = argparse.ArgumentParser()
+    train.configure_parser(parser)
+    words = ["--model=vitdet-tiny", "--dataset=shapes", "--devices=6,7", f"--run={name}"]
+    assert fails("usage", train.execute, parser.parse_args(words)).found == f"RUN={name}"
+
+
