@@ -40,7 +40,7 @@ _RULES: dict[Action, dict[str, str]] = {
         "category-root": "a category that no object has and that all others name as their supercategory "
         "(the first of a Roboflow export)",
         "image-invalid": "an entry of images is not an object, or it has no id that can be used",
-        "image-size-invalid": "width or height is not a whole number of pixels, or absent without a file to read it from",
+        "image-size-invalid": "width or height is no whole number of pixels, or absent without a file to read it from",
         "image-size-differs": "the picture's file has another size than its annotations state",
         "file-name-invalid": "an image has no file_name that can be one",
         "picture-missing": "the picture is not in the picture folder",

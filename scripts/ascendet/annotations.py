@@ -298,8 +298,12 @@ def checked(path: Path, pictures: Path, *, training: bool) -> Report:
 def _digest_pictures(folder: Path) -> str:
     total = hashlib.sha256()
     for name in sorted(list_files(folder)):
-        state = (folder / name).stat()
-        total.update(f"{state.st_size} {state.st_mtime_ns} {name}\0".encode("utf-8", "surrogateescape"))
+        try:
+            state = (folder / name).stat()
+            facts = f"{state.st_size} {state.st_mtime_ns}"
+        except OSError:  # a link to nothing, which the check names
+            facts = "unreadable"
+        total.update(f"{facts} {name}\0".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

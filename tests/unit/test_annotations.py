@@ -675,10 +675,11 @@ def test_an_unchanged_file_is_checked_once(dataset: Path, monkeypatch: pytest.Mo
     assert checks.checked(path, folder, training=True) == first
     assert not times
     (folder / "3.png").unlink()
+    (folder / "3.png").symlink_to("nowhere")
     with pytest.raises(AscendetError) as caught:
         checks.checked(path, folder, training=True)
     assert times
-    assert "picture-missing" in caught.value.render()
+    assert "picture-unreadable" in caught.value.render()
 
 
 def test_a_file_that_needs_repair_is_not_trained_on_as_it_stands(dataset: Path) -> None:
