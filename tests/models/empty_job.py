@@ -1,4 +1,4 @@
-"""What a training step makes of batches in which something is missing, for test_empty.py: empty_job.py ours|theirs FILE.
+"""What training steps make of batches that lack something, for test_empty.py: empty_job.py ours|theirs FILE.
 
 Ours and theirs are those of loss_job.py, with the same random weights. FILE gets, by precision and case, each loss,
 and the names of the parameters that got no gradient or one that is not finite.
