@@ -55,7 +55,7 @@ def test_losses_are_stock_mmdets(found, case):
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_finite_and_reach_every_parameter(found, case, precision):
     """One rank's parameter without a gradient ends a training on several devices."""
