@@ -112,7 +112,12 @@ def number(
                 stacklevel=4,
             )
         return [
-            item | {"id": one, "image_id": images[item["image_id"]], "category_id": categories[item["category_id"]]}
+            item
+            | {
+                "id": one,
+                "image_id": images[item["image_id"]],
+                "category_id": categories[item["category_id"]],
+            }
             for one, item in enumerate(known, 1)
         ]
 
@@ -137,7 +142,9 @@ def _warn_of_sizes(images: list[dict[str, Any]], items: list[dict[str, Any]], wh
     sizes = {image["id"]: [image["height"], image["width"]] for image in images}
     masks = [item for item in items if isinstance(item["segmentation"], dict)]
     if strange := sum(list(item["segmentation"]["size"]) != sizes[item["image_id"]] for item in masks):
-        warnings.warn(f"{strange} of {len(items)} {what} have a mask of another size than their image", stacklevel=3)
+        warnings.warn(
+            f"{strange} of {len(items)} {what} have a mask of another size than their image", stacklevel=3
+        )
 
 
 def restrict(annotations: dict[str, Any], images: list[int]) -> dict[str, Any]:
@@ -204,7 +211,7 @@ def score_folder(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, d
     classes: dict[str, dict[str, float]] = {
         category["name"]: {"objects": objects[category["id"]]} for category in annotations["categories"]
     }
-    numbers = {}
+    numbers: dict[str, dict[str, float]] = {}
     for kind in _ROWS:
         numbers[kind], by_class = evaluate(annotations, results, kind)
         for name, value in by_class.items():

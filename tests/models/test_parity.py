@@ -73,7 +73,7 @@ def test_our_heads_and_patches_change_no_result(tmp_path):
     reason="needs a checkout of mmdetection v3.3.0, whose ViTDet is in no package: MMDETECTION=/path",
 )
 def test_vitdet_equals_mmdetection_s(tmp_path):
-    """Against mmdetection's own ViTDet and heads, from its checkout; a GELU for every ReLU on both sides (`loss_job`)."""
+    """Against mmdetection's own ViTDet and heads, from its checkout; with GELUs for ReLUs on both sides."""
     checkout = Path(os.environ["MMDETECTION"]).resolve()
     weights, theirs, ours = _both("b", tmp_path / "b.pth", PYTHONPATH=str(checkout))
     assert theirs["mmdet"].startswith(str(checkout))

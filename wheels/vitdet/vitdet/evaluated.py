@@ -1,4 +1,4 @@
-"""What an evaluation leaves: the scores that choose the best checkpoint, or its detections and of which images they are.
+"""What an evaluation leaves: scores that choose the best checkpoint, or detections and of which images they are.
 
 The scores are those of these images, not of whatever a file happens to hold.
 """
@@ -28,9 +28,9 @@ Json = dict[str, Any]
 class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no types
     """mmdet's COCO metric, whose numbers depend on no id.
 
-    pycocotools takes an object with the id 0 for one that was not found, loses all but one of several that have the same
-    id, and fails at ids that are text; so it gets ids of ours. Result files (`format_only`) keep the annotations' ids.
-    A model that finds nothing has an AP of 0, where mmdet gives no number.
+    pycocotools takes an object with the id 0 for one that was not found, loses all but one of several that have the
+    same id, and fails at ids that are text; so it gets ids of ours. Result files (`format_only`) keep the annotations'
+    ids. A model that finds nothing has an AP of 0, where mmdet gives no number.
     """
 
     def compute_metrics(self, results: list[tuple[Json, Json]]) -> dict[str, float]:
@@ -44,13 +44,17 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         if self.format_only:
             return super().compute_metrics(results)  # type: ignore[no-any-return]
         named = self._coco_api
-        if named is None:  # the truth travels with the images; mmdet numbers its objects from 1, but keeps their ids
+        if (
+            named is None
+        ):  # the truth travels with the images; mmdet numbers its objects from 1, but keeps their ids
             images = _numbers(truth["img_id"] for truth, _ in results)
         else:
             content, images = number(named.dataset)
             self._coco_api = Truth(content)
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
-            raise DataError(f"the annotations to evaluate with lack {len(strange)} images, such as {strange.pop()!r}")
+            raise DataError(
+                f"the annotations to evaluate with lack {len(strange)} images, such as {strange.pop()!r}"
+            )
         try:
             return super().compute_metrics(  # type: ignore[no-any-return]
                 [tuple(side | {"img_id": images[side["img_id"]]} for side in pair) for pair in results]
@@ -69,7 +73,7 @@ class Truth(COCO):  # type: ignore[misc]
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
-    def loadRes(self, results: list[Json]) -> COCO:  # noqa: N802  # pycocotools' name
+    def loadRes(self, results: list[Json]) -> COCO:
         """Take results in; also none, at which pycocotools raises IndexError."""
         return super().loadRes(results) if results else Truth(self.dataset | {"annotations": []})
 
@@ -94,7 +98,12 @@ def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
         "images": [image | {"id": images[image["id"]]} for image in annotations["images"]],
         "categories": [one | {"id": categories[one["id"]]} for one in annotations["categories"]],
         "annotations": [
-            one | {"id": count, "image_id": images[one["image_id"]], "category_id": categories[one["category_id"]]}
+            one
+            | {
+                "id": count,
+                "image_id": images[one["image_id"]],
+                "category_id": categories[one["category_id"]],
+            }
             for count, one in enumerate(known, 1)
         ],
     }, images
@@ -102,7 +111,10 @@ def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
 
 def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
     """Number ids from 1 in their order, numbers before text."""
-    return {one: count for count, one in enumerate(sorted(set(ids), key=lambda one: (isinstance(one, str), one)), 1)}
+    return {
+        one: count
+        for count, one in enumerate(sorted(set(ids), key=lambda one: (isinstance(one, str), one)), 1)
+    }
 
 
 @HOOKS.register_module()

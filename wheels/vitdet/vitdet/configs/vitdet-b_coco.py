@@ -96,7 +96,9 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type="NumberedCocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric=["bbox", "segm"]
+    type="NumberedCocoMetric",
+    ann_file=data_root + "annotations/instances_val2017.json",
+    metric=["bbox", "segm"],
 )
 test_evaluator = val_evaluator
 
