@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,12 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         if self.format_only:
             return super().compute_metrics(results)  # type: ignore[no-any-return]
         named = self._coco_api
-        if (
-            named is None
-        ):  # the truth travels with the images; mmdet numbers its objects from 1, but keeps their ids
-            images = _numbers(truth["img_id"] for truth, _ in results)
-        else:
-            content, images = number(named.dataset)
-            self._coco_api = Truth(content)
+        content, images = number(named.dataset if named else self._travelling_truth(results))
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
             raise DataError(
                 f"the annotations to evaluate with lack {len(strange)} images, such as {strange.pop()!r}"
             )
+        self._coco_api = Truth(content)
         try:
             return super().compute_metrics(  # type: ignore[no-any-return]
                 [tuple(side | {"img_id": images[side["img_id"]]} for side in pair) for pair in results]
@@ -62,6 +58,13 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         finally:
             # Again from the start at the next evaluation.
             self._coco_api, self.cat_ids, self.img_ids = named, None, None
+
+    def _travelling_truth(self, results: list[tuple[Json, Json]]) -> Json:
+        """Return the content of the file that mmdet makes where the truth comes with the images."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.gt_to_coco_json([truth for truth, _ in results], f"{folder}/truth")
+            content: Json = json.loads(Path(file).read_text(encoding="utf-8"))
+        return {"annotations": []} | content
 
 
 class Truth(COCO):  # type: ignore[misc]
