@@ -318,24 +318,41 @@ def test_a_part_of_the_images_is_evaluated(text: str, count: int) -> None:
 
 
 def test_acceptance_says_where_the_numbers_are(tmp_path: Path) -> None:
-    (tmp_path / "m_d.toml").write_text('source = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n')
+    band = 'annotations = "d16e57"\nsource = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n'
+    (tmp_path / "m_d.toml").write_text(band)
 
     def judge(box: float, mask: float) -> list[str]:
         numbers = {"bbox": {"AP": box}, "segm": {"AP": mask}}
-        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, tmp_path)]
+        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, "d16e57", tmp_path)]
 
     assert judge(0.5, 0.5) == ["inside", "inside"]
     assert judge(0.499, 0.501) == ["below", "above"]
-    assert evaluate.judge("m", "other", {}, tmp_path) == []
 
 
-@pytest.mark.parametrize("file", sorted(evaluate.REFERENCE.glob("*.toml")), ids=lambda file: file.stem)
+def test_no_band_is_applied_to_what_it_was_not_measured_on(tmp_path: Path) -> None:
+    """Another data set, one of the same name, and one without objects; each says why."""
+    band = 'annotations = "d16e57"\nsource = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n'
+    (tmp_path / "m_d.toml").write_text(band)
+    numbers = {"bbox": {"AP": 0.5}, "segm": {"AP": -1.0}}
+    assert evaluate.judge("m", "other", numbers, "d16e57", tmp_path) == [
+        "no acceptance band: nobody has measured one of m on other"
+    ]
+    assert evaluate.judge("m", "d", numbers, "07e4", tmp_path) == [
+        "no acceptance band: that of m on d was measured on other annotations (sha256:d16e57…, these are 07e4…)"
+    ]
+    boxes, masks = evaluate.judge("m", "d", numbers, "d16e57", tmp_path)
+    assert boxes.startswith("boxes: AP 0.500 is inside")
+    assert masks == "masks: no acceptance band: there is nothing to measure"
+
+
+@pytest.mark.parametrize("file", sorted(evaluate.BANDS.glob("*.toml")), ids=lambda file: file.stem)
 def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
     band = tomllib.loads(file.read_text())
     assert file.stem == f"{band['model']}_{band['dataset']}"
     assert band["model"] in STACK.models
     assert band["dataset"] in STACK.datasets
     assert band["device"] in ("any", "simulated")
+    assert re.fullmatch(r"[0-9a-f]{64}", band["annotations"])
     assert len(band["source"]) > 20
     assert all(0 < low < high < 1 for low, high in band["AP"].values())
     assert band["AP"].keys() == {"bbox", "segm"}

@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.evaluated import PredictionsHook
+from vitdet.evaluated import NumberedCocoMetric, PredictionsHook
 from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
 from vitdet.optim import LayerDecayOptimizerConstructor
@@ -37,6 +37,7 @@ __all__ = [
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
     "LoadDeferredAnnotations",
+    "NumberedCocoMetric",
     "PlainCheckpointHook",
     "PredictionsHook",
     "RecipeHook",
