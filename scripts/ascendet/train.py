@@ -181,7 +181,7 @@ def _known(run: Path) -> dict[str, object]:
 def _continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
     """Return the inputs of a run that goes on: it keeps its mixed precision and its learning rate unless told otherwise."""
     known = _known(run)
-    return inputs | {name: inputs[name] or known.get(name) for name in ("amp", "lr")}
+    return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
 
 
 def _resumable(target: runs.Target, inputs: dict[str, object], name: str = "") -> Path:
