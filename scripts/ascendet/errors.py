@@ -34,6 +34,7 @@ EXIT_CODES: dict[str, int] = {
     "npu-timeout": 32,
     "hccl-timeout": 33,
     "hccl-link-down": 34,
+    "loss-not-finite": 35,
     "score-failed": 38,
     "sdist-unlocked": 40,
     "sdist-download-failed": 41,

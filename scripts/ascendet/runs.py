@@ -344,8 +344,8 @@ def execute(
     ------
     AscendetError
         `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `npu-out-of-memory`,
-        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`; from a container also what
-        `engine.explain` names.
+        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `loss-not-finite`, `run-failed`; from a container
+        also what `engine.explain` names.
     """
     command = ["bash", str(paths.ROOT / "scripts" / script), *arguments]
     name = None
@@ -486,6 +486,20 @@ def _hardware_failure(script: str, log: Path, text: str) -> AscendetError | None
 _SAVED = re.compile(r"error\[interrupted\]: (saved \S+ after iteration \d+)")
 
 
+# The last words of vitdet's LossHook.
+_DIVERGED = re.compile(r"error\[loss-not-finite\]: (.*learning rate \S+ \(LR=(\S+)\).*)")
+
+
+def _diverged(log: Path, text: str) -> AscendetError | None:
+    """The error for a training whose losses or weights are not finite; it goes on before that, at half the rate."""
+    found = _DIVERGED.search(text)
+    if not found:
+        return None
+    resume = "RESUME=1 " if last_checkpoint(log.parent) else ""
+    hint = f"make train {resume}LR={float(found[2]) / 2:g}"
+    return AscendetError("loss-not-finite", "the training diverges", found=found[1], hint=hint)
+
+
 def _interrupted(script: str, log: Path) -> AscendetError:
     """The error for a run that was asked to stop; a training says what it saved."""
     saved = _SAVED.findall(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
@@ -500,7 +514,11 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
     if code == 75:
         return busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
+    lines = lines[starts[-1] :] if starts else lines  # a training that goes on writes into the same log
     text = "\n".join(lines[-400:])
+    if diverged := _diverged(log, text):
+        return diverged
     if _SAVED.search(text):  # another machine of this training was asked to stop
         return _interrupted(script, log)
     known = engine.explain(text)

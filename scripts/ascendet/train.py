@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
@@ -22,6 +23,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     runs.add_target_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument("--lr", default="", help="learning rate; empty: the recipe's")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
     parser.add_argument(
         "--checkpoint", default="", help="the file to start from, of the same or other classes"
@@ -31,6 +34,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
+    lr = _check_lr(args.lr)
     target = runs.check_target(args)
     _check_name(args.run)
     _check_epochs(args.epochs)
@@ -39,7 +43,7 @@ def execute(args: argparse.Namespace) -> None:
     check_splits(data, datasets.find(target.dataset).named(("train", "val")))
     start = runs.find_checkpoint(target, args.checkpoint) if args.checkpoint else None
     runs.prepare(target)
-    inputs = _inputs(target, data, args.epochs, start)
+    inputs = {**_inputs(target, data, args.epochs, start), "amp": args.amp, "lr": lr}
     finished = None if args.run else _find(target, inputs)
     if finished:
         runs.link_latest(finished)
@@ -51,7 +55,13 @@ def execute(args: argparse.Namespace) -> None:
     else:
         run = _resumable(target, inputs, args.run) if args.resume else _new_run(target, args.run)
     epochs = _kept_epochs(run, inputs) if args.resume else args.epochs
-    environ = runs.run_environ(target, run) | {"RESUME": "1" if args.resume else ""}
+    if args.resume:
+        inputs = _continued(run, inputs)
+    environ = runs.run_environ(target, run) | {
+        "RESUME": "1" if args.resume else "",
+        "AMP": "1" if inputs["amp"] else "",
+        "LR": str(inputs["lr"] or ""),
+    }
     environ |= {"CHECKPOINT": str(start)} if start else {}
     options = ["--cfg-options", f"epochs={epochs}"] if epochs else []
     line = runs.describe(target, environ)
@@ -110,6 +120,17 @@ def _kept_epochs(run: Path, inputs: dict[str, object]) -> str:
             hint="make train RESUME=1; for other epochs, without RESUME=1 and with CHECKPOINT=<its last checkpoint>",
         )
     return known
+
+
+def _check_lr(text: str) -> float | None:
+    """Return LR as a number, None where it is empty; `error[usage]` where it is no learning rate."""
+    try:
+        lr = float(text or "nan")
+    except ValueError:
+        lr = 0.0
+    if text and not 0 < lr < math.inf:
+        raise AscendetError("usage", "LR must be a positive number", found=f"LR={text}", hint="LR=5e-5")
+    return lr if text else None
 
 
 def _machine(target: runs.Target, run: str) -> int:
@@ -189,6 +210,18 @@ def _new_run(target: runs.Target, name: str = "") -> Path:
             return run
 
 
+def _known(run: Path) -> dict[str, object]:
+    """Return the inputs that a run was started or last continued with."""
+    before = (manifest.read(run) or {}).get("inputs")
+    return before if isinstance(before, dict) else {}
+
+
+def _continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
+    """Return the inputs of a run that goes on: it keeps its mixed precision and its learning rate unless told otherwise."""
+    known = _known(run)
+    return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
+
+
 def _resumable(target: runs.Target, inputs: dict[str, object], name: str = "") -> Path:
     """The newest unfinished run that has a checkpoint, or that of this name; says what changed since its start."""
     for run in _all_runs(target):
@@ -198,9 +231,8 @@ def _resumable(target: runs.Target, inputs: dict[str, object], name: str = "") -
         if content.get("state") == "finished" or runs.last_checkpoint(run) is None:
             continue
         with runs.not_busy(run):
-            before = content.get("inputs")
-            known = before if isinstance(before, dict) else {}
-            changed = [name for name, value in inputs.items() if known.get(name) != value]
+            known, now = _known(run), _continued(run, inputs)
+            changed = [name for name, value in now.items() if known.get(name) != value]
             if changed:
                 print(f"continuing although these changed: {', '.join(changed)}", file=sys.stderr)
             return run

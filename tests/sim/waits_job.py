@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch_npu  # noqa: F401  registers the device
 import vitdet
 from cann_sim import counters
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
@@ -83,17 +85,26 @@ def main() -> None:
     model = MODELS.build(cfg.model).to(device).train()
     results["region proposals"] = count(region_proposals, STEPS["region proposals"])
 
-    for name, wrapper in (("training", "OptimWrapper"), ("mixed precision", "AmpOptimWrapper")):
+    for name, wrapper in (("training", "OptimWrapper"), ("mixed precision", "MixedPrecisionOptimWrapper")):
+        set_random_seed(0)
         model = MODELS.build(cfg.model)
         model.init_weights()
         model = model.to(device).train()
         optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper})
-        results[name] = count(
-            lambda index, model=model, optimizer=optimizer: model.train_step(
-                copy.deepcopy(batches[index]), optimizer
-            ),
-            STEPS[name],
+        hook, runner = vitdet.LossHook(), SimpleNamespace(
+            epoch=0, iter=0, max_epochs=1, max_iters=len(batches), hooks=[], message_hub=MessageHub(name),
+            train_dataloader=loader, optim_wrapper=optimizer,
         )
+        hook.before_train(runner)
+
+        def train(index: int, model: Any = model, optimizer: Any = optimizer, hook: Any = hook, runner: Any = runner) -> None:
+            set_random_seed(index)
+            batch = copy.deepcopy(batches[index])
+            hook.after_train_iter(runner, index, batch, model.train_step(batch, optimizer))
+
+        results[name] = count(train, STEPS[name])
+        hook.read(runner)
+        results[name]["losses"] = runner.message_hub.get_scalar("train/loss").data[0].tolist()
     Path(sys.argv[1]).write_text(json.dumps(results))
 
 

@@ -2,7 +2,8 @@
 
     python -m vitdet.infer --config vitdet-b.py --checkpoint b.pth --images list.json --out FOLDER
 
-`list.json` holds file names. Written to FOLDER: `pictures/`, and `results.json` with the detections in pixels of the
+`list.json` holds file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them,
+and `\\xNN` where they are printed and in the names of drawn pictures. Written to FOLDER: `pictures/`, and `results.json` with the detections in pixels of the
 picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. Batch 1, as in the port
 reports.
 """
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 
 from vitdet.checkpoint import CheckpointError, compare, read, weights_of
 from vitdet.data import DataError, differing, known_classes, meta_classes, set_classes
-from vitdet.images import ImageError, Pixels
+from vitdet.images import ImageError, Pixels, printable
 from vitdet.images import read as read_image
 
 # read: file to pixels. preprocess: resize, pad, copy to the device, normalise. device: the model, with its NMS and the
@@ -197,23 +198,24 @@ def main() -> None:
     files = json.loads(args.images.read_text(encoding="utf-8"))
     results, skipped, calls = [], [], []
     for number, file in enumerate(files):
+        shown = printable(file)
         try:
             # The very first one again: one picture has a steady state, too.
             for _ in range(1 if calls else 2):
                 watch = Watch()
                 with watch("read"):
                     pixels = read_image(file)
-                sample, found = detector(pixels, file, watch)
+                sample, found = detector(pixels, shown, watch)
                 calls.append(watch.spent)
         except ImageError as error:
             if args.bad == "refuse":
                 raise
-            skipped.append({"file": file, "reason": str(error).removeprefix(f"{file}: ")})
+            skipped.append({"file": file, "reason": str(error).removeprefix(f"{shown}: ")})
             print(f"skipped: {error}", flush=True)
             continue
-        picture = f"{number:04d}-{Path(file).stem}.jpg"
+        picture = f"{number:04d}-{Path(shown).stem}.jpg"
         visualizer.add_datasample(
-            file,
+            shown,
             np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
             sample,
             draw_gt=False,
@@ -232,10 +234,11 @@ def main() -> None:
                 "milliseconds": calls[-1],
             }
         )
-        print(f"{file}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms", flush=True)
+        print(f"{shown}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms", flush=True)
     if not results:
         sys.exit(
-            f"ImageError: none of the {len(files)} pictures can be read; {skipped[0]['file']}: {skipped[0]['reason']}"
+            f"ImageError: none of the {len(files)} pictures can be read; {printable(skipped[0]['file'])}: "
+            f"{skipped[0]['reason']}"
         )
     content = {
         "categories": list(detector.meta["classes"]),

@@ -158,7 +158,11 @@ def fit(cfg: Config, ranks: int) -> Batch:
 
 @RUNNERS.register_module()
 class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes."""
+    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes.
+
+    Where the environment has LR, that is the learning rate, whatever the recipe's and the batch are; where it has AMP,
+    the training is one in mixed precision.
+    """
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
@@ -169,10 +173,14 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
         if training:
             if pictures:
                 stretch(cfg, pictures)
-            batch = fit(cfg, ranks)
+            batch, shown = fit(cfg, ranks), ""
+            if os.environ.get("LR"):
+                cfg.optim_wrapper.optimizer.lr = float(os.environ["LR"])
+            if os.environ.get("AMP"):
+                cfg.optim_wrapper.type, shown = "MixedPrecisionOptimWrapper", ", mixed precision"
             lr = cfg.optim_wrapper.optimizer.lr
             images = batch.ranks * batch.per_rank
-            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=str(batch)))
+            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=f"{batch}{shown}"))
             # A rank died and torchrun starts all of them anew: on from the last checkpoint.
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
@@ -191,7 +199,9 @@ def _choose_start(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class RecipeHook(Hook):
-    """Say what a step is; continue on another number of devices, where what was counted in iterations is counted anew.
+    """Say what a step is; continue on another number of devices or with another learning rate.
+
+    Then what was counted in iterations is counted anew, and all learning rates change by the same factor.
 
     Parameters
     ----------
@@ -221,9 +231,10 @@ class RecipeHook(Hook):
         """Count in iterations of this run."""
         meta = checkpoint.get("meta") or {}
         before = meta.get("images_per_iteration", self.images)
-        if not runner._resume or before == self.images:
+        lr_before = meta.get("lr", self.lr)
+        if not runner._resume or (before, lr_before) == (self.images, self.lr):
             return
-        ratio, lr_ratio = before / self.images, self.lr / meta["lr"]
+        ratio, lr_ratio = before / self.images, self.lr / lr_before
         meta["iter"] = round(meta["iter"] * ratio)
         position = ("last_step", "_global_step")
         checkpoint["param_schedulers"] = [
@@ -231,8 +242,13 @@ class RecipeHook(Hook):
             | {"_last_value": [value * lr_ratio for value in state["_last_value"]]}
             for state in checkpoint["param_schedulers"]
         ]
-        for group in checkpoint["optimizer"]["param_groups"]:
-            for name in ("lr", "initial_lr"):
+        optimizer = checkpoint["optimizer"]
+        for group in (*optimizer["param_groups"], optimizer.get("base_param_settings") or {}):
+            for name in {"lr", "initial_lr"} & group.keys():
                 group[name] *= lr_ratio
         if is_main_process():
-            print(f"recipe: {before} images per iteration before, {self.images} now", flush=True)
+            print(
+                f"recipe: {before} images per iteration and learning rate {lr_before:g} before, "
+                f"{self.images} and {self.lr:g} now",
+                flush=True,
+            )
