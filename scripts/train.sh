@@ -7,7 +7,8 @@
 # Environment: MODEL, DATASET, DEVICES, WORK_DIR; ASCENDET_DATA, the folder of the data sets; RESUME=1 continues from
 # the last checkpoint in WORK_DIR; CHECKPOINT is a file to start from, of the same or other classes. With MAX_RESTARTS=3 torchrun starts the ranks again when one dies, and they go on from
 # there themselves. On several machines NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and the same storage at WORK_DIR.
-# SIGTERM saves the step and ends. Arguments go to mmdet's train.py: --cfg-options epochs=12. Exit code 75: WORK_DIR is in use; others are
+# SIGTERM saves the step and ends. Arguments go to mmdet's train.py: --cfg-options epochs=12 (without schedule=None, what is
+# stated in steps moves with the data set's pictures). Exit code 75: WORK_DIR is in use; others are
 # torchrun's.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=runtime.sh

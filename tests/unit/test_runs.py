@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import env, evaluate, infer, manifest, paths, runs, train
+from ascendet import datasets, env, evaluate, infer, manifest, paths, runs, train
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -68,7 +68,7 @@ def test_names_are_checked_before_anything_is_built(target: runs.Target, build: 
     fails("devices-invalid", check, "vitdet-b", "coco", "9")
     fails("model-unknown", check, "blendmask", "coco", "0", "blendmask")
     for dataset in ("shapes", "coco"):
-        error = fails("data-missing", runs.check_data, dataset)
+        error = fails("data-missing", datasets.require, dataset)
         assert f"make data DATASET={dataset}" in error.hint
     assert not build.exists()
 
@@ -76,10 +76,10 @@ def test_names_are_checked_before_anything_is_built(target: runs.Target, build: 
 def test_missing_configuration_lists_those_there_are(target: runs.Target) -> None:
     configs = env.stack_home(STACK) / "lib/python3.11/site-packages/vitdet/configs"
     configs.mkdir(parents=True)
-    (configs / "vitdet-b_coco.py").touch()
+    (configs / "vitdet-b.py").touch()
     error = fails("config-missing", runs.check_config, target)
-    assert error.expected == "vitdet-b_coco"
-    assert error.hint == "MODEL=vitdet-b DATASET=coco"
+    assert error.expected == "vitdet-b"
+    assert error.hint == "MODEL=vitdet-b"
 
 
 def test_latest_moves_in_one_step(target: runs.Target) -> None:
@@ -334,7 +334,7 @@ def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
     band = tomllib.loads(file.read_text())
     assert file.stem == f"{band['model']}_{band['dataset']}"
     assert band["model"] in STACK.models
-    assert band["dataset"] in STACK.datasets
+    assert band["dataset"] in datasets.load()
     assert band["device"] in ("any", "simulated")
     assert len(band["source"]) > 20
     assert all(0 < low < high < 1 for low, high in band["AP"].values())
