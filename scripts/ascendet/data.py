@@ -1,8 +1,8 @@
 """`make data`: the data sets, each in a folder of its own below `assets.root()`, all laid out like COCO.
 
 Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
-with FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2 `DETECTRON2_DATASETS`/coco; both
-are the same.
+with FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2
+`DETECTRON2_DATASETS`/coco; both are the same.
 """
 
 from __future__ import annotations

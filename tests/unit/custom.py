@@ -65,7 +65,9 @@ def roboflow(root: Path, classes: Sequence[str] = COLOURS) -> Path:
     return root
 
 
-def cvat(root: Path, pictures: str = "images/default", classes: Sequence[str] = ("cell",), count: int = 10) -> Path:
+def cvat(
+    root: Path, pictures: str = "images/default", classes: Sequence[str] = ("cell",), count: int = 10
+) -> Path:
     """CVAT's export: everything in one file, names with folders in them."""
     names = [f"{'b' if n % 2 else 'a'}/{n}.png" for n in range(count)]
     write(root / "annotations" / "instances_default.json", draw(root / pictures, names, classes))

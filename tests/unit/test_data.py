@@ -201,7 +201,9 @@ def test_a_table_that_cannot_be_is_refused(
 
 
 def test_the_table_and_the_lock_name_the_same_files() -> None:
-    wanted = {name for one in datasets.load().values() for name in (*one.archives.values(), one.pictures) if name}
+    wanted = {
+        name for one in datasets.load().values() for name in (*one.archives.values(), one.pictures) if name
+    }
     assert wanted <= assets.load().keys()
     assert all((paths.ROOT / "scripts/ascendet" / one.generator).exists() for one in datasets.load().values())
 

@@ -47,10 +47,14 @@ def classes(folder: Path, split: str) -> list[str]:
 
 def check_whole(folder: Path, splits: dict[str, int]) -> None:
     """Everything that is annotated is there, nothing else is, and nothing depends on the original."""
-    assert {file.name for file in (folder / "annotations").iterdir()} == {f"instances_{split}.json" for split in splits}
+    assert {file.name for file in (folder / "annotations").iterdir()} == {
+        f"instances_{split}.json" for split in splits
+    }
     for split, count in splits.items():
         names = {image["file_name"] for image in content(folder, split)["images"]}
-        found = {str(path.relative_to(folder / split)) for path in (folder / split).rglob("*") if path.is_file()}
+        found = {
+            str(path.relative_to(folder / split)) for path in (folder / split).rglob("*") if path.is_file()
+        }
         assert names == found
         assert len(names) == count
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
@@ -103,7 +107,9 @@ def test_a_zip_with_a_folder_in_it(tmp_path: Path, make: Callable[[Path], Path])
 def test_other_annotations_of_coco_are_not_mistaken(tmp_path: Path) -> None:
     root = custom.coco(tmp_path / "in")
     for name in ("captions_train2017.json", "person_keypoints_val2017.json"):
-        (root / "annotations" / name).write_text((root / "annotations" / "instances_val2017.json").read_text())
+        (root / "annotations" / name).write_text(
+            (root / "annotations" / "instances_val2017.json").read_text()
+        )
     (root / "settings.json").write_text("{}")
     check_whole(take(root), {"train": 4, "val": 2})
 
@@ -111,7 +117,9 @@ def test_other_annotations_of_coco_are_not_mistaken(tmp_path: Path) -> None:
 # -- the original, again and again --
 
 
-def test_originals_stay_and_pictures_are_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_originals_stay_and_pictures_are_linked_or_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = custom.coco(tmp_path / "in")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     picture = root / "train2017" / "000000000000.jpg"
@@ -213,7 +221,9 @@ def test_neither_part_is_empty(tmp_path: Path, val: str) -> None:
     check_whole(folder, {"train": 1, "val": 1})
 
 
-def test_splits_of_different_classes_are_joined_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_of_different_classes_are_joined_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = custom.coco(tmp_path / "in")
     custom.write(
         root / "annotations" / "instances_val2017.json",
@@ -239,7 +249,9 @@ def test_our_names_are_taken(tmp_path: Path, name: str) -> None:
     assert fails("name-in-use", take, tmp_path, name).hint == f"DATASET=my-{name}"
 
 
-@pytest.mark.parametrize(("val", "seed"), [("1", "0"), ("0", "0"), ("-1", "0"), ("x", "0"), ("nan", "0"), ("0.1", "x")])
+@pytest.mark.parametrize(
+    ("val", "seed"), [("1", "0"), ("0", "0"), ("-1", "0"), ("x", "0"), ("nan", "0"), ("0.1", "x")]
+)
 def test_parts_and_seeds_that_cannot_be(tmp_path: Path, val: str, seed: str) -> None:
     fails("usage", take, tmp_path, "mine", val, seed)
 

@@ -399,3 +399,30 @@ def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> No
     make_run(target, "z-newer", "interrupted")
     assert train._resumable(target, {}, "mine") == run
     fails("resume-impossible", train._resumable, target, {}, "other")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "٣"])
+def test_epochs_are_a_number(text: str) -> None:
+    fails("usage", train._check_epochs, text)
+
+
+def test_a_resumed_run_keeps_its_epochs(target: runs.Target) -> None:
+    run = make_run(target, "a", "interrupted")
+    assert train._kept_epochs(run, {}) == "", "the recipe's"
+    fails("usage", train._kept_epochs, run, {"epochs": "3"})
+    manifest.write(run, {"inputs": {"epochs": "12"}})
+    assert train._kept_epochs(run, {}) == train._kept_epochs(run, {"epochs": "12"}) == "12"
+    assert "EPOCHS=12" in str(fails("usage", train._kept_epochs, run, {"epochs": "3"}).expected)
+
+
+def test_what_a_training_starts_from_and_how_long_it_takes_make_another_run(
+    target: runs.Target, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.pth"
+    start.write_text("weights")
+    same = [
+        train._inputs(target, tmp_path, epochs, file)
+        for epochs, file in (("", None), ("3", None), ("", start))
+    ]
+    assert len({manifest.digest_inputs(inputs) for inputs in same}) == 3
+    assert "epochs" not in same[0], "runs from before are found"
