@@ -1,8 +1,8 @@
 """`make data`: the data sets, each in a folder of its own below `assets.root()`, all laid out like COCO.
 
-Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture; with
-FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2 `DETECTRON2_DATASETS`/coco; both
-are the same.
+Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
+with FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2
+`DETECTRON2_DATASETS`/coco; both are the same.
 """
 
 from __future__ import annotations
@@ -279,8 +279,8 @@ def list_images(annotations: Path) -> list[dict[str, object]]:
 def ensure_pictures(one: Dataset, choices: Choices) -> Path:
     """Fetch the first pictures, by id, of the data set that this one is a part of, and return its folder.
 
-    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all together
-    to the digest in the lock.
+    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all
+    together to the digest in the lock.
     """
     folder = one.folder
     if (folder / ANNOTATIONS).is_dir():

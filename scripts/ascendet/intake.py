@@ -237,7 +237,7 @@ def _unpack(options: Options, folder: Path) -> Path:
 
 
 def _check_kinds(options: Options, sources: list[Source]) -> None:
-    """Raise `data-invalid` unless there is something to validate with, from the start or by VAL, and only one of them."""
+    """Raise `data-invalid` or `usage` unless there is one thing to validate with: a split of its own, or VAL."""
     kinds = {source.kind for source in sources}
     again = f"make data DATASET={options.name} FROM={shown(str(options.origin), 200)}"
     if not options.val and "val" not in kinds:

@@ -29,7 +29,7 @@ _SAMPLE = 200  # names that are looked up to tell which folder holds the picture
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An annotation file with the folder that its file names are in; `kind` is train, val, test, or "" for all in one."""
+    """An annotation file with its pictures' folder; `kind` is train, val, test, or "" for all in one."""
 
     kind: str
     annotations: Path

@@ -93,7 +93,7 @@ def check_target(args: argparse.Namespace) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model that the stack does not have, and a data set that nobody knows: `model-unknown`, `dataset-unknown`."""
+    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",

@@ -43,10 +43,12 @@ def configuration(model: str, whose: str) -> Any:
         cfg = Config.fromfile(str(checkout / THEIR_B)).model
         cfg.neck.update(backbone_channel=96, in_channels=[24, 48, 96, 96])
     else:
-        import vitdet
+        import vitdet.data
 
-        name = {"tiny": "vitdet-tiny_shapes", "b": "vitdet-b_coco"}[model]
-        cfg = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"{name}.py")).model
+        whole = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"vitdet-{model}.py"))
+        if model == "tiny":
+            vitdet.data.set_classes(whole, ("triangle", "rectangle", "star"))
+        cfg = whole.model
         cfg.neck.in_channels = 96
     if model == "b":
         # Windows of 7 in a map of 16, so that they are padded, as ViTDet-B's are.

@@ -111,7 +111,7 @@ def stretch(cfg: Config, pictures: int) -> None:
             train.dynamic_intervals = [(last, train.max_iters)]
         saving.interval = min(saving.interval, most)
     else:
-        train.max_epochs = cfg.epochs
+        train.max_epochs = moved(train.max_epochs, ratio)
         train.val_interval = min(train.val_interval, moved(train.val_interval, ratio))
         saving.interval = min(saving.interval, moved(saving.interval, ratio))
 
@@ -171,7 +171,7 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
         training = bool(cfg.get("train_cfg")) and is_training()
         pictures = fill(cfg, training=training)
         if training:
-            if pictures:
+            if pictures and cfg.get("schedule"):
                 stretch(cfg, pictures)
             batch, shown = fit(cfg, ranks), ""
             if os.environ.get("LR"):
