@@ -128,8 +128,8 @@ data: ## Make or fetch DATASET of requirements/datasets.toml, or take in your ow
 	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' --from '$(FROM)' --val '$(VAL)' --seed '$(SEED)' $(FETCH)
 weights: ## Fetch the checkpoints that STACK's models start from
 	@$(PY) weights --stack '$(STACK)' $(FETCH)
-data-check: ## Verify all data and weights that are here, byte by byte; JSON=1 for machines
-	@$(PY) data --check $(if $(JSON),--json)
+data-check: ## Verify all data and weights that are here, byte by byte; with DATASET=…, what its annotations say; JSON=1
+	@$(PY) data --check $(if $(filter command environment,$(origin DATASET)),--dataset '$(DATASET)') $(if $(JSON),--json)
 bundle: ## Pack all that STACK and DATASET need for a site without a network, with IMAGE if given
 	@$(PY) bundle --stack '$(STACK)' --dataset '$(DATASET)' --image '$(IMAGE)'
 unbundle: ## There: take in FILE=bundle

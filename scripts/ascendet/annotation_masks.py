@@ -114,7 +114,7 @@ def _join_polygons(
             objects[owner]["segmentation"] = [polygons[index].tolist() for index in near]
             findings.add("polygon-invalid", objects[owner].get("id"))
         else:
-            rules[owner] = "mask-empty"
+            rules[owner] = "mask-far"
     near = np.flatnonzero(~extent.far)
     if not len(near):
         return
@@ -153,7 +153,7 @@ def measure_polygons(polygons: Sequence[array[float]], sizes: Floats) -> Extent:
     sizes
         Width and height of each one's picture, shape (n, 2).
     """
-    points = np.concatenate([np.frombuffer(one) for one in polygons]).reshape(-1, 2)
+    points = np.frombuffer(b"".join(polygons)).reshape(-1, 2)
     lengths = np.array([len(one) // 2 for one in polygons])
     starts = np.cumsum(lengths) - lengths
     following = np.arange(1, len(points) + 1)
@@ -163,8 +163,8 @@ def measure_polygons(polygons: Sequence[array[float]], sizes: Floats) -> Extent:
     area = np.abs(np.add.reduceat(x * next_y - next_x * y, starts)) / 2
     around = np.add.reduceat(np.hypot(next_x - x, next_y - y), starts)
     low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
-    far: npt.NDArray[np.bool_] = ((low < -_FAR * sizes) | (high > (1 + _FAR) * sizes)).any(1)
-    return Extent(area, np.concatenate([low, high], 1), far, area < _THIN * around / 2)
+    far = ((low < -_FAR * sizes) | (high > (1 + _FAR) * sizes)).any(1)
+    return Extent(area, np.concatenate([low, high], 1), np.asarray(far), area < _THIN * around / 2)
 
 
 def covers_a_pixel(polygons: list[list[float]], width: int, height: int) -> bool:

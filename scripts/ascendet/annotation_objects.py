@@ -41,7 +41,7 @@ def check_objects(
         Where what is found is added.
     """
     objects: list[Entry] = []
-    boxes: list[array[float]] = []
+    boxes = array("d")
     sizes: list[tuple[int, int]] = []
     for position, entry in enumerate(entries):
         if type(entry) is not dict:
@@ -51,11 +51,13 @@ def check_objects(
         box = _read_box(entry, findings) if image else None
         if image and box:
             objects.append(entry)
-            boxes.append(box)
+            boxes.extend(box)
             sizes.append((image["width"], image["height"]))
     if not objects:
         return []
-    kept = _check_geometry(objects, np.array(boxes), np.array(sizes, dtype=np.float64), findings)
+    kept = _check_geometry(
+        objects, np.array(boxes).reshape(-1, 4), np.array(sizes, dtype=np.float64), findings
+    )
     renumber(kept, [as_id(entry.get("id")) for entry in kept], "object-ids", findings)
     return kept
 
@@ -191,9 +193,11 @@ def _suspect(boxes: Floats, bounds: Floats, sizes: Floats, masked: Bools, differ
     given = boxes[~np.isnan(boxes[:, 0])]
     if len(given) and (given >= 0).all() and (given <= 1).all() and given[:, 2:].any() and (sizes > 2).all():
         return "boxes-in-fractions"
+    nearer = _distance(boxes, bounds) + 1 < _distance(_corners(boxes), bounds)
+    if 2 * (nearer & _agree(boxes, bounds, sizes)).sum() > masked.sum():
+        return "boxes-corners"
     if 2 * differing.sum() > masked.sum():
-        corners = _agree(boxes, bounds, sizes)[differing].mean() > 0.9
-        return "boxes-corners" if corners else "boxes-contradict-masks"
+        return "boxes-contradict-masks"
     if not masked.any() and len(given) == len(boxes):
         leaving = (_corners(boxes)[:, 2:] > sizes + _BEYOND).any(1).mean() >= _LEAVING
         fitting = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= sizes + _BEYOND).all()
@@ -213,6 +217,12 @@ def _agree(corners: Floats, bounds: Floats, sizes: Floats) -> Bools:
     longer = np.maximum(one[:, 2:] - one[:, :2], other[:, 2:] - other[:, :2]).max(1)
     agree: Bools = (np.abs(one - other) <= np.maximum(_APART, _APART_PART * longer)[:, None]).all(1)
     return agree
+
+
+def _distance(corners: Floats, bounds: Floats) -> Floats:
+    """Return how far the edges of boxes are from those of masks at most, in pixels; NaN without either."""
+    distance: Floats = np.abs(corners - bounds).max(1)
+    return distance
 
 
 def _clip(objects: list[Entry], boxes: Floats, sizes: Floats, findings: Findings) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import archive, assets, datasets, env, fetch, intake, lock, manifest, paths
+from ascendet.annotations import print_check
 from ascendet.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
@@ -47,7 +48,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
     parser.add_argument(
-        "--dataset", default="shapes", help="one of requirements/datasets.toml, or a new name with --from"
+        "--dataset",
+        default="",
+        help="one of requirements/datasets.toml (empty: shapes), or a new name with --from",
     )
     parser.add_argument("--from", dest="origin", default="", help="the folder or zip of your own data set")
     parser.add_argument(
@@ -61,14 +64,21 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default="",
         help="0 removes archives once they are unpacked, 1 has them all",
     )
-    parser.add_argument("--check", action="store_true", help="verify everything that is here, file by file")
+    parser.add_argument(
+        "--check", action="store_true", help="verify everything that is here, or a data set's annotations"
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
     """Make the data set, or check that it is there; say what it holds."""
+    if args.check and args.dataset:
+        one = datasets.find(args.dataset)
+        print_check(datasets.check(one, ()), list(one.splits), as_json=args.json)
+        return
     if args.check:
         _print_check(check_everything(), as_json=args.json)
         return
+    args.dataset = args.dataset or "shapes"
     choices = Choices(mirror=args.mirror, accept_new=args.accept_new, keep=args.keep)
     if args.origin:
         options = intake.check_options(args.dataset, args.origin, args.val, args.seed)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ascendet import assets, datasets, manifest, paths, runs
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 from ascendet.score import class_table, table
 
@@ -36,6 +37,7 @@ def execute(args: argparse.Namespace) -> None:
     count = check_count(args.images)
     target = runs.check_target(args)
     data = datasets.require(target.dataset, "val")
+    check_splits(data, datasets.find(target.dataset).named(("val",)))
     checkpoint = runs.find_checkpoint(target, args.checkpoint)
     runs.prepare(target)
     final = runs.folder_beside(target, checkpoint, f"eval-{count}" if count else "eval")

@@ -525,7 +525,7 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
             "data-invalid",
             "the data set cannot be used",
             found=unusable[1],
-            hint="make data-check, or another DATASET",
+            hint="make data-check with the same DATASET, or another one",
         )
     if "No space left on device" in text or manifest.is_full(log.parent):
         error = manifest.disk_full(log.parent)

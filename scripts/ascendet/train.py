@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ascendet import assets, datasets, manifest, paths, runs
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 
 LOG = "train.log"
@@ -35,6 +36,7 @@ def execute(args: argparse.Namespace) -> None:
     _check_epochs(args.epochs)
     machine = _machine(target, args.run)
     data = datasets.require(target.dataset, "train", "val")
+    check_splits(data, datasets.find(target.dataset).named(("train", "val")))
     start = runs.find_checkpoint(target, args.checkpoint) if args.checkpoint else None
     runs.prepare(target)
     inputs = _inputs(target, data, args.epochs, start)
