@@ -135,6 +135,15 @@ def test_originals_stay_and_pictures_are_linked_or_copied(
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
+def test_folders_behind_links(tmp_path: Path) -> None:
+    root = custom.coco(tmp_path / "in")
+    (tmp_path / "linked").mkdir()
+    for name in ("annotations", "train2017", "val2017"):
+        (tmp_path / "linked" / name).symlink_to(root / name)
+    (root / "train2017" / "loop").symlink_to(root)
+    check_whole(take(tmp_path / "linked"), {"train": 4, "val": 2})
+
+
 def test_again_is_nothing_to_do_and_other_files_need_another_name(tmp_path: Path) -> None:
     root = custom.cvat(tmp_path / "in")
     folder = take(root, val="0.2")
@@ -297,7 +306,9 @@ def test_a_zip_that_points_outside(tmp_path: Path, name: str) -> None:
     file = zipped(custom.coco(tmp_path / "in"), tmp_path / "in.zip")
     with zipfile.ZipFile(file, "a") as out:
         out.writestr(name, b"x")
-    assert "points outside" in str(fails("archive-invalid", take, file).found)
+    error = fails("archive-invalid", take, file)
+    assert "points outside" in str(error.found)
+    assert "rm " not in error.hint, "it is the user's"
     assert not (assets.store() / "mine").exists()
 
 
