@@ -15,6 +15,9 @@ DEVICES ?= 0,1
 NPU ?= auto
 # RESUME=1 continues the latest unfinished training of MODEL on DATASET.
 RESUME ?=
+# make train: AMP=1 trains in mixed precision, LR=5e-5 at that learning rate instead of the recipe's.
+AMP ?=
+LR ?=
 # The run folder's name; where empty, the time it was started at, and for make curves the latest.
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
@@ -134,8 +137,8 @@ bundle: ## Pack all that STACK and DATASET need for a site without a network, wi
 	@$(PY) bundle --stack '$(STACK)' --dataset '$(DATASET)' --image '$(IMAGE)'
 unbundle: ## There: take in FILE=bundle
 	@$(PY) bundle --unpack '$(FILE)'
-train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues, CHECKPOINT starts from a file, EPOCHS
-	@$(PY) train $(TARGET) --run '$(RUN)' --checkpoint '$(CHECKPOINT)' --epochs '$(EPOCHS)' $(if $(RESUME),--resume)
+train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues, CHECKPOINT starts from a file; EPOCHS, LR, AMP=1
+	@$(PY) train $(TARGET) --run '$(RUN)' --checkpoint '$(CHECKPOINT)' --epochs '$(EPOCHS)' --lr '$(LR)' $(if $(AMP),--amp) $(if $(RESUME),--resume)
 eval: ## COCO numbers of the latest training, or of CHECKPOINT; IMAGES=200 for a part
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)'
 infer: ## Detect and draw objects in IMAGES='a.jpg folder *.png' on the first of DEVICES; JSON, latency

@@ -114,7 +114,7 @@ def _join_polygons(
             objects[owner]["segmentation"] = [polygons[index].tolist() for index in near]
             findings.add("polygon-invalid", objects[owner].get("id"))
         else:
-            rules[owner] = "mask-empty"
+            rules[owner] = "mask-far"
     near = np.flatnonzero(~extent.far)
     if not len(near):
         return

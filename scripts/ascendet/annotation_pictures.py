@@ -8,7 +8,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -217,20 +217,18 @@ def list_files(folder: Path) -> Iterator[str]:
 
 def _check_sizes(found: dict[Id, Entry | None], pictures: Path | None, findings: Findings) -> None:
     """Hold width and height to the files' headers."""
-    kept = [entry for entry in found.values() if entry is not None]
-    sizes = read_sizes(pictures, [entry["file_name"] for entry in kept]) if pictures is not None else {}
+    stated = {one: _stated_size(entry) for one, entry in found.items() if entry is not None}
+    names = {one: str((found[one] or {})["file_name"]) for one in stated}
+    sizes = read_sizes(pictures, {names[one]: size for one, size in stated.items()}) if pictures else {}
     for identity, entry in found.items():
         if entry is None:
             continue
-        name = entry["file_name"]
-        stated = _stated_size(entry)
-        problem = None
+        name, size = names[identity], stated[identity]
         if pictures is None:
-            problem = None if stated else "image-size-invalid"
-        elif sizes[name] is None:
-            problem = "picture-unreadable"
+            problem = None if size else "image-size-invalid"
         else:
-            problem = _compare_size(entry, stated, sizes[name] or (0, 0, False), findings)
+            read = sizes[name]
+            problem = _compare_size(entry, size, read, findings) if read else "picture-unreadable"
         if problem:
             findings.add(problem, name)
             found[identity] = None
@@ -265,32 +263,34 @@ def _stated_size(entry: Entry) -> tuple[int, int] | None:
     return width, height
 
 
-def read_sizes(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int, bool] | None]:
-    """Return width, height and whether EXIF swaps them for each picture; None for what is no picture.
-
-    Reads headers only, several at a time, and says on standard error how far it is.
-    """
-    wanted = list(dict.fromkeys(names))
+def read_sizes(
+    folder: Path, stated: Mapping[str, tuple[int, int] | None]
+) -> dict[str, tuple[int, int, bool] | None]:
+    """Return what `read_size` does for each picture by name; reads several at a time and says how far it is."""
     sizes = {}
     told = time.monotonic()
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
-        results = pool.map(lambda name: read_size(folder / name), wanted)
-        for count, (name, size) in enumerate(zip(wanted, results, strict=True)):
+        results = pool.map(lambda name: read_size(folder / name, stated[name]), stated)
+        for count, (name, size) in enumerate(zip(stated, results, strict=True)):
             sizes[name] = size
             if time.monotonic() - told > _EVERY:
                 told = time.monotonic()
-                print(f"picture sizes: {count} of {len(wanted)} read", file=sys.stderr, flush=True)
+                print(f"picture sizes: {count} of {len(stated)} read", file=sys.stderr, flush=True)
     return sizes
 
 
-def read_size(path: Path) -> tuple[int, int, bool] | None:
-    """Return a picture's width and height as stored, and whether its EXIF orientation swaps them."""
+def read_size(path: Path, stated: tuple[int, int] | None) -> tuple[int, int, bool] | None:
+    """Return a picture's width and height as stored, and whether its EXIF orientation swaps them; None for no picture.
+
+    The orientation is only looked for where the size is not the stated one: it may be behind a PNG's pixels.
+    """
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # no pixel is read here
+    Image.MAX_IMAGE_PIXELS = None  # no pixel is kept here
     try:
         with Image.open(path) as image:
-            return *image.size, image.getexif().get(_ORIENTATION) in _TURNED
+            turned = image.size != stated and image.getexif().get(_ORIENTATION) in _TURNED
+            return *image.size, turned
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError):  # damaged headers
         return None
 

@@ -40,7 +40,7 @@ _RULES: dict[Action, dict[str, str]] = {
         "category-root": "a category that no object has and that all others name as their supercategory "
         "(the first of a Roboflow export)",
         "image-invalid": "an entry of images is not an object, or it has no id that can be used",
-        "image-size-invalid": "width or height is not a whole number of pixels, and there is no file to read it from",
+        "image-size-invalid": "width or height is no whole number of pixels, or absent without a file to read it from",
         "image-size-differs": "the picture's file has another size than its annotations state",
         "file-name-invalid": "an image has no file_name that can be one",
         "picture-missing": "the picture is not in the picture folder",
@@ -56,7 +56,8 @@ _RULES: dict[Action, dict[str, str]] = {
         "box-outside": "a box lies outside its picture",
         "box-contradicts-mask": "a box does not surround its object's mask",
         "mask-absent": "an object has no mask",
-        "mask-invalid": "a mask is neither polygons nor run lengths",
+        "mask-invalid": "a mask is neither run lengths nor polygons of at least three points",
+        "mask-far": "each polygon of a mask has points far from the picture",
         "mask-size": "a mask of run lengths has another size than its picture",
         "mask-counts": "a mask's run lengths are damaged or do not add up to its size",
         "mask-empty": "a mask covers no pixel of the picture",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -192,8 +193,8 @@ def _decode(content: bytes, findings: Findings) -> str:
 # -- make data-check DATASET=… --
 
 
-def print_check(folder: Path, *, as_json: bool) -> None:
-    """Print what is found in each split's annotations of a data set.
+def print_check(folder: Path, splits: Sequence[str], *, as_json: bool) -> None:
+    """Print what is found in the annotations of a data set's splits.
 
     Raises
     ------
@@ -201,14 +202,15 @@ def print_check(folder: Path, *, as_json: bool) -> None:
         `annotations-invalid` where a file cannot be used; all of them have been printed before.
     """
     reports = {}
-    for path in sorted(folder.glob("annotations/instances_*.json")):
-        split = path.stem.removeprefix("instances_")
-        pictures = folder / split
-        report = inspect(path, pictures if pictures.is_dir() else None, training="train" in split)
+    for split in splits:
+        path, pictures = _split(folder, split)
+        report = inspect(path, pictures if pictures.is_dir() else None, training=split.startswith("train"))
         reports[split] = report
         report.content = {}  # gigabytes
         if not as_json:
-            without = "" if pictures.is_dir() else f" (without pictures: there is no {paths.shorten(pictures)})"
+            without = (
+                "" if pictures.is_dir() else f" (without pictures: there is no {paths.shorten(pictures)})"
+            )
             print(f"{'REFUSED' if report.refused else 'ok':<8} {paths.shorten(path)}{without}")
             print(report.table(), flush=True)
     if as_json:
@@ -249,6 +251,20 @@ def _hint(path: Path) -> str:
 # -- once per file --
 
 
+def check_splits(folder: Path, splits: Sequence[str]) -> None:
+    """Have the annotations of these splits checked, and say what a training passes over; see `checked`."""
+    for split in splits:
+        report = checked(*_split(folder, split), training=split.startswith("train"))
+        for finding in report.findings:
+            if finding.action != "noted":
+                print(f"{split}: {finding.action} {finding.line()}", file=sys.stderr, flush=True)
+
+
+def _split(folder: Path, split: str) -> tuple[Path, Path]:
+    """Return the annotation file and the picture folder of a split."""
+    return folder / "annotations" / f"instances_{split}.json", folder / split
+
+
 def checked(path: Path, pictures: Path, *, training: bool) -> Report:
     """Return the report of a file that a training reads as it stands, from its receipt where nothing has changed.
 
@@ -267,6 +283,7 @@ def checked(path: Path, pictures: Path, *, training: bool) -> Report:
     }
     with manifest.stage("annotations", inputs) as stage:
         if not stage.fresh:
+            print(f"{paths.shorten(path)}: checking what it says", file=sys.stderr, flush=True)
             report = check(path, pictures, training=training)
             if not all(finding.name in IN_PLACE for finding in report.findings):
                 raise _invalid(
@@ -281,8 +298,12 @@ def checked(path: Path, pictures: Path, *, training: bool) -> Report:
 def _digest_pictures(folder: Path) -> str:
     total = hashlib.sha256()
     for name in sorted(list_files(folder)):
-        state = (folder / name).stat()
-        total.update(f"{state.st_size} {state.st_mtime_ns} {name}\0".encode("utf-8", "surrogateescape"))
+        try:
+            state = (folder / name).stat()
+            facts = f"{state.st_size} {state.st_mtime_ns}"
+        except OSError:  # a link to nothing, which the check names
+            facts = "unreadable"
+        total.update(f"{facts} {name}\0".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

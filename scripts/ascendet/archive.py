@@ -72,7 +72,7 @@ def check_members(
             raise _invalid(path, f"member {info.filename!r} is encrypted")
         if info.is_dir():
             continue
-        below = str(name.relative_to(top)) if top else file_name(info)
+        below = str(name.relative_to(top)) if top else str(PurePosixPath(file_name(info)))
         if below in members or below == ".":
             raise _invalid(path, f"member {info.filename!r} is there twice")
         total += info.file_size

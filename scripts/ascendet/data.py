@@ -1,8 +1,8 @@
 """`make data`: the data sets, each in a folder of its own below `assets.root()`, all laid out like COCO.
 
-Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture; with
-FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2 `DETECTRON2_DATASETS`/coco; both
-are the same.
+Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
+with FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2
+`DETECTRON2_DATASETS`/coco; both are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import annotations, archive, assets, datasets, env, fetch, intake, lock, manifest, paths
+from ascendet import archive, assets, datasets, env, fetch, intake, lock, manifest, paths
+from ascendet.annotations import print_check
 from ascendet.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
@@ -49,7 +50,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         default="",
-        help="one of requirements/datasets.toml (where empty, shapes), or a new name with --from",
+        help="one of requirements/datasets.toml (empty: shapes), or a new name with --from",
     )
     parser.add_argument("--from", dest="origin", default="", help="the folder or zip of your own data set")
     parser.add_argument(
@@ -63,13 +64,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default="",
         help="0 removes archives once they are unpacked, 1 has them all",
     )
-    parser.add_argument("--check", action="store_true", help="verify everything that is here, or a data set's annotations")
+    parser.add_argument(
+        "--check", action="store_true", help="verify everything that is here, or a data set's annotations"
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
     """Make the data set, or check that it is there; say what it holds."""
     if args.check and args.dataset:
-        annotations.print_check(_with_annotations(args.dataset), as_json=args.json)
+        one = datasets.find(args.dataset)
+        print_check(datasets.check(one, ()), list(one.splits), as_json=args.json)
         return
     if args.check:
         _print_check(check_everything(), as_json=args.json)
@@ -275,8 +279,8 @@ def list_images(annotations: Path) -> list[dict[str, object]]:
 def ensure_pictures(one: Dataset, choices: Choices) -> Path:
     """Fetch the first pictures, by id, of the data set that this one is a part of, and return its folder.
 
-    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all together
-    to the digest in the lock.
+    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all
+    together to the digest in the lock.
     """
     folder = one.folder
     if (folder / ANNOTATIONS).is_dir():
@@ -375,14 +379,6 @@ def _digest_images(images: Path) -> str:
 
 
 # -- make data-check --
-
-
-def _with_annotations(name: str) -> Path:
-    """Return a data set's folder, complete or not, or raise `data-missing`."""
-    folder = datasets.find(name).folder
-    if not any(folder.glob(f"{ANNOTATIONS}/instances_*.json")):
-        datasets.require(name)
-    return folder
 
 
 def check_everything() -> dict[str, list[str]]:

@@ -56,6 +56,8 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
     if code == EXIT_CODES["run-busy"]:
         return folders.busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
+    lines = lines[starts[-1] :] if starts else lines  # a training that goes on writes into the same log
     text = "\n".join(lines[-400:])
     stated = _stated(program, log)
     if stated:
@@ -91,11 +93,11 @@ def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
         content["what"],
         expected=content.get("expected"),
         found=content.get("found"),
-        hint=_hint(name, program, log),
+        hint=_hint(name, program, log, content.get("advice") or {}),
     )
 
 
-def _hint(name: str, program: str, log: Path) -> str:
+def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
     """Return the next command after a named error."""
     if name.startswith("checkpoint-"):
         note = paths.shorten(log.parent / "last_checkpoint")
@@ -108,14 +110,13 @@ def _hint(name: str, program: str, log: Path) -> str:
         )
     if name == "data-invalid":
         return f"{again.command('data-check')}, or another DATASET"
-    return _again(program, log)
+    return _again(program, log, advice)
 
 
-def _again(program: str, log: Path) -> str:
+def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:
     """Return the command that repeats a program, or continues a training that has a checkpoint."""
-    if program == "train" and folders.last_checkpoint(log.parent):
-        return again.command("train", RESUME="1")
-    return again.command(_TARGETS[program])
+    resume = {"RESUME": "1"} if program == "train" and folders.last_checkpoint(log.parent) else {}
+    return again.command(_TARGETS[program], **resume, **(advice or {}))
 
 
 def _hardware(program: str, log: Path, text: str) -> AscendetError | None:

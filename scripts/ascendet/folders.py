@@ -171,6 +171,18 @@ def new_run(target: Target, name: str = "") -> Path:
             return run
 
 
+def _known(run: Path) -> dict[str, object]:
+    """Return the inputs that a run was started or last continued with."""
+    before = (manifest.read(run) or {}).get("inputs")
+    return before if isinstance(before, dict) else {}
+
+
+def continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
+    """Return the inputs of a run that goes on: it keeps its mixed precision and its learning rate unless told otherwise."""
+    known = _known(run)
+    return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
+
+
 def find_resumable(target: Target, inputs: dict[str, object], name: str = "") -> Path:
     """Return the newest unfinished run that has a checkpoint, or that of this name; say what changed since its start.
 
@@ -186,9 +198,8 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
         if content.get("state") == "finished" or last_checkpoint(run) is None:
             continue
         with not_busy(run):
-            before = content.get("inputs")
-            known = before if isinstance(before, dict) else {}
-            changed = [name for name, value in inputs.items() if known.get(name) != value]
+            known, now = _known(run), continued(run, inputs)
+            changed = [name for name, value in now.items() if known.get(name) != value]
             if changed:
                 print(f"continuing although these changed: {', '.join(changed)}", file=sys.stderr)
             return run

@@ -73,7 +73,7 @@ def execute(args: argparse.Namespace) -> None:
         manifest.write(work, facts)
     print(f"\n{latency_table(results['latency'])}\n")
     for bad in results["skipped"]:
-        print(f"skipped: {bad['file']}: {bad['reason']}")
+        print(f"skipped: {paths.printable(bad['file'])}: {bad['reason']}")
     print(f"stored in {paths.shorten(final)}: {len(results['images'])} pictures, {RESULTS} ({line})")
 
 
@@ -101,7 +101,7 @@ def find_images(text: str) -> list[Path]:
         if not pictures:
             raise AscendetError(
                 "data-missing",
-                f"IMAGES={word} names no picture",
+                f"IMAGES={paths.printable(word)} names no picture",
                 expected=f"a file, a folder or a glob of {', '.join(sorted(_SUFFIXES))}",
                 found="an empty folder" if path.is_dir() else "nothing of that name",
                 hint="make infer IMAGES=<file, folder or glob>",

@@ -184,7 +184,14 @@ def _directory(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    for home, _, names in os.walk(folder):
+    """Yield the files below a folder, also by way of links; no folder twice."""
+    seen = set()
+    for home, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(home)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         yield from (path for name in names if (path := Path(home, name)).is_file())
 
 
@@ -232,12 +239,16 @@ def _unpack(options: Options, folder: Path) -> Path:
     size = sum(info.file_size for info in _directory(path))
     manifest.check_space(assets.store(), size, "ASCENDET_DATA or ASCENDET_CACHE")
     say(f"{options.name}: unpacking {shown(path.name)}")
-    archive.unpack(path, folder, top="", limit=_RATIO * path.stat().st_size + 2**20)
+    try:
+        archive.unpack(path, folder, top="", limit=_RATIO * path.stat().st_size + 2**20)
+    except AscendetError as error:
+        error.hint = "copy or download it again; or unpack it yourself: FROM=<folder>"
+        raise
     return folder
 
 
 def _check_kinds(options: Options, sources: list[Source]) -> None:
-    """Raise `data-invalid` unless there is something to validate with, from the start or by VAL, and only one of them."""
+    """Raise `data-invalid` or `usage` unless there is one thing to validate with: a split of its own, or VAL."""
     kinds = {source.kind for source in sources}
     again = f"make data DATASET={options.name} FROM={shown(str(options.origin), 200)}"
     if not options.val and "val" not in kinds:

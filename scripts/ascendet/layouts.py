@@ -29,7 +29,7 @@ _SAMPLE = 200  # names that are looked up to tell which folder holds the picture
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An annotation file with the folder that its file names are in; `kind` is train, val, test, or "" for all in one."""
+    """An annotation file with its pictures' folder; `kind` is train, val, test, or "" for all in one."""
 
     kind: str
     annotations: Path
@@ -85,9 +85,10 @@ def kind_of(file: Path) -> str:
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """Return the COCO files below a folder; where some of a folder are called instances_…, the others are left out."""
+    """Return the COCO files below a folder, once each; of a folder with files called instances_…, only these."""
     by_folder: dict[Path, list[Path]] = {}
-    for file in sorted(_walk(root)):
+    once = {file.resolve(): file for file in sorted(_walk(root), key=lambda file: (-len(file.parts), file))}
+    for file in sorted(once.values()):
         by_folder.setdefault(file.parent, []).append(file)
     found = []
     for files in by_folder.values():
@@ -98,7 +99,7 @@ def _annotation_files(root: Path) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     """Yield the .json files that are not hidden."""
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, followlinks=True):  # not for ever: to some depth
         depth = len(Path(folder).relative_to(root).parts)
         folders[:] = [
             name for name in folders if depth < _DEPTH and not name.startswith(".") and name != "__MACOSX"

@@ -261,8 +261,8 @@ def annotate(thing: Thing, height: int, width: int) -> dict[str, Any] | None:
     segmentation: Any = polygons
     if thing.crowd:
         segmentation = _uncompressed(coco_mask.decode(rle))
-    elif thing.rle:
-        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode()}  # compressed, as tools write it
+    elif thing.rle:  # compressed, as tools write it
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     return {
         "category_id": thing.category + 1,
         "iscrowd": int(thing.crowd),
@@ -326,7 +326,8 @@ def check_split(out: Path, split: str) -> dict[str, int]:
         pixels = cv2.imread(str(out / split / image["file_name"]))
         if pixels is None or pixels.shape != (image["height"], image["width"], 3):
             raise ValueError(f"{split}/{image['file_name']} is missing or of another size")
-    objects, crowds = [], []
+    objects: list[tuple[dict[str, Any], int]] = []  # and of how many pieces
+    crowds: list[tuple[dict[str, Any], int]] = []
     for entry in content["annotations"]:
         image = images[entry["image_id"]]
         rle = as_rle(entry["segmentation"], image["height"], image["width"])
@@ -350,7 +351,7 @@ def check_split(out: Path, split: str) -> dict[str, int]:
 
 
 def as_rle(segmentation: Any, height: int, width: int) -> Any:
-    """pycocotools' run-length code of an annotation's mask: polygons, or RLE as it stands in files, or compressed.
+    """Return an annotation's mask as pycocotools' run-length code: polygons, or RLE as in COCO's files, or compressed.
 
     Raises
     ------

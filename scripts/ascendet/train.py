@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
 from ascendet import again, assets, datasets, folders, manifest, paths, program, target
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 
 
@@ -14,6 +16,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument("--lr", default="", help="learning rate; empty: the recipe's")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
     parser.add_argument(
         "--checkpoint", default="", help="the file to start from, of the same or other classes"
@@ -23,14 +27,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Train, or say that this training is finished already."""
+    lr = _check_lr(args.lr)
     aim = target.check(args, "train")
     _check_name(args.run)
     _check_epochs(args.epochs)
     node = _node(aim, args.run)
     data = datasets.require(aim.dataset, "train", "val")
+    check_splits(data, datasets.find(aim.dataset).named(("train", "val")))
     start = folders.find_checkpoint(aim, args.checkpoint) if args.checkpoint else None
     target.prepare(aim)
-    inputs = _inputs(aim, data, args.epochs, start)
+    inputs = {**_inputs(aim, data, args.epochs, start), "amp": args.amp, "lr": lr}
     finished = None if args.run else folders.find_finished(aim, inputs)
     if finished:
         folders.link_latest(finished)
@@ -44,6 +50,8 @@ def execute(args: argparse.Namespace) -> None:
     else:
         run = folders.new_run(aim, args.run)
     epochs = _kept_epochs(run, inputs) if args.resume else args.epochs
+    if args.resume:
+        inputs = folders.continued(run, inputs)
     environ = target.environ(aim, run) | {"RESUME": "1" if args.resume else ""}
     environ |= {"CHECKPOINT": str(start)} if start else {}
     started = program.Run(
@@ -52,7 +60,11 @@ def execute(args: argparse.Namespace) -> None:
         log=run / (f"train-{node}.log" if node else folders.LOG),
         target=aim,
         inputs=[assets.root(), data.resolve(), *([start] if start else [])],
-        arguments=[f"--epochs={epochs}"] if epochs else [],
+        arguments=[
+            *([f"--epochs={epochs}"] if epochs else []),
+            *([f"--lr={inputs['lr']}"] if inputs["lr"] else []),
+            *(["--amp"] if inputs["amp"] else []),
+        ],
     )
     line = target.describe(aim, environ)
     print(f"{aim.model} on {aim.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
@@ -110,6 +122,17 @@ def _kept_epochs(run: Path, inputs: dict[str, object]) -> str:
             "CHECKPOINT=<its last checkpoint>",
         )
     return known
+
+
+def _check_lr(text: str) -> float | None:
+    """Return LR as a number, None where it is empty; `error[usage]` where it is no learning rate."""
+    try:
+        lr = float(text or "nan")
+    except ValueError:
+        lr = 0.0
+    if text and not 0 < lr < math.inf:
+        raise AscendetError("usage", "LR must be a positive number", found=f"LR={text}", hint="LR=5e-5")
+    return lr if text else None
 
 
 def _node(aim: target.Target, run: str) -> int:

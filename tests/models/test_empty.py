@@ -55,7 +55,7 @@ def test_losses_are_stock_mmdets(found, case):
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_finite_and_reach_every_parameter(found, case, precision):
     """One rank's parameter without a gradient ends a training on several devices."""
@@ -63,9 +63,7 @@ def test_losses_are_finite_and_reach_every_parameter(found, case, precision):
     assert all(math.isfinite(value) for value in step["losses"].values()), step["losses"]
     assert step["without gradient"] == step["not finite"] == []
     # Arithmetic in half precision is all that differs.
-    assert step["losses"]["loss"] == pytest.approx(
-        found["ours"]["float32"][case]["losses"]["loss"], rel=0.02
-    )
+    assert step["losses"]["loss"] == pytest.approx(found["ours"]["float32"][case]["losses"]["loss"], rel=0.02)
 
 
 @pytest.mark.parametrize("assigned", [[0, 0, 0], [1, 1, 1], [0, 1, 0], [-1, -1], [0], [1], []])
@@ -147,7 +145,7 @@ def test_a_picture_that_the_crop_emptied_is_trained_on(recipe):
     """As the data loader gives it, beside one with its object and alone."""
     size = (128, 128)
     for step in recipe.pipeline:
-        step.update({key: size for key in {"scale", "crop_size", "size"} & step.keys()})
+        step.update(dict.fromkeys({"scale", "crop_size", "size"} & step.keys(), size))
     samples = list(draw(DATASETS.build(recipe), 200))
     emptied = next(one for one in samples if not len(one["data_samples"].gt_instances))
     whole = next(one for one in samples if len(one["data_samples"].gt_instances))

@@ -21,6 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from pycocotools import mask as coco_mask
+from vitdet.data import fill
 from vitdet.masks import DeferredMasks, LoadDeferredAnnotations, ReadyMasks, encode
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -259,12 +260,14 @@ def coco(tmp_path, monkeypatch):
             )
     init_default_scope("mmdet")
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
-    cfg = Config.fromfile(CONFIGS / "vitdet-b_coco.py")
+    cfg = Config.fromfile(CONFIGS / "vitdet-b.py")
     categories = [
         {"id": k, "name": name} for k, name in enumerate(DATASETS.get("CocoDataset").METAINFO["classes"], 1)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    for split in ("train2017", "val2017"):
+        (tmp_path / "coco" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    fill(cfg)
     return cfg.train_dataloader.dataset
 
 

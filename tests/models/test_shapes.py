@@ -117,9 +117,7 @@ def test_masks_do_not_overlap_and_boxes_touch(folder):
         total = np.zeros((image["height"], image["width"]), int)
         boxes = []
         for entry in (entry for entry in content["annotations"] if entry["image_id"] == image["id"]):
-            total += coco_mask.decode(
-                shapes.as_rle(entry["segmentation"], image["height"], image["width"])
-            )
+            total += coco_mask.decode(shapes.as_rle(entry["segmentation"], image["height"], image["width"]))
             boxes.append(entry["bbox"])
         assert (total > 1).mean() < 0.01  # rounding along shared edges
         overlaps |= bool((np.triu(coco_mask.iou(boxes, boxes, [0] * len(boxes)), 1) > 0.05).any())

@@ -70,7 +70,7 @@ def configuration(name: str, steps: int, folder: Path) -> Config:
     cfg.param_scheduler = [dict(type="ConstantLR", factor=0.1, by_epoch=False, begin=0, end=steps)]
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    cfg.default_hooks.checkpoint = None
+    cfg.default_hooks.checkpoint.update(interval=-1, save_best=None, save_last=False)
     cfg.custom_hooks.append(dict(type="RecordHook", file=f"{folder}/{name}.{get_rank()}.json"))
     return cfg
 

@@ -28,9 +28,7 @@ WITHOUT_OBJECTS = {0, 2, 8, 9, 10, 11, 17}
 def remove_objects(file: Path) -> None:
     """Take the annotations of WITHOUT_OBJECTS out of the data set, a good third."""
     content = json.loads(file.read_text())
-    empty = {
-        image["id"] for index, image in enumerate(content["images"]) if index % 20 in WITHOUT_OBJECTS
-    }
+    empty = {image["id"] for index, image in enumerate(content["images"]) if index % 20 in WITHOUT_OBJECTS}
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] not in empty]
     file.write_text(json.dumps(content))
 

@@ -85,6 +85,7 @@ def test_the_first_error_is_the_cause(work: Path) -> None:
         "what": "a picture cannot be read",
         "expected": None,
         "found": "a.jpg: truncated",
+        "advice": {},
     }
     assert sorted(path.name for path in work.iterdir()) == [errors.FILE]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FILE = "error.json"
@@ -24,27 +24,42 @@ class RunError(Exception):
         Its name in Ascendet's table of errors. A subclass that stands for one error sets `default_name` instead.
     expected, found
         The two sides of the disagreement, where there is one.
+    advice
+        Variables that make should be given the next time, such as {"LR": "5e-05"}.
     """
 
     default_name = "run-failed"
 
     def __init__(
-        self, what: str, *, name: str | None = None, expected: str | None = None, found: str | None = None
+        self,
+        what: str,
+        *,
+        name: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        advice: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(what)
         self.name = name or self.default_name
         self.what = what
         self.expected = expected
         self.found = found
+        self.advice = dict(advice or {})
 
     def __str__(self) -> str:
         """Return the sentence, followed by what was expected and found."""
         sides = (("expected", self.expected), ("found", self.found))
         return "\n".join([self.what, *(f"  {label}: {text}" for label, text in sides if text)])
 
-    def as_dict(self) -> dict[str, str | None]:
+    def as_dict(self) -> dict[str, object]:
         """Return the content of `error.json`."""
-        return {"name": self.name, "what": self.what, "expected": self.expected, "found": self.found}
+        return {
+            "name": self.name,
+            "what": self.what,
+            "expected": self.expected,
+            "found": self.found,
+            "advice": self.advice,
+        }
 
 
 @contextlib.contextmanager

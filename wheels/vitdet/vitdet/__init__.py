@@ -10,12 +10,13 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.predictions import PredictionsHook
-from vitdet.progress import ProgressHook, ProgressVisBackend
+from vitdet.losses import LossHook
 from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
-from vitdet.optim import LayerDecayOptimizerConstructor
+from vitdet.optim import LayerDecayOptimizerConstructor, MixedPrecisionOptimWrapper
+from vitdet.predictions import NumberedCocoMetric, PredictionsHook
 from vitdet.preprocess import FixedShapePreprocessor
+from vitdet.progress import ProgressHook, ProgressVisBackend
 from vitdet.pyramid import LN2d, SimpleFPN
 from vitdet.recipe import RecipeHook, RecipeRunner
 from vitdet.resume import (
@@ -38,6 +39,9 @@ __all__ = [
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
     "LoadDeferredAnnotations",
+    "LossHook",
+    "MixedPrecisionOptimWrapper",
+    "NumberedCocoMetric",
     "PlainCheckpointHook",
     "PredictionsHook",
     "ProgressHook",

@@ -116,7 +116,7 @@ def fill(cfg: Config, *, training: bool = True) -> int:
             parts[name].ann_file = str(root / file)
         else:
             parts[name].ann_file, parts[name].data_prefix = file, dict(img=f"{found[kind]}/")
-            parts[name].metainfo = dict(classes=classes, palette="random")
+            parts[name].metainfo = dict(classes=classes)
     if not training:
         return 0
     chosen = cfg.train_dataloader.dataset

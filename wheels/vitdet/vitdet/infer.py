@@ -4,7 +4,8 @@
 
 Environment: MODEL, DATASET, CHECKPOINT; WORK_DIR, which gets `pictures/` and `results.json`: the detections in pixels
 of the picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. `list.json` holds
-file names. Batch 1, as in the port reports.
+file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them, and `\\xNN` where
+they are printed and in the names of drawn pictures. Batch 1, as in the port reports.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from ascendet_common import progress
 from ascendet_common.errors import reporting
-from ascendet_common.images import ImageError, Pixels
+from ascendet_common.images import ImageError, Pixels, printable
 from ascendet_common.images import read as read_image
 from ascendet_common.watch import Watch, summarize
 from mmdet.registry import MODELS
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from vitdet import launch
 from vitdet.checkpoint import CheckpointMismatch, compare, read, weights_of
 from vitdet.data import DataError, differing, known_classes, meta_classes, set_classes
+
 
 class Detector:
     """A trained model on this process's device.
@@ -156,23 +158,24 @@ def detect_all(
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     results, skipped, calls = [], [], []
     for number, file in enumerate(files):
+        shown = printable(file)
         try:
             # The very first one again: one picture has a steady state, too.
             for _ in range(1 if calls else 2):
                 watch = Watch(_synchronize)
                 with watch("read"):
                     pixels = read_image(file)
-                sample, found = detector(pixels, file, watch)
+                sample, found = detector(pixels, shown, watch)
                 calls.append(watch.spent)
         except ImageError as error:
             if bad == "refuse":
                 raise
-            skipped.append({"file": file, "reason": str(error).removeprefix(f"{file}: ")})
+            skipped.append({"file": file, "reason": str(error).removeprefix(f"{shown}: ")})
             progress.write("note", text=f"skipped: {error}")
             continue
-        picture = f"pictures/{number:04d}-{Path(file).stem}.jpg"
+        picture = f"pictures/{number:04d}-{Path(shown).stem}.jpg"
         visualizer.add_datasample(
-            file,
+            shown,
             np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
             sample,
             draw_gt=False,
@@ -191,12 +194,11 @@ def detect_all(
                 "milliseconds": calls[-1],
             }
         )
-        text = f"{Path(file).name}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
+        text = f"{Path(shown).name}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
         progress.write("infer", step=number + 1, of=len(files), text=text)
     if not results:
-        first = skipped[0]
         raise ImageError(
-            f"none of the {len(files)} pictures can be read; {first['file']}: {first['reason']}"
+            f"none of the {len(files)} pictures can be read; {printable(skipped[0]['file'])}: {skipped[0]['reason']}"
         )
     return {
         "categories": list(detector.meta["classes"]),

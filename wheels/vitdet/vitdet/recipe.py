@@ -112,7 +112,7 @@ def stretch(cfg: Config, pictures: int) -> None:
             train.dynamic_intervals = [(last, train.max_iters)]
         saving.interval = min(saving.interval, most)
     else:
-        train.max_epochs = cfg.epochs
+        train.max_epochs = moved(train.max_epochs, ratio)
         train.val_interval = min(train.val_interval, moved(train.val_interval, ratio))
         saving.interval = min(saving.interval, moved(saving.interval, ratio))
 
@@ -159,7 +159,11 @@ def fit(cfg: Config, ranks: int) -> Batch:
 
 @RUNNERS.register_module()
 class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes."""
+    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes.
+
+    Where the environment has LR, that is the learning rate, whatever the recipe's and the batch are; where it has AMP,
+    the training is one in mixed precision.
+    """
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
@@ -168,12 +172,16 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
         training = bool(cfg.get("train_cfg"))
         pictures = fill(cfg, training=training)
         if training:
-            if pictures:
+            if pictures and cfg.get("schedule"):
                 stretch(cfg, pictures)
-            batch = fit(cfg, ranks)
+            batch, shown = fit(cfg, ranks), ""
+            if cfg.get("lr"):
+                cfg.optim_wrapper.optimizer.lr = cfg.lr
+            if cfg.get("amp"):
+                cfg.optim_wrapper.type, shown = "MixedPrecisionOptimWrapper", ", mixed precision"
             lr = cfg.optim_wrapper.optimizer.lr
             images = batch.ranks * batch.per_rank
-            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=str(batch)))
+            cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=f"{batch}{shown}"))
             # A rank died and torchrun starts all of them anew: on from the last checkpoint.
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
@@ -192,7 +200,9 @@ def _choose_start(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class RecipeHook(Hook):
-    """Say what a step is; continue on another number of devices, where what was counted in iterations is counted anew.
+    """Say what a step is; continue on another number of devices or with another learning rate.
+
+    Then what was counted in iterations is counted anew, and all learning rates change by the same factor.
 
     Parameters
     ----------
@@ -222,9 +232,10 @@ class RecipeHook(Hook):
         """Count in iterations of this run."""
         meta = checkpoint.get("meta") or {}
         before = meta.get("images_per_iteration", self.images)
-        if not runner._resume or before == self.images:
+        lr_before = meta.get("lr", self.lr)
+        if not runner._resume or (before, lr_before) == (self.images, self.lr):
             return
-        ratio, lr_ratio = before / self.images, self.lr / meta["lr"]
+        ratio, lr_ratio = before / self.images, self.lr / lr_before
         meta["iter"] = round(meta["iter"] * ratio)
         position = ("last_step", "_global_step")
         checkpoint["param_schedulers"] = [
@@ -232,8 +243,13 @@ class RecipeHook(Hook):
             | {"_last_value": [value * lr_ratio for value in state["_last_value"]]}
             for state in checkpoint["param_schedulers"]
         ]
-        for group in checkpoint["optimizer"]["param_groups"]:
-            for name in ("lr", "initial_lr"):
+        optimizer = checkpoint["optimizer"]
+        for group in (*optimizer["param_groups"], optimizer.get("base_param_settings") or {}):
+            for name in {"lr", "initial_lr"} & group.keys():
                 group[name] *= lr_ratio
         if is_main_process():
-            progress.write("note", text=f"recipe: {before} images per iteration before, {self.images} now")
+            progress.write(
+                "note",
+                text=f"recipe: {before} images per iteration and learning rate {lr_before:g} before, "
+                f"{self.images} and {self.lr:g} now",
+            )

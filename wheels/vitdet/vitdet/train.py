@@ -18,11 +18,14 @@ def main() -> None:
     """Train to the end, or until a signal."""
     parser = launch.parser("Train a model.")
     parser.add_argument("--epochs", type=int, help="passes over the data set; the recipe's by default")
+    parser.add_argument("--lr", type=float, help="learning rate; the recipe's by default")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     args = parser.parse_args()
     with reporting():
         cfg = launch.load_config(args)
-        if args.epochs:
-            cfg.epochs = args.epochs
+        for name in ("epochs", "lr", "amp"):  # for vitdet.recipe
+            if getattr(args, name):
+                cfg[name] = getattr(args, name)
         launch.join_ranks(cfg)
         cfg.resume = bool(os.environ.get("RESUME"))
         RUNNERS.build(cfg).train()

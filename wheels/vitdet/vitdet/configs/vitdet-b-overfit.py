@@ -42,7 +42,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(_delete_=True, type="CocoMetric", metric=["bbox", "segm"])
+val_evaluator = dict(_delete_=True, type="NumberedCocoMetric", metric=["bbox", "segm"])
 test_evaluator = dict(split="train")
 
 param_scheduler = [dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50)]

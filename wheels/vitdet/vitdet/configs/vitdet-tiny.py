@@ -109,7 +109,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="CocoMetric", split="val", metric=["bbox", "segm"])
+val_evaluator = dict(type="NumberedCocoMetric", split="val", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
 
 # `make train EPOCHS=…` changes `epochs`; what follows is stated for the `schedule`, that of the data set `shapes`.
