@@ -27,7 +27,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
 
-from ascendet import cross, env, manifest, native, paths, wheelfile
+from ascendet import cross, env, files, native, paths, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -157,7 +157,7 @@ def audit(path: Path, against: Provider) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "wheel": path.name,
-        "sha256": manifest.digest_file(path),
+        "sha256": files.digest(path),
         "against": {**against.versions, "python": against.python, "machine": against.machine},
         "providers": list(against.folders),
         "sound": all(rule.ok for rule in rules),

@@ -10,12 +10,10 @@ import argparse
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-from ascendet import cross, engine, env, image, manifest
-from ascendet.errors import AscendetError
+from ascendet import cross, engine, env, files, image, manifest, process
 from ascendet.stack import Stack
 
 configure_parser = image.add_image_options
@@ -40,17 +38,16 @@ def ensure(stack: Stack, machine: str) -> str:
     here = machine == platform.machine()
     tree = env.find_cann(stack).home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
-        "tree": manifest.digest_tree(tree),
-        "code": manifest.digest_file(Path(__file__)),
+        "tree": files.digest_tree(tree),
+        "code": files.digest(Path(__file__)),
         "machine": machine,
     }
     key = manifest.digest_inputs(inputs)
     known = engine.inspect("image", [name])
     if known and known[0]["Config"]["Labels"].get("ascendet.key") == key:
         return name
-    if shutil.which("mmdebstrap") is None:
-        raise AscendetError("command-failed", "mmdebstrap is missing", hint="apt-get install mmdebstrap")
-    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, manifest.full_disk_named(Path(folder)):
+    process.require("mmdebstrap", "mmdebstrap")
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, files.disk_errors(Path(folder)):
         root, archive = Path(folder, "root"), Path(folder, "base.tar")
         cann = f"cann-{stack.cann}"
         ascend = root / "usr/local/Ascend"
@@ -71,14 +68,13 @@ def ensure(stack: Stack, machine: str) -> str:
         ]
         command += [f"--include=python{stack.python},python3-pip,libstdc++6"]
         command += ["--dpkgopt=path-exclude=/usr/share/doc/*", f"--customize-hook=sync-in {root} /"]
-        done = subprocess.run([*command, "bookworm", str(archive)], check=False)
-        if done.returncode:
-            raise AscendetError(
-                "command-failed",
-                "mmdebstrap failed",
-                found=f"exit code {done.returncode}",
-                hint="read its message above",
-            )
+        process.run(
+            [*command, "bookworm", str(archive)],
+            capture=False,
+            disks=[Path(folder)],
+            what="mmdebstrap failed",
+            hint="read its message above",
+        )
         context = Path(folder, "context")
         context.mkdir()
         archive.rename(context / archive.name)

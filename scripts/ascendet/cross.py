@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ascendet import env, lock, manifest, native
+from ascendet import env, files, lock, manifest, native
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -56,7 +56,7 @@ def target(stack: Stack, machine: str) -> native.Target:
 def ensure_site(stack: Stack, machine: str) -> Path:
     """The site-packages folder with all of the stack's locked wheels for `machine`."""
     locks = [lock.packages_lock(stack.packages), lock.torch_lock(stack, machine)]
-    inputs = {"locks": {path.name: manifest.digest_file(path) for path in locks}, "python": stack.python}
+    inputs = {"locks": {path.name: files.digest(path) for path in locks}, "python": stack.python}
     with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
         if not stage.fresh:
             print(f"{stack.name}: the locked wheels for {machine}", flush=True)

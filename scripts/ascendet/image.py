@@ -12,13 +12,12 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import __version__, engine, env, lock, manifest, paths, wheel
+from ascendet import __version__, engine, env, files, lock, manifest, paths, process, wheel
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -112,8 +111,8 @@ def ensure(args: argparse.Namespace) -> Image:
     simulated = (base["Config"].get("Labels") or {}).get(SIMULATED) == "true"
     build_args = build_arguments(stack)
     inputs = {
-        "context": manifest.digest_tree(context),
-        "dockerfile": manifest.digest_file(paths.ROOT / "docker" / "Dockerfile"),
+        "context": files.digest_tree(context),
+        "dockerfile": files.digest(paths.ROOT / "docker" / "Dockerfile"),
         "base": base["Id"],
         "soc": args.soc or stack.soc[0],
         "args": build_args,
@@ -139,7 +138,7 @@ def ensure(args: argparse.Namespace) -> Image:
                 labels=labels,
             )
     content = manifest.read(stage.final) or {}
-    _link(folder / "latest", stage.final.name)
+    files.point(folder / "latest", stage.final.name)
     # After a change that was taken back, the tag is this image's again.
     engine.run("tag", str(content["image"]), str(content["tag"]))
     return ready(str(content["tag"]))
@@ -181,13 +180,6 @@ def ready(name: str) -> Image:
     return Image(
         id=found[0]["Id"], tag=name, size=found[0]["Size"], simulated=labels.get(SIMULATED) == "true"
     )
-
-
-def _link(link: Path, target: str) -> None:
-    temp = link.with_name(f".{link.name}-{os.getpid()}")
-    temp.unlink(missing_ok=True)
-    temp.symlink_to(target)
-    temp.replace(link)
 
 
 # -- the base --
@@ -247,11 +239,11 @@ def make_context(stack: Stack, machine: str) -> Path:
     kinds = {name: "native" if wheel.Spec.load(name).native else "pure" for name in stack.wheels}
     wheels = {wheel.build(name, stack, machine): kind for name, kind in kinds.items()}
     final = home(stack, machine) / "context"
-    with manifest.full_disk_named(final.parent):
+    with files.disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".tmp-") as folder:
             docker, scripts = paths.ROOT / "docker", paths.ROOT / "scripts"
-            files = {
+            content = {
                 "torch.txt": lock.torch_lock(stack, machine),
                 **{name: docker / name for name in ("layer.sh", "check.sh")},
                 **{f"scripts/{name}": docker / name for name in ("cann.sh", "entrypoint.sh")},
@@ -260,7 +252,7 @@ def make_context(stack: Stack, machine: str) -> Path:
             }
             for kind in ("native", "pure"):  # there are stacks without any
                 Path(folder, "context", "wheels", kind).mkdir(parents=True)
-            for name, source in files.items():
+            for name, source in content.items():
                 target = Path(folder, "context", name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
@@ -268,9 +260,7 @@ def make_context(stack: Stack, machine: str) -> Path:
                 os.utime(target, (0, 0))  # COPY keeps it: the layer is then the same on every build
             locked = lock.packages_lock(stack.packages).read_text(encoding="utf-8")
             Path(folder, "context", "packages.txt").write_text(runtime_packages(locked), encoding="utf-8")
-            if final.exists():
-                shutil.rmtree(final)
-            Path(folder, "context").rename(final)
+            files.publish(Path(folder, "context"), final)
     return final
 
 
@@ -327,10 +317,7 @@ def build(
 
 def secrets(folder: Path) -> list[str]:
     """Build secrets from what pip is told on this machine: where packages come from, and whose certificates hold."""
-    shown = subprocess.run(
-        [*env.tools_pip(), "config", "list"], capture_output=True, text=True, check=True
-    ).stdout
-    settings = env.read_pip_config(shown)
+    settings = env.pip_settings()
     lines = ["[global]"]
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"):
         values = [value for value in settings.get(name, "").split() if not value.startswith("file:")]
@@ -358,14 +345,12 @@ def _labels(
     inputs: dict[str, object],
 ) -> dict[str, str]:
     """The OCI annotations, and ours: what is inside."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True, check=False
-    )
+    revision = process.ask(["git", "rev-parse", "HEAD"], cwd=paths.ROOT)
     return {
         "org.opencontainers.image.title": f"Ascendet {stack.name}",
         "org.opencontainers.image.description": stack.summary,
         "org.opencontainers.image.version": __version__,
-        "org.opencontainers.image.revision": asked.stdout.strip() or "unknown",
+        "org.opencontainers.image.revision": (revision or "unknown").strip(),
         "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.base.name": base_name,
         "org.opencontainers.image.base.digest": next(

@@ -7,7 +7,7 @@ import re
 import string
 from typing import Any
 
-from ascendet import devices, image, paths, runs
+from ascendet import devices, files, image, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -31,7 +31,7 @@ def execute(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind, job in make_jobs(args).items():
         target = folder / f"{job['metadata']['name']}-{kind}.yaml"
-        target.write_text(render(job), encoding="utf-8")
+        files.write_text(target, render(job))
         print(f"kubectl apply --filename {paths.shorten(target)}")
 
 

@@ -27,7 +27,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ascendet import assets, paths
+from ascendet import assets, files, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack, load_all
 
@@ -136,13 +136,13 @@ def write_all() -> None:
         for machine in MACHINES:
             name = f"{stack.name}-torch-{machine}.txt"
             _say(name)
-            _replace(paths.LOCK / name, _torch_family(stack, machine))
+            files.write_text(paths.LOCK / name, _torch_family(stack, machine))
     _say("sources.toml")
-    _replace(paths.LOCK / "sources.toml", _sources())
+    files.write_text(paths.LOCK / "sources.toml", _sources())
     _say("data.toml")
     _record_hub_digests()
     _say("images.toml")
-    _replace(paths.LOCK / "images.toml", _images())
+    files.write_text(paths.LOCK / "images.toml", _images())
 
 
 def _compile(name: str) -> None:
@@ -157,8 +157,16 @@ def _compile(name: str) -> None:
         command += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
         # Replaces pip-tools' own list of unlocked packages (pip, setuptools): those two are locked as well.
         command += ["--unsafe-package", _REPLACED, "--output-file", str(output)]
-        _run(command)
-        output.rename(target)
+        process.run(
+            command,
+            cwd=paths.ROOT,
+            env=_environ(),
+            capture=False,
+            error="lock-failed",
+            what=f"pip-tools cannot resolve requirements/{name}.in",
+            hint="read its message above",
+        )
+        files.publish(output, target)
 
 
 def _torch_family(stack: Stack, machine: str) -> str:
@@ -276,11 +284,8 @@ def _pulled_digest(name: str) -> str | None:
         "--format={{json .RepoDigests}}",
         name,
     ]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    digests = json.loads(asked.stdout) if asked.returncode == 0 else []
+    asked = process.ask(command)
+    digests = json.loads(asked) if asked else []
     return next((str(known).partition("@")[2] for known in digests), None)
 
 
@@ -338,21 +343,19 @@ def _record_hub_digests() -> None:
 
 def _pip_index() -> str:
     """The address of the package index that pip uses here."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
-        env=_environ(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode == 0:
-        return asked.stdout.strip()
+    asked = process.ask([sys.executable, "-m", "pip", "config", "get", "global.index-url"], env=_environ())
+    if asked is not None:
+        return asked.strip()
     if "PIP_INDEX_URL" in os.environ:
         return os.environ["PIP_INDEX_URL"]
     default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-    return subprocess.run(
-        [sys.executable, "-c", default], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    shown = process.run(
+        [sys.executable, "-c", default],
+        error="lock-failed",
+        what="pip does not say which index is its default",
+        hint="set PIP_INDEX_URL",
+    )
+    return shown.strip()
 
 
 class _Links(html.parser.HTMLParser):
@@ -378,23 +381,6 @@ def _environ() -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "CUSTOM_COMPILE_COMMAND": COMMAND,
     }
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=paths.ROOT, env=_environ(), check=False)
-    if done.returncode:
-        raise AscendetError(
-            "lock-failed",
-            f"{' '.join(command[1:4])} failed",
-            found=f"exit code {done.returncode}",
-            hint="read its message above",
-        )
-
-
-def _replace(path: Path, text: str) -> None:
-    temp = path.with_name(f".tmp-{path.name}")
-    temp.write_text(text, encoding="utf-8")
-    temp.rename(path)
 
 
 def _say(name: str) -> None:

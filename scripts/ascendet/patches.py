@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import manifest, paths, sources
+from ascendet import files, paths, sources
 from ascendet.errors import AscendetError
 from ascendet.stack import load_all
 
@@ -62,7 +62,7 @@ def execute(args: argparse.Namespace) -> None:
     if args.check and (not index.exists() or index.read_text(encoding="utf-8") != text):
         raise AscendetError("patch-index-stale", f"{paths.shorten(index)} is out of date", hint=_COMMAND)
     if not args.check:
-        index.write_text(text, encoding="utf-8")
+        files.write_text(index, text)
     for upstream in series_names():
         count = len(load(upstream))
         sdist = _sdist(upstream)
@@ -80,14 +80,14 @@ def series_names() -> list[str]:
     return sorted({path.parent.name for path in HOME.glob("*/*.patch")})
 
 
-def files(upstream: str) -> list[Path]:
+def list_files(upstream: str) -> list[Path]:
     """The patch files of a series in the order of application; none for an upstream without a series."""
     return sorted((HOME / upstream).glob("*.patch"))
 
 
 def digest(upstream: str) -> dict[str, str]:
     """SHA-256 of every patch of a series, by file name: what a build records."""
-    return {path.name: manifest.digest_file(path) for path in files(upstream)}
+    return {path.name: files.digest(path) for path in list_files(upstream)}
 
 
 def load(upstream: str) -> list[Patch]:
@@ -99,7 +99,7 @@ def load(upstream: str) -> list[Patch]:
         `patch-invalid` where a header lacks something.
     """
     series = []
-    for path in files(upstream):
+    for path in list_files(upstream):
         problems, patch = _parse(path)
         if patch is None or problems:
             raise AscendetError(
@@ -117,7 +117,7 @@ def lint_all() -> list[str]:
     problems = []
     for upstream in series_names():
         slugs: dict[str, Path] = {}
-        for number, path in enumerate(files(upstream), start=1):
+        for number, path in enumerate(list_files(upstream), start=1):
             problems += _parse(path)[0]
             name = _NAME.fullmatch(path.name)
             if name is None:
@@ -142,7 +142,7 @@ def apply(upstream: str, tree: Path) -> None:
     AscendetError
         `patch-does-not-apply`, naming the patch, the file and the line.
     """
-    series = files(upstream)
+    series = list_files(upstream)
     if not series:
         return
     if _git_apply(tree, series, check=True).returncode == 0:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ascendet import manifest, paths
+from ascendet import files, paths
 from ascendet.errors import AscendetError
 
 # mmcv and mmdet unpack to 10 MB and 3,000 files; what is far beyond that is no source distribution.
@@ -53,7 +53,7 @@ def cached(sdist: str) -> Path | None:
     path = _cache_path(sdist, expected)
     if not path.is_file():
         return None
-    found = manifest.digest_file(path)
+    found = files.digest(path)
     if found == expected:
         return path
     print(f"{path}: is sha256 {found[:16]}…, not {expected[:16]}… as locked; removed", flush=True)
@@ -82,12 +82,12 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
         return path
     expected = locked_hash(sdist)
     final = _cache_path(sdist, expected)
-    with manifest.full_disk_named(final.parent):
+    with files.disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".tmp-") as folder:
             downloaded = _download(sdist, expected, pip, Path(folder))
             _check_hash(downloaded, expected)
-            downloaded.rename(final)
+            files.publish(downloaded, final)
     return final
 
 
@@ -173,7 +173,7 @@ def _download(sdist: str, sha256: str, pip: Sequence[str], folder: Path) -> Path
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    found = manifest.digest_file(path)
+    found = files.digest(path)
     if found != expected:
         raise _mismatch(path.name, expected, found)
 

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -20,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import abi, cross, env, manifest, native, patches, paths, sources, wheelfile
+from ascendet import abi, cross, env, files, manifest, native, patches, paths, process, sources, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -158,7 +157,7 @@ def install(name: str, stack: Stack) -> Path:
         env.install_wheels(stack, [built])
         _smoke_test(name, stack)
 
-    env.ensure_layers(stack, {name: (manifest.digest_file(built), install_and_test)})
+    env.ensure_layers(stack, {name: (files.digest(built), install_and_test)})
     return built
 
 
@@ -167,16 +166,14 @@ def _smoke_test(name: str, stack: Stack) -> None:
     program = paths.WHEELS / name / "smoke.py"
     if not program.exists():
         return
-    command = [env.stack_python(stack), program]
-    done = subprocess.run(command, env=env.stack_environ(stack), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AscendetError(
-            "smoke-failed",
-            f"{name} is installed, but does not work",
-            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]),
-            hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
-        )
-    print(done.stdout, end="", flush=True)
+    shown = process.run(
+        [env.stack_python(stack), program],
+        env=env.stack_environ(stack),
+        error="smoke-failed",
+        what=f"{name} is installed, but does not work",
+        hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
+    )
+    print(shown, end="", flush=True)
 
 
 def build(name: str, stack: Stack, machine: str | None = None) -> Path:
@@ -199,7 +196,7 @@ def build_into(folder: Path, name: str, stack: Stack) -> Path:
     """Build the wheel into `folder`, with the objects of compiled ones in `folder`/objects; its path."""
     spec = Spec.load(name)
     folder.mkdir(parents=True, exist_ok=True)
-    with manifest.full_disk_named(folder):
+    with files.disk_errors(folder):
         if not spec.native:
             return _write_pure(spec, stack, folder)
         target = native.host_target(stack)
@@ -219,10 +216,10 @@ def _base_inputs(spec: Spec) -> dict[str, object]:
         code += [spec.home / spec.native.record, spec.home / spec.native.guard, paths.WHEELS / "policy.toml"]
         code += [Path(native.__file__), Path(abi.__file__)]
     return {
-        "source": manifest.digest_tree(spec.home / spec.path) if spec.path else None,
+        "source": files.digest_tree(spec.home / spec.path) if spec.path else None,
         "sdist": spec.sdist and sources.locked_hash(spec.sdist),
         "patches": patches.digest(spec.patches) if spec.patches else {},
-        "code": {path.name: manifest.digest_file(path) for path in code},
+        "code": {path.name: files.digest(path) for path in code},
         "zlib": zlib.ZLIB_RUNTIME_VERSION,  # compresses to other bytes in another version
     }
 
@@ -258,24 +255,21 @@ def _write_pure(spec: Spec, stack: Stack, output: Path) -> Path:
         tree = _source(spec, stack, Path(folder))
         plain = wheelfile.read(_pip_wheel(spec, stack, tree, Path(folder, "out")))
     version = _version(spec, stack)
-    files = wheelfile.with_version(plain, version)
-    return wheelfile.write(output, plain.name, version, "-".join(plain.tags), files)
+    members = wheelfile.with_version(plain, version)
+    return wheelfile.write(output, plain.name, version, "-".join(plain.tags), members)
 
 
 def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
     command = [*env.tools_pip(), f"--python={env.stack_python(stack)}", "wheel", "--no-build-isolation"]
     command += ["--no-deps", "--no-index", "--quiet", "--wheel-dir", str(output), str(tree)]
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} | dict(spec.environ)
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        if manifest.is_full(tree):
-            raise manifest.disk_full(tree)
-        raise AscendetError(
-            "command-failed",
-            f"pip cannot build {spec.name}",
-            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-10:]),
-            hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
-        )
+    process.run(
+        command,
+        env=environ,
+        disks=[tree],
+        what=f"pip cannot build {spec.name}",
+        hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
+    )
     return _only_wheel(output)
 
 
@@ -371,13 +365,13 @@ def _compile(
     python = f"cp{stack.python.replace('.', '')}"
     tag = f"{python}-{python}-linux_{target.machine}"
     info = f"{spec.name}-{version}.dist-info"
-    files = {
+    members = {
         path.relative_to(tree).as_posix(): path.read_bytes()
         for name in recorded["packages"]
         for path in tree.joinpath(*name.split(".")).glob("*.py")
     }
     built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
-    files |= {
+    members |= {
         f"{package}/_built_against.py": (spec.home / spec.native.guard).read_bytes(),
         f"{package}/_built_against.json": built_against.encode(),
         f"{package}/{library.name}": library.read_bytes(),
@@ -390,7 +384,7 @@ def _compile(
             if (path := tree / name).exists()
         },
     }
-    wheelfile.write(output, spec.name, version, tag, files)
+    wheelfile.write(output, spec.name, version, tag, members)
     return log
 
 
@@ -398,17 +392,15 @@ def _record(spec: Spec, target: native.Target, tree: Path) -> dict:  # type: ign
     """What the source's own setup.py would build."""
     assert spec.native is not None
     command = [sys.executable, "-W", "ignore", str(spec.home / spec.native.record), str(target.site)]
-    done = subprocess.run(
-        command, cwd=tree, env=os.environ | dict(spec.environ), capture_output=True, text=True, check=False
+    shown = process.run(
+        command,
+        cwd=tree,
+        env=os.environ | dict(spec.environ),
+        error="wheel-invalid",
+        what=f"{spec.name}'s setup.py does not say what it would build",
+        hint=f"edit wheels/{spec.name}/{spec.native.record}",
     )
-    if done.returncode:
-        raise AscendetError(
-            "wheel-invalid",
-            f"{spec.name}'s setup.py does not say what it would build",
-            found="\n".join(done.stderr.strip().splitlines()[-3:]),
-            hint=f"edit wheels/{spec.name}/{spec.native.record}",
-        )
-    content = json.loads(done.stdout)
+    content = json.loads(shown)
     assert isinstance(content, dict)
     return content
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, paths
+from ascendet import files, manifest, paths
 from ascendet.errors import AscendetError
 
 
@@ -29,7 +29,7 @@ def script(body: str, build: Path) -> list[str]:
     head = f"""
         import pathlib, sys, time
         sys.path.insert(0, {str(paths.ROOT / "scripts")!r})
-        from ascendet import manifest, paths
+        from ascendet import files, manifest, paths
         paths.BUILD = pathlib.Path({str(build)!r})
         """
     return [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)]
@@ -62,7 +62,7 @@ def test_manifest_says_what_went_in_and_came_out(build: Path) -> None:
     assert content["stage"] == "thing"
     assert content["key"] == stage.final.name == manifest.digest_inputs({"x": [1, "two"]})
     assert content["inputs"] == {"x": [1, "two"]}
-    assert content["outputs"] == {"sub/out": manifest.digest_file(stage.final / "sub/out")}
+    assert content["outputs"] == {"sub/out": files.digest(stage.final / "sub/out")}
     assert content["simulated"] is True
     assert content["extra"] == "fact"
     assert content["versions"].keys() == {"ascendet", "python", "machine", "torch"}
@@ -185,32 +185,6 @@ def test_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert [path for path in (small / "build/thing").iterdir() if not path.name.endswith(".lock")] == []
     finally:
         subprocess.run(["umount", small], check=True)
-
-
-def test_tree_digest_leaves_out_what_it_is_told_to(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    before = manifest.digest_tree(tmp_path)
-    (tmp_path / "generated").write_text("2")
-    assert manifest.digest_tree(tmp_path, without={"generated"}) == before != manifest.digest_tree(tmp_path)
-
-
-def test_tree_digest_sees_names_contents_and_the_executable_bit(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    digests = {manifest.digest_tree(tmp_path)}
-    (tmp_path / "a").chmod(0o755)
-    digests.add(manifest.digest_tree(tmp_path))
-    (tmp_path / "a").write_text("2")
-    digests.add(manifest.digest_tree(tmp_path))
-    (tmp_path / "a").rename(tmp_path / "b")
-    digests.add(manifest.digest_tree(tmp_path))
-    (tmp_path / "link").symlink_to("b")
-    digests.add(manifest.digest_tree(tmp_path))
-    assert len(digests) == 5
-    before = manifest.digest_tree(tmp_path)
-    (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__/b.pyc").write_text("byte code")
-    (tmp_path / "empty").mkdir()
-    assert manifest.digest_tree(tmp_path) == before
 
 
 def test_torn_manifest_counts_as_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, paths, sources
+from ascendet import files, paths, sources
 from ascendet.errors import AscendetError
 
 NAME = "thing-1.0.tar.gz"
@@ -60,7 +60,7 @@ def fake_pip(tmp_path: Path, *, delivers: Path | None, stderr: str = "") -> list
 
 def test_fetches_once_and_then_from_the_cache(tmp_path: Path, lock: Callable[[str], None]) -> None:
     made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
-    lock(manifest.digest_file(made))
+    lock(files.digest(made))
     first = sources.fetch(NAME, fake_pip(tmp_path, delivers=made))
     assert first.read_bytes() == made.read_bytes()
     assert sources.fetch(NAME, ["/nonexistent/pip"]) == first
@@ -70,7 +70,7 @@ def test_damaged_file_in_the_cache_is_replaced(
     tmp_path: Path, lock: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
-    lock(manifest.digest_file(made))
+    lock(files.digest(made))
     pip = fake_pip(tmp_path, delivers=made)
     path = sources.fetch(NAME, pip)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -84,7 +84,7 @@ def test_other_file_than_locked_is_refused_and_not_kept(tmp_path: Path, lock: Ca
     with pytest.raises(AscendetError) as caught:
         sources.fetch(NAME, fake_pip(tmp_path, delivers=made))
     assert caught.value.name == "sdist-hash-mismatch"
-    assert manifest.digest_file(made) in (caught.value.found or "")
+    assert files.digest(made) in (caught.value.found or "")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
