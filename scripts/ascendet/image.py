@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ascendet import __version__, engine, env, files, lock, manifest, paths, process, wheel
 from ascendet.errors import AscendetError
+from ascendet.spec import Spec
 from ascendet.stack import Stack
 
 # What docker calls the machines that the locks are for.
@@ -146,7 +147,7 @@ def ensure(args: argparse.Namespace) -> Image:
 
 def build_arguments(stack: Stack) -> dict[str, str]:
     """What docker/Dockerfile asks for besides the base: Python, and what must be importable, in both orders."""
-    specs = [wheel.Spec.load(name) for name in stack.wheels]
+    specs = [Spec.load(name) for name in stack.wheels]
     ours = [spec.native.module for spec in specs if spec.native]
     orders = (["torch", "torch_npu", *ours], ["torch_npu", "torch", *ours])
     return {"PYTHON": stack.python, "IMPORTS": " ".join(map(",".join, orders))}
@@ -236,7 +237,7 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
 def make_context(stack: Stack, machine: str) -> Path:
     """The folder that docker/Dockerfile is built in: our wheels, the locks, the scripts."""
     env.ensure_base(stack)
-    kinds = {name: "native" if wheel.Spec.load(name).native else "pure" for name in stack.wheels}
+    kinds = {name: "native" if Spec.load(name).native else "pure" for name in stack.wheels}
     wheels = {wheel.build(name, stack, machine): kind for name, kind in kinds.items()}
     final = home(stack, machine) / "context"
     with files.disk_errors(final.parent):

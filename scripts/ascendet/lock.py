@@ -447,7 +447,7 @@ def _check_stack(stack: Stack) -> list[str]:
     shared = packages_lock(stack.packages)
     locked = pins(shared.read_text(encoding="utf-8"))
     for upstream, pin in stack.upstreams.items():
-        if pin.sdist is None and pin.commit is None and locked.get(upstream) != pin.version:
+        if pin.packaged and locked.get(upstream) != pin.version:
             found = locked.get(upstream)
             problems.append(f"lock/{shared.name} has {upstream} {found}, stacks.toml says {pin.version}")
     for machine in MACHINES:

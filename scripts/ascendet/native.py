@@ -75,7 +75,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """What to compile: upstream's own statement (see wheels/mmcv/record.py) and our flags.
+    """What to compile: upstream's own statement (see wheels/record.py) and our flags.
 
     Folders start with `{tree}` (the source) or `{site}` (torch's site-packages).
     """

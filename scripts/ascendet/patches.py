@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ascendet import files, paths, sources
 from ascendet.errors import AscendetError
-from ascendet.stack import load_all
+from ascendet.stack import Upstream, load_all
 
 HOME = paths.ROOT / "patches"
 TRAILERS = ("Why", "Upstream", "Remove-when")
@@ -65,14 +65,14 @@ def execute(args: argparse.Namespace) -> None:
         files.write_text(index, text)
     for upstream in series_names():
         count = len(load(upstream))
-        sdist = _sdist(upstream)
-        source = sources.cached(sdist) if sdist else None
-        if source is None:
-            print(f"patches/{upstream}: {count} patches; {sdist} is fetched by make {upstream}-wheel")
+        pin = _pin(upstream)
+        source = sources.cached(upstream, pin) if pin else None
+        if pin is None or source is None:
+            print(f"patches/{upstream}: {count} patches; their source is fetched by make {upstream}-wheel")
             continue
         with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
-            apply(upstream, sources.unpack(source, Path(folder)))
-        print(f"patches/{upstream}: {count} patches apply to {sdist}")
+            apply(upstream, sources.unpack_pinned(source, pin, Path(folder)))
+        print(f"patches/{upstream}: {count} patches apply to {source.name}")
 
 
 def series_names() -> list[str]:
@@ -172,7 +172,7 @@ def render_index() -> str:
         "context). We name a patch by its slug: numbers may change.",
     ]
     for upstream in series_names():
-        lines += ["", f"## {upstream} ({_sdist(upstream) or 'no source in stacks.toml'})", ""]
+        lines += ["", f"## {upstream} ({_source_name(upstream)})", ""]
         for patch in load(upstream):
             lines += [
                 f"### {patch.path.name}",
@@ -189,9 +189,16 @@ def render_index() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sdist(upstream: str) -> str | None:
-    found = {stack.upstreams[upstream].sdist for stack in load_all().values() if upstream in stack.upstreams}
-    return next(iter(found), None)
+def _pin(upstream: str) -> Upstream | None:
+    """Return what the first stack that has an upstream says about it."""
+    return next(
+        (stack.upstreams[upstream] for stack in load_all().values() if upstream in stack.upstreams), None
+    )
+
+
+def _source_name(upstream: str) -> str:
+    pin = _pin(upstream)
+    return (pin.sdist or f"{upstream} {pin.commit or pin.version}") if pin else "no source in stacks.toml"
 
 
 def _parse(path: Path) -> tuple[list[str], Patch | None]:

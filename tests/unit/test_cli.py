@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import cli, paths
+from ascendet import cli, paths, spec
 from ascendet.stack import load_all
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = re.findall(r"^([a-z0-9-]+%?):.*## ", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## ", MAKEFILE, re.MULTILINE)
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
 MODULES = sorted((paths.ROOT / "scripts/ascendet").glob("*.py"))
 
@@ -43,7 +43,9 @@ def test_every_stage_has_a_module_and_a_target() -> None:
 
 
 def test_every_recipe_is_one_command_that_delegates() -> None:
-    for target, recipe in re.findall(r"^([a-z0-9-]+%?):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE):
+    for target, recipe in re.findall(
+        r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE
+    ):
         assert recipe.count("\n") == 1, target
         assert recipe.startswith(("\t@$(PY) ", "\t@$(MAKE) ", "\t@awk ", "\t@rm ", "\t@printf ")), target
         called = re.match(r"\t@\$\(PY\) ([a-z0-9-]+)", recipe)
@@ -57,7 +59,14 @@ def test_makefile_has_the_strict_prelude() -> None:
 
 
 def test_help_lists_every_target_in_the_files_order() -> None:
-    assert re.findall(r"^  make ([a-z0-9-]+%?) ", make("help"), re.MULTILINE) == TARGETS
+    assert re.findall(r"^  make ([a-z0-9%-]+) ", make("help"), re.MULTILINE) == TARGETS
+
+
+def test_bench_wheel_is_a_benchmark_and_mmcv_wheel_a_wheel() -> None:
+    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel")
+    assert "ascendet wheel 'mmcv' --stack 'vitdet' --machine 'aarch64'" in make(
+        "--dry-run", "mmcv-wheel", "ARCH=aarch64"
+    )
 
 
 def test_print_variable() -> None:
@@ -88,8 +97,11 @@ def test_readme_names_every_target_and_no_other(readme: Path) -> None:
     named = set(re.findall(r"`make ([a-z0-9-]+%?)", text)) | set(
         re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE)
     )
-    assert {name for name in TARGETS if not name.endswith("%")} - named == set()
-    unknown = {name for name in named if name not in TARGETS and not name.startswith(("bench-", "print-"))}
+    assert {name for name in TARGETS if "%" not in name} - named == set()
+    wheels = {f"{name}-wheel" for name in spec.known()}
+    assert wheels - named == set()
+    unknown = named - wheels - set(TARGETS)
+    unknown = {name for name in unknown if not name.startswith(("bench-", "print-"))}
     assert unknown == set()
 
 
