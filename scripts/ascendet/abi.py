@@ -28,13 +28,12 @@ from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
 
-from ascendet import cross, env, files, native, paths, spec, wheelfile
+from ascendet import arch, cross, env, files, native, paths, spec, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.spec import Spec
 from ascendet.stack import Stack
 
 SCHEMA = 1
-_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +266,8 @@ def _libraries(wheel: wheelfile.Wheel) -> tuple[dict[str, ELFFile], str]:
 
 
 def _machine(name: str, library: ELFFile, against: Provider) -> Rule:
-    found = _MACHINES.get(library["e_machine"], library["e_machine"])
+    elf_names = {known.elf: known.name for known in arch.KNOWN.values()}
+    found = elf_names.get(library["e_machine"], library["e_machine"])
     detail = f"{name} is for {found}"
     return Rule("machine", found == against.machine, detail, f"take the wheel for {against.machine}")
 

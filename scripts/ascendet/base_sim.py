@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ascendet import cross, engine, env, files, image, manifest, process
+from ascendet import arch, cross, engine, env, files, image, manifest, process
 from ascendet.stack import Stack
 
 configure_parser = image.add_image_options
@@ -22,7 +22,7 @@ configure_parser = image.add_image_options
 def execute(args: argparse.Namespace) -> None:
     """Make it and print its name, for BASE_IMAGE."""
     os.environ["NPU"] = "sim"  # whatever this machine has
-    print(ensure(Stack.load(args.stack), image.check_machine(args.arch)))
+    print(ensure(Stack.load(args.stack), arch.parse(args.arch)))
 
 
 def ensure(stack: Stack, machine: str) -> str:
@@ -64,7 +64,7 @@ def ensure(stack: Stack, machine: str) -> str:
             "mmdebstrap",
             "--quiet",
             "--variant=minbase",
-            f"--architectures={image.PLATFORMS[machine]}",
+            f"--architectures={arch.KNOWN[machine].docker}",
         ]
         command += [f"--include=python{stack.python},python3-pip,libstdc++6"]
         command += ["--dpkgopt=path-exclude=/usr/share/doc/*", f"--customize-hook=sync-in {root} /"]
@@ -84,5 +84,5 @@ def ensure(stack: Stack, machine: str) -> str:
             f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}\n"
             'CMD ["bash"]\n'
         )
-        engine.run("build", f"--platform=linux/{image.PLATFORMS[machine]}", f"--tag={name}", str(context))
+        engine.run("build", f"--platform=linux/{arch.KNOWN[machine].docker}", f"--tag={name}", str(context))
     return name

@@ -16,11 +16,9 @@ import time
 import zipfile
 from pathlib import Path
 
-from ascendet import cross, env, files, manifest, paths, process, wheel
+from ascendet import arch, cross, env, files, manifest, paths, process, wheel
 from ascendet.stack import Stack
 
-# Debian's names of architectures.
-_DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 # The interpreter, and what torch's and OpenCV's wheels expect of the system.
 _PACKAGES = ("python3.11", "libgomp1", "libstdc++6", "libgl1", "libglib2.0-0")
 
@@ -53,7 +51,12 @@ def _ensure_root(machine: str) -> Path:
     with manifest.stage(f"cross/root-{machine}", inputs) as stage:
         if not stage.fresh:
             print(f"a Debian root for {machine}", flush=True)
-            command = ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={_DEBIAN[machine]}"]
+            command = [
+                "mmdebstrap",
+                "--quiet",
+                "--variant=extract",
+                f"--architectures={arch.KNOWN[machine].docker}",
+            ]
             command += [f"--include={','.join(_PACKAGES)}", "bookworm", str(stage.path / "root")]
             sources = [
                 str(file)

@@ -57,7 +57,7 @@ _CAUSES = (
         r"pull access denied|manifest unknown|manifest for .* not found|failed to resolve|no such host|"
         r"repository .* not found|No such image|dial tcp|TLS handshake|i/o timeout",
         "base-missing",
-        "an image cannot be had",
+        "cannot pull the image",
         "docker pull it, docker load it, or name another one: BASE_IMAGE=… (without a CANN image: make base-sim)",
     ),
     (
@@ -98,6 +98,11 @@ def explain(text: str) -> AscendetError | None:
         if found:
             return AscendetError(name, what, found=found[0].strip()[:300], hint=hint)
     return None
+
+
+def command_name() -> str:
+    """Return how the Docker client is called, without a look at what it can do: `DOCKER`, or docker."""
+    return os.environ.get("DOCKER") or "docker"
 
 
 @functools.cache

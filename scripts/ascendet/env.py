@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ascendet import files, host, lock, manifest, paths, process
+from ascendet import files, host, lock, manifest, needs, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -25,8 +25,6 @@ TOOLS_PYTHON = "3.11"
 # Variables for another Python than our environments', where byte code may, and must, be kept: an import of torch_npu
 # takes seconds less with it.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-# Measured: 7.0 GiB unpacked with torch's x86_64 CUDA build, and pip's cache of the same wheels.
-_DISK_NEEDED = {"x86_64": 12 * 2**30, "aarch64": 4 * 2**30}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -243,7 +241,7 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     else:
         print(f"{paths.shorten(home)}: making it", flush=True)
     if not tools:
-        files.check_space(home.parent, _DISK_NEEDED.get(platform.machine(), 0))
+        files.check_space(home.parent, needs.disk_gib() * 2**30)
     command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     process.run(
         command,

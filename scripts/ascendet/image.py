@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -17,13 +16,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import __version__, engine, env, files, lock, manifest, paths, process, wheel
+from ascendet import __version__, arch, engine, env, files, lock, manifest, paths, process, wheel
 from ascendet.errors import AscendetError
 from ascendet.spec import Spec
 from ascendet.stack import Stack
 
-# What docker calls the machines that the locks are for.
-PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 SIMULATED = "ascendet.simulated"  # the label of the stand-in base, which images inherit
 # Of the stack's locked packages, those that only build or test.
 _LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
@@ -54,7 +51,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soc", default="", help="the SoC, which chooses the CANN image; empty: the stack's first"
     )
-    parser.add_argument("--arch", default="", help="x86_64 or aarch64; empty: this machine's")
+    parser.add_argument(
+        "--arch", type=arch.parse, default="", help="x86_64 or aarch64; empty: this machine's"
+    )
     parser.add_argument("--base-image", default="", help="another base than the stack's CANN image")
     parser.add_argument("--image", default="", help="a ready image to run, which is not built")
 
@@ -62,31 +61,13 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Build what is asked for and say what it is."""
     stack = Stack.load(args.stack)
-    machine = check_machine(args.arch)
+    machine = arch.parse(args.arch)
     if args.context:
         print(paths.shorten(make_context(stack, machine)))
     else:
         built = ensure(args)
         print(f"{built.tag}\n  digest: {built.id}\n  size:   {built.size / 1e9:.2f} GB with its base")
         print(f"  SBOM:   {paths.shorten(home(stack, machine) / 'latest' / 'sbom.cdx.json')}")
-
-
-def check_machine(arch: str) -> str:
-    """The architecture under the locks' name for it, or `error[usage]`.
-
-    >>> check_machine("arm64")
-    'aarch64'
-    """
-    names = {name: name for name in PLATFORMS} | {other: name for name, other in PLATFORMS.items()}
-    if (arch or platform.machine()) not in names:
-        raise AscendetError(
-            "usage",
-            "ARCH is the image's architecture",
-            expected=", ".join(names),
-            found=arch,
-            hint="ARCH=aarch64",
-        )
-    return names[arch or platform.machine()]
 
 
 def home(stack: Stack, machine: str) -> Path:
@@ -105,7 +86,7 @@ def ensure(args: argparse.Namespace) -> Image:
     stack = Stack.load(args.stack)
     if args.image:
         return ready(args.image)
-    machine = check_machine(args.arch)
+    machine = arch.parse(args.arch)
     name = args.base_image or stack.base_image(args.soc)
     base = find_base(name, machine, pinned(name))
     context = make_context(stack, machine)
@@ -155,7 +136,7 @@ def build_arguments(stack: Stack) -> dict[str, str]:
 
 def latest(args: argparse.Namespace) -> Image:
     """What `make image` made last for the stack, or `error[image-missing]`; nothing is built."""
-    folder = home(Stack.load(args.stack), check_machine(args.arch))
+    folder = home(Stack.load(args.stack), arch.parse(args.arch))
     known = manifest.read(folder / "latest")
     if known is None or not engine.inspect("image", [str(known["tag"])]):
         raise AscendetError(
@@ -200,7 +181,7 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
         wanted = reference if digest else name
         print(f"pulling {wanted}", flush=True)
         try:
-            engine.run("pull", "--quiet", f"--platform=linux/{PLATFORMS[machine]}", wanted)
+            engine.run("pull", "--quiet", f"--platform=linux/{arch.KNOWN[machine].docker}", wanted)
         except AscendetError as error:
             error.found = f"{wanted}: {error.found}"
             raise
@@ -219,13 +200,13 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
             found=", ".join(base.get("RepoDigests") or []) or f"a local image, {base['Id']}",
             hint=f"docker pull {reference}, or make relock to accept this one",
         )
-    if base["Architecture"] != PLATFORMS[machine]:
+    if base["Architecture"] != arch.KNOWN[machine].docker:
         raise AscendetError(
             "base-mismatch",
             f"the base image {name} is for another architecture",
-            expected=f"linux/{PLATFORMS[machine]}",
+            expected=f"linux/{arch.KNOWN[machine].docker}",
             found=f"linux/{base['Architecture']}",
-            hint=f"docker pull --platform linux/{PLATFORMS[machine]} {name}, or ARCH={base['Architecture']}",
+            hint=f"docker pull --platform linux/{arch.KNOWN[machine].docker} {name}, or ARCH={base['Architecture']}",
         )
     found_base: engine.Json = base
     return found_base
@@ -290,7 +271,7 @@ def build(
     by_id = f"ascendet/base:{base['Id'].removeprefix('sha256:')[:12]}"
     engine.run("tag", base["Id"], by_id)
     command = ["build", "--progress=plain", f"--file={paths.ROOT / 'docker' / 'Dockerfile'}"]
-    command += [f"--platform=linux/{PLATFORMS[machine]}", f"--tag={tag}"]
+    command += [f"--platform=linux/{arch.KNOWN[machine].docker}", f"--tag={tag}"]
     command += ["--no-cache"] if fresh else []
     command += [f"--build-arg={name}={value}" for name, value in ({"BASE_IMAGE": by_id} | build_args).items()]
     command += [f"--label={name}={value}" for name, value in labels.items()]

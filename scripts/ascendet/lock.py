@@ -27,11 +27,10 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ascendet import assets, files, paths, process
+from ascendet import arch, assets, engine, files, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack, load_all
 
-MACHINES = ("x86_64", "aarch64")
 COMMAND = "make relock"
 # Newest first; all of them run on the glibc 2.34/2.35 of the CANN images and on Debian 12's 2.36.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -76,7 +75,7 @@ def lock_names() -> list[str]:
         *(packages_lock(name).name for name in _package_lists()),
     ]
     for stack in load_all():
-        names += [f"{stack}-torch-{machine}.txt" for machine in MACHINES]
+        names += [f"{stack}-torch-{machine}.txt" for machine in arch.KNOWN]
     return names
 
 
@@ -97,7 +96,7 @@ def torch_lock(stack: Stack, machine: str) -> Path:
         raise AscendetError(
             "lock-missing",
             f"the {stack.name} stack has no torch lock for this machine",
-            expected=f"one of {', '.join(MACHINES)}",
+            expected=f"one of {', '.join(arch.KNOWN)}",
             found=machine,
             hint=COMMAND,
         )
@@ -133,7 +132,7 @@ def write_all() -> None:
         _say(f"{name}.txt")
         _compile(name)
     for stack in load_all().values():
-        for machine in MACHINES:
+        for machine in arch.KNOWN:
             name = f"{stack.name}-torch-{machine}.txt"
             _say(name)
             files.write_text(paths.LOCK / name, _torch_family(stack, machine))
@@ -277,16 +276,13 @@ def image_names() -> list[str]:
 
 def _pulled_digest(name: str) -> str | None:
     """The registry's digest of an image that a Docker engine here has; None without an engine or the image."""
-    command = [
-        os.environ.get("DOCKER") or "docker",
-        "image",
-        "inspect",
-        "--format={{json .RepoDigests}}",
-        name,
-    ]
-    asked = process.ask(command)
-    digests = json.loads(asked) if asked else []
-    return next((str(known).partition("@")[2] for known in digests), None)
+    try:
+        images = engine.inspect("image", [name])
+    except AscendetError:
+        return None
+    return next(
+        (str(known).partition("@")[2] for image in images for known in image["RepoDigests"] or []), None
+    )
 
 
 def _sdists() -> list[tuple[str, str]]:
@@ -450,7 +446,7 @@ def _check_stack(stack: Stack) -> list[str]:
         if pin.packaged and locked.get(upstream) != pin.version:
             found = locked.get(upstream)
             problems.append(f"lock/{shared.name} has {upstream} {found}, stacks.toml says {pin.version}")
-    for machine in MACHINES:
+    for machine in arch.KNOWN:
         name = f"{stack.name}-torch-{machine}.txt"
         family = pins((paths.LOCK / name).read_text(encoding="utf-8"))
         for project, version in (

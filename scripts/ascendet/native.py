@@ -20,12 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from ascendet import env, files, paths, process
+from ascendet import env, files, needs, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
-# PyTorch's headers need C++17 as of this GCC (README of torch 2.8).
-MIN_GCC = (9, 3)
 # The largest units of mmcv take 1.3 GiB to compile.
 _MEMORY_PER_JOB = 2 * 2**30
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
@@ -119,21 +117,19 @@ def find_compiler(machine: str) -> Compiler:
         `compiler-missing`, `compiler-too-old`.
     """
     cross = machine != os.uname().machine
-    names = [f"{machine}-linux-gnu-g++"] if cross else [os.environ.get("CXX") or "g++"]
-    command = shutil.which(names[0])
+    name = f"{machine}-linux-gnu-g++" if cross else needs.compiler()
+    command = shutil.which(name)
     package = f"g++-{machine.replace('_', '-')}-linux-gnu" if cross else "g++"
     if command is None:
         raise AscendetError(
             "compiler-missing",
             f"there is no C++ compiler for {machine}",
-            expected=names[0],
+            expected=name,
             hint=f"install {package} (Debian, Ubuntu), or make doctor",
         )
-    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
-    number = subprocess.run(
-        [command, "-dumpfullversion"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if "Free Software Foundation" not in shown or not re.fullmatch(r"\d+(\.\d+)*", number):
+    shown = process.ask([command, "--version"]) or ""
+    version = needs.parse_gcc(process.ask([command, "-dumpfullversion"]) or "")
+    if "Free Software Foundation" not in shown or version is None:
         raise AscendetError(
             "compiler-missing",
             f"{command} is not GNU's C++ compiler",
@@ -141,12 +137,12 @@ def find_compiler(machine: str) -> Compiler:
             found=(shown.splitlines() or ["no answer to --version"])[0],
             hint="unset CXX",
         )
-    if tuple(map(int, number.split("."))) < MIN_GCC:
+    if version < needs.MIN_GCC:
         raise AscendetError(
             "compiler-too-old",
             f"{command} cannot compile torch's headers",
-            expected=f"GCC {'.'.join(map(str, MIN_GCC))} or newer",
-            found=f"GCC {number}",
+            expected=f"GCC {'.'.join(map(str, needs.MIN_GCC))} or newer",
+            found=f"GCC {'.'.join(map(str, version))}",
             hint=f"install a newer {package}, or set CXX to one",
         )
     # Without the path: the same compiler elsewhere makes the same objects.

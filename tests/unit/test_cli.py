@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import cli, paths, spec
+from ascendet import cli, cross, image, paths, spec
+from ascendet.errors import EXIT_CODES
+from ascendet.options import Parser
 from ascendet.stack import load_all
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -135,6 +139,46 @@ def test_links_of_the_readmes_exist() -> None:
     for readme in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (paths.ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["env", "--bogus"], "unrecognized arguments: --bogus"),
+        (["cann-sim", "--stack"], "--stack: expected one argument"),
+        (["bundle", "extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_options_that_argparse_rejects_are_usage(
+    words: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == EXIT_CODES["usage"]
+    shown = capsys.readouterr().err
+    assert shown.startswith("error[usage]: ")
+    assert found in shown
+    assert f"next:     make help, or ascendet {words[0]} --help\n" in shown
+
+
+@pytest.mark.parametrize("words", [["wheel", "mmcv"], ["audit", "x.whl"], ["check-emulated"]])
+def test_architecture_is_refused_before_anything_is_made(
+    words: list[str], build: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_enter_tools", lambda argv: None)
+    assert cli.main([*words, "--machine", "riscv64"]) == EXIT_CODES["usage"]
+    assert "ARCH must be an architecture that is locked" in capsys.readouterr().err
+    assert not build.exists()
+
+
+@pytest.mark.parametrize("stage", [cross.add_machine_option, image.add_image_options])
+@pytest.mark.parametrize("name", ["aarch64", "arm64"])
+def test_both_names_of_an_architecture_are_understood(
+    stage: Callable[[argparse.ArgumentParser], None], name: str
+) -> None:
+    parser = Parser()
+    stage(parser)
+    option = "--machine" if stage is cross.add_machine_option else "--arch"
+    (found,) = {value for value in vars(parser.parse_args([option, name])).values() if "64" in str(value)}
+    assert found == "aarch64"
 
 
 def test_no_stage_imports_a_later_one() -> None:
