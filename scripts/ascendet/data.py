@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import archive, assets, env, fetch, lock, manifest, paths
+from ascendet import archive, assets, env, fetch, files, lock, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -104,8 +104,8 @@ def ensure_shapes(stack: Stack) -> Path:
     """
     python = env.ensure_base(stack)
     inputs = {
-        "generator": manifest.digest_file(_GENERATOR),
-        "lock": manifest.digest_file(lock.packages_lock(stack.packages)),
+        "generator": files.digest(_GENERATOR),
+        "lock": files.digest(lock.packages_lock(stack.packages)),
         # Sines and square roots may differ in the last bit between machines, and a pixel with them.
         "machine": platform.machine(),
         **SHAPES,
@@ -125,8 +125,8 @@ def _generate(python: Path, out: Path) -> object:
         [python, _GENERATOR, "--out", out, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        if manifest.is_full(out):
-            raise manifest.disk_full(out)
+        if files.is_full(out):
+            raise files.disk_full(out)
         raise AscendetError(
             "command-failed",
             "the data set shapes could not be generated",
@@ -154,8 +154,8 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
     with contextlib.suppress(AscendetError):
         return check_coco(splits)
     folder = assets.place("coco")
-    with manifest.full_disk_named(folder), assets.unwritable_named(folder):
-        lock = manifest.locked(folder.resolve() / ".lock", "coco")
+    with files.disk_errors(folder), assets.unwritable_named(folder):
+        lock = files.holding_lock(folder.resolve() / ".lock", "coco")
         with lock:
             missing = [part for part in (assets.ANNOTATIONS, *splits) if not _is_whole(folder, part)]
             for part in missing:
@@ -166,7 +166,7 @@ def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
                     )
             known = assets.load()
             archives = [known[assets.ARCHIVES[part]] for part in missing]
-            manifest.check_space(folder, sum(one.unpacked for one in archives), "ASCENDET_DATA")
+            files.check_space(folder, sum(one.unpacked for one in archives), "ASCENDET_DATA")
             assets.ensure(
                 [one.name for one in archives], mirror=choices.mirror, accept_new=choices.accept_new
             )
@@ -184,7 +184,7 @@ def _unpack(folder: Path, part: str, asset: assets.Asset) -> None:
     temp.mkdir(exist_ok=True)
     members = archive.unpack(asset.path, temp, top=part, limit=asset.unpacked)
     for name, expected in asset.members.items():
-        found = manifest.digest_file(temp / name) if name in members else "no such member"
+        found = files.digest(temp / name) if name in members else "no such member"
         if found != expected:
             raise _invalid(
                 temp / name, f"sha256:{expected}", f"sha256:{found}", f"rm '{asset.path}' && make data"
@@ -316,9 +316,9 @@ def ensure_subset(choices: Choices) -> Path:
     folder = assets.place("coco-val200")
     images = folder / "val2017"
     with (
-        manifest.full_disk_named(folder),
+        files.disk_errors(folder),
         assets.unwritable_named(folder),
-        manifest.locked(folder.resolve() / ".lock", "coco-val200"),
+        files.holding_lock(folder.resolve() / ".lock", "coco-val200"),
     ):
         if (folder / assets.ANNOTATIONS).is_dir():
             return folder
@@ -359,15 +359,15 @@ def _fetch_images(asset: assets.Asset, names: Sequence[str], images: Path, mirro
     bases = [base for base in asset.sources(mirror) if not base.endswith(f"/{asset.name}")]
     if mirror.startswith("http"):
         bases.insert(0, f"{mirror.rstrip('/')}/val2017")
-    files = []
+    wanted = []
     for name in names:
         size, crc = contents[f"val2017/{name}"]
         if not (images / name).is_file() or archive.content(images / name) != (size, crc):
             urls = tuple(f"{base}/{name}" for base in bases)
-            files.append(
+            wanted.append(
                 fetch.File(path=images / name, urls=urls, size=size, digests={"crc32": f"{crc:08x}"})
             )
-    fetch.fetch(files, label=f"{len(files)} images")
+    fetch.fetch(wanted, label=f"{len(wanted)} images")
 
 
 def _zip_directory(asset: assets.Asset, mirror: str) -> dict[str, archive.Content]:
@@ -398,7 +398,7 @@ def _write_subset(source: Path, target: Path, ids: set[object]) -> None:
 
 
 def _digest_images(images: Path) -> str:
-    return assets.digest_lines({image.name: manifest.digest_file(image) for image in images.glob("*.jpg")})
+    return assets.digest_lines({image.name: files.digest(image) for image in images.glob("*.jpg")})
 
 
 # -- make data-check --
@@ -430,7 +430,7 @@ def check_everything() -> dict[str, list[str]]:
         found["shapes"] = [
             f"{name} is damaged or missing"
             for name, digest in outputs.items()
-            if not (shapes / name).is_file() or manifest.digest_file(shapes / name) != digest
+            if not (shapes / name).is_file() or files.digest(shapes / name) != digest
         ]
     return found
 
@@ -442,7 +442,7 @@ def _check_part(coco: Path, part: str) -> list[str]:
         problems += archive.compare(coco / part, {name: (size, crc) for name, (size, crc) in stated.items()})
     if part == assets.ANNOTATIONS:  # also where the user brought the folder
         for name, digest in assets.load()[assets.ARCHIVES[part]].members.items():
-            if (coco / part / name).is_file() and manifest.digest_file(coco / part / name) != digest:
+            if (coco / part / name).is_file() and files.digest(coco / part / name) != digest:
                 problems.append(f"{name} is not sha256:{digest}")
         return problems
     return problems + _problems(

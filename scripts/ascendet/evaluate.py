@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, manifest, paths, runs
+from ascendet import assets, files, manifest, paths, runs
 from ascendet.errors import AscendetError
 from ascendet.score import class_table, table
 
@@ -60,7 +60,7 @@ def execute(args: argparse.Namespace) -> None:
                 "model": target.model,
                 "dataset": target.dataset,
                 "data": (manifest.read(data) or {}).get("key"),
-                "checkpoint": manifest.digest_file(checkpoint),
+                "checkpoint": files.digest(checkpoint),
                 "images": len(images),
             },
             "checkpoint": paths.shorten(checkpoint),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ascendet import manifest, paths, runs
+from ascendet import files, manifest, paths, runs
 from ascendet.errors import AscendetError
 
 RESULTS = "results.json"
@@ -29,22 +29,22 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Detect, draw, and say how long it took."""
-    score, files = _check_options(args), find_images(args.images)
+    score, pictures = _check_options(args), find_images(args.images)
     target = runs.check_target(args)
     target = replace(target, devices=target.devices[:1])  # pictures one by one
     checkpoint = runs.find_checkpoint(target, args.checkpoint)
     runs.prepare(target)
     final = runs.folder_beside(target, checkpoint, "infer")
     with runs.replaced(final, _LOG) as work:
-        (work / "images.json").write_text(json.dumps([str(file) for file in files]), encoding="utf-8")
+        (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
         environ = runs.run_environ(target, work) | {"CHECKPOINT": str(checkpoint), "OUT": str(work)}
         line = runs.describe(target, environ)
         print(
-            f"{target.model} on {len(files)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
+            f"{target.model} on {len(pictures)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
             flush=True,
         )
         arguments = [f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"]
-        folders = sorted({file.parent for file in files})
+        folders = sorted({file.parent for file in pictures})
         runs.execute("infer.sh", environ, work / _LOG, target, [checkpoint, *folders], arguments)
         results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
         facts = {
@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> None:
             "inputs": {
                 "model": target.model,
                 "dataset": target.dataset,
-                "checkpoint": manifest.digest_file(checkpoint),
+                "checkpoint": files.digest(checkpoint),
             },
             "checkpoint": paths.shorten(checkpoint),
             **runs.facts(target, line),

@@ -23,11 +23,6 @@ from pathlib import Path
 
 from ascendet import __version__, files, paths
 
-# Old names, for modules that are converted last.
-digest_file, digests_file, digest_tree = files.digest, files.digests, files.digest_tree
-full_disk_named, disk_full, is_full = files.disk_errors, files.disk_full, files.is_full
-check_space, locked, fsync = files.check_space, files.holding_lock, files.fsync
-
 MANIFEST = "manifest.json"
 
 

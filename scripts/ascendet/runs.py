@@ -26,6 +26,7 @@ from ascendet import (
     devices,
     engine,
     env,
+    files,
     host,
     image,
     install,
@@ -308,7 +309,7 @@ def replaced(final: Path, log: str) -> Iterator[Path]:
     What failed leaves only its log, as `<final>-failed.log`, which the error then points to.
     """
     work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    with manifest.full_disk_named(final.parent):
+    with files.disk_errors(final.parent):
         try:
             work.mkdir(parents=True)
             yield work
@@ -550,8 +551,8 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
             found=unusable[1],
             hint="make data-check, or another DATASET",
         )
-    if "No space left on device" in text or manifest.is_full(log.parent):
-        error = manifest.disk_full(log.parent)
+    if "No space left on device" in text or files.is_full(log.parent):
+        error = files.disk_full(log.parent)
         if script == "train.sh":
             error.hint = "free some space, then: make train RESUME=1 (from the last whole checkpoint)"
         return error

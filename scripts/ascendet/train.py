@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import assets, manifest, paths, runs
+from ascendet import assets, files, manifest, paths, runs
 from ascendet.errors import AscendetError
 
 LOG = "train.log"
@@ -186,7 +186,7 @@ def _state(run: Path, facts: dict[str, object]) -> Iterator[None]:
         seconds = round(past + time.monotonic() - clock, 1)
         manifest.write(run, facts | {"state": state, "seconds": seconds} | more)
 
-    with manifest.full_disk_named(run):
+    with files.disk_errors(run):
         write("running")
         try:
             yield
@@ -200,4 +200,4 @@ def _state(run: Path, facts: dict[str, object]) -> Iterator[None]:
                 "the training ended without a checkpoint",
                 hint=f"less {paths.shorten(run / LOG)}",
             )
-        write("finished", outputs={checkpoint.name: manifest.digest_file(checkpoint)})
+        write("finished", outputs={checkpoint.name: files.digest(checkpoint)})

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import env, host, manifest, needs, paths
+from ascendet import env, files, host, manifest, needs, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -59,7 +59,7 @@ def test_up_to_date_environment_starts_no_process(
 ) -> None:
     make(build / "venv/some", locked, ours=("1", lambda: None))
     monkeypatch.setattr(subprocess, "run", None)
-    monkeypatch.setattr(manifest, "locked", None)
+    monkeypatch.setattr(files, "holding_lock", None)
     make(build / "venv/some", locked, ours=("1", lambda: None))
 
 

@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import env, evaluate, infer, manifest, paths, runs, train
+from ascendet import env, evaluate, files, infer, manifest, paths, runs, train
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -137,7 +137,7 @@ def test_state_is_kept_true(target: runs.Target) -> None:
         assert (manifest.read(run) or {})["state"] == "running"
     content = manifest.read(run) or {}
     assert content["state"] == "finished"
-    assert content["outputs"] == {"epoch_3.pth": manifest.digest_file(run / "epoch_3.pth")}
+    assert content["outputs"] == {"epoch_3.pth": files.digest(run / "epoch_3.pth")}
     for name, state in (("interrupted", "interrupted"), ("run-failed", "failed")):
         with pytest.raises(AscendetError), train._state(run, {"key": "k"}):
             raise AscendetError(name, "what", hint="next")
