@@ -196,7 +196,7 @@ def _tree(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
 def _save_image(image: str, folder: Path) -> Path:
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', image)}.tar"
     print(f"bundle: saving the image {image}", flush=True)
-    _run([engine.client(), "save", "--output", str(path), image])
+    _run([engine.command_name(), "save", "--output", str(path), image])
     return path
 
 
@@ -243,7 +243,7 @@ def take_in(path: Path) -> str:
             raise
         raise _invalid(path, str(error)) from error
     for image in images:
-        _run([engine.client(), "load", "--input", str(image)])
+        _run([engine.command_name(), "load", "--input", str(image)])
         image.unlink()
     return f"{path.name}: {len(entries)} files for the {index['stack']} stack; every stage now works without a network"
 
