@@ -27,6 +27,8 @@ IMAGES ?=
 # make infer: the lowest score that is drawn and listed; what damaged pictures do, skip or refuse.
 SCORE ?= 0.3
 BAD ?= skip
+# Where wheels' sources are looked for first: a folder of archives and bare git repositories.
+SOURCE_MIRROR ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
 WHEEL ?=
 JSON ?=
@@ -61,7 +63,8 @@ KEEP ?=
 # The bundle to take in.
 FILE ?=
 
-export NPU
+export NPU SOURCE_MIRROR
+OUR_WHEELS := $(patsubst wheels/%/wheel.toml,%-wheel,$(wildcard wheels/*/wheel.toml))
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
 FETCH = --mirror '$(MIRROR)' $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
 IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
@@ -86,7 +89,7 @@ check-lock: ## Check that requirements/lock agrees with them
 	@$(PY) lock --check
 
 ##@ Environment and wheels
-.PHONY: env cann-sim sim-coverage patches mmcv-wheel mmdet-wheel vitdet-wheel audit check-repro check-aarch64 install
+.PHONY: env cann-sim sim-coverage patches audit $(OUR_WHEELS) check-repro check-aarch64 install
 env: ## Make or repair the stack's virtual environment
 	@$(PY) env --stack '$(STACK)'
 cann-sim: ## Build the simulated CANN into it and show its devices
@@ -95,13 +98,9 @@ sim-coverage: ## Compare torch's operator database on it with the CPU, write the
 	@$(PY) sim-coverage --stack '$(STACK)' $(if $(JSON),--json)
 patches: ## Check the patches' headers and write their index
 	@$(PY) patches
-mmcv-wheel: ## Build mmcv with its NPU operators, audit, install, smoke-test it; ARCH=aarch64 cross-builds
-	@$(PY) wheel mmcv --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)')
-mmdet-wheel: ## Build mmdet with our patches
-	@$(PY) wheel mmdet --stack '$(STACK)'
-vitdet-wheel: ## Build our ViTDet
-	@$(PY) wheel vitdet --stack '$(STACK)'
-audit: ## Audit any mmcv WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
+$(OUR_WHEELS): %-wheel: ## Build, audit, install, smoke-test mmcv-, mmdet-, common- or vitdet-wheel; ARCH=aarch64 cross-builds
+	@$(PY) wheel '$*' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)')
+audit: ## Audit any WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
 	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)') $(if $(JSON),--json)
 check-repro: ## Build mmcv twice from nothing, under two users, and compare every byte (minutes)
 	@$(PY) check-repro mmcv --stack '$(STACK)'

@@ -1,8 +1,9 @@
-"""Audit a compiled wheel against the promises of `wheels/policy.toml`, and name every symbol's provider.
+"""Audit a wheel against the promises of `wheels/policy.toml`, and name every symbol's provider.
 
 A wheel that imports on the machine that built it can fail on the next one, and for mmcv's NPU builds it mostly
 does: an undefined symbol shows only at import, an unregistered operator only when it is called. All of that can
-be read from the file. The audit works on any wheel, also one that was built elsewhere.
+be read from the file. The audit works on any wheel, also one that was built elsewhere. One whose name is that of a
+folder below wheels/ must keep the promises of that folder's wheel.toml as well.
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
 
-from ascendet import cross, env, manifest, native, paths, wheelfile
+from ascendet import arch, cross, env, files, native, paths, spec, wheelfile
 from ascendet.errors import AscendetError
+from ascendet.spec import Spec
 from ascendet.stack import Stack
 
 SCHEMA = 1
-_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
-_REBUILD = "build it with: make mmcv-wheel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def execute(args: argparse.Namespace) -> None:
     if not args.wheel:
         raise AscendetError(
             "usage",
-            "audit which wheel?",
-            expected="the path of an mmcv wheel, built by whomever",
+            "WHEEL is not set",
+            expected="the path of a wheel, built by whomever",
             hint=f"make audit WHEEL=path/to/mmcv-….whl STACK={stack.name}",
         )
     env.ensure_base(stack)
@@ -128,16 +128,13 @@ def audit(path: Path, against: Provider) -> dict[str, Any]:
     policy = tomllib.loads((paths.WHEELS / "policy.toml").read_text(encoding="utf-8"))
     wheel = wheelfile.read(path)
     symbols: dict[str, str] = {}
-    rules = [_tags(wheel, against), _built_against(wheel, against)]
+    ours = Spec.load(wheel.name) if wheel.name in spec.known() else None
     libraries, broken = _libraries(wheel)
-    rules.append(
-        Rule(
-            "extension",
-            not broken and any(name.startswith(policy["mmcv"]["extension"]) for name in libraries),
-            broken or ", ".join(libraries) or "the wheel has no shared library",
-            "build it with MMCV_WITH_OPS=1 FORCE_NPU=1; " + _REBUILD,
-        )
-    )
+    rules = [
+        _tags(wheel, against),
+        *_built_against(wheel, against, ours),
+        _extension(ours, list(libraries), broken),
+    ]
     right = {}
     for name, library in libraries.items():
         rules.append(_machine(name, library, against))
@@ -152,12 +149,12 @@ def audit(path: Path, against: Provider) -> dict[str, Any]:
             _build_paths(name, wheel.files[name], policy["paths"]["forbidden"]),
             _symbols(name, library, against, policy["needed"]["system"], symbols),
         ]
-        if name.startswith(policy["mmcv"]["extension"]):
-            rules.append(_npu_ops(library, policy["mmcv"]["npu_ops"]))
+        if ours and ours.audit.operators and _is_extension(name, ours):
+            rules.append(_npu_ops(library, ours))
     return {
         "schema": SCHEMA,
         "wheel": path.name,
-        "sha256": manifest.digest_file(path),
+        "sha256": files.digest(path),
         "against": {**against.versions, "python": against.python, "machine": against.machine},
         "providers": list(against.folders),
         "sound": all(rule.ok for rule in rules),
@@ -209,20 +206,48 @@ def _tags(wheel: wheelfile.Wheel, against: Provider) -> Rule:
     return Rule("tags", fits, shown if fits else f"{shown} is not {wanted}", f"take the wheel for {wanted}")
 
 
-def _built_against(wheel: wheelfile.Wheel, against: Provider) -> Rule:
-    content = wheel.files.get(f"{wheel.name}/_built_against.json")
-    if content is None:
-        return Rule("built-against", False, "the wheel does not say what it was built against", _REBUILD)
-    stated = json.loads(content)
+def _built_against(wheel: wheelfile.Wheel, against: Provider, ours: Spec | None) -> Iterator[Rule]:
+    """Compare the pair that a wheel says it was built against; our compiled wheels must say it."""
+    name = next((name for name in wheel.files if name.endswith("/_built_against.json")), None)
+    if name is None:
+        if ours and ours.native:
+            missing = "the wheel does not say what it was built against"
+            yield Rule("built-against", False, missing, _rebuild(ours))
+        return
+    try:
+        stated = dict(json.loads(wheel.files[name]))
+    except (ValueError, TypeError) as error:
+        yield Rule("built-against", False, f"{name} cannot be read: {error}", _rebuild(ours))
+        return
     shown = ", ".join(f"{name} {stated.get(name)}" for name in against.versions)
     wanted = ", ".join(f"{name} {version}" for name, version in against.versions.items())
     fits = shown == wanted
-    return Rule(
+    yield Rule(
         "built-against",
         fits,
         shown if fits else f"{shown}; audited for {wanted}",
         "audit with the right --stack",
     )
+
+
+def _extension(ours: Spec | None, libraries: Sequence[str], broken: str) -> Rule:
+    """Check that the shared libraries are intact, and that the one is there which our wheel promises."""
+    wanted = ours.audit.extension if ours else None
+    found = not wanted or any(_is_extension(name, ours) for name in libraries)
+    detail = broken or ", ".join(libraries) or "the wheel has no shared library"
+    return Rule("extension", not broken and found, detail, _rebuild(ours))
+
+
+def _is_extension(name: str, ours: Spec | None) -> bool:
+    return bool(ours and ours.audit.extension and name.startswith(ours.audit.extension))
+
+
+def _rebuild(ours: Spec | None) -> str:
+    """Return what to do where a wheel is not what it should be."""
+    if ours is None:
+        return "build it again, for this torch / torch_npu pair"
+    variables = " ".join(f"{name}={value}" for name, value in ours.environ.items())
+    return f"{f'build it with {variables}; ' if variables else ''}build it with: make {ours.name}-wheel"
 
 
 def _libraries(wheel: wheelfile.Wheel) -> tuple[dict[str, ELFFile], str]:
@@ -241,7 +266,8 @@ def _libraries(wheel: wheelfile.Wheel) -> tuple[dict[str, ELFFile], str]:
 
 
 def _machine(name: str, library: ELFFile, against: Provider) -> Rule:
-    found = _MACHINES.get(library["e_machine"], library["e_machine"])
+    elf_names = {known.elf: known.name for known in arch.KNOWN.values()}
+    found = elf_names.get(library["e_machine"], library["e_machine"])
     detail = f"{name} is for {found}"
     return Rule("machine", found == against.machine, detail, f"take the wheel for {against.machine}")
 
@@ -329,21 +355,18 @@ def _symbols(
             symbols[symbol] = found
     if missing:
         lines = [f"nobody provides {shown}" for shown in _demangle(missing)]
-        fix = f"compare with {', '.join(against.folders)}: another torch / torch_npu pair? {_REBUILD}"
+        fix = f"compare with {', '.join(against.folders)}: another torch / torch_npu pair?"
         return Rule("symbols", False, "\n".join(lines), fix)
     counts = Counter(provider.partition(" ")[0] for provider in symbols.values())
     shown = ", ".join(f"{provider} {count}" for provider, count in counts.most_common())
     return Rule("symbols", True, f"{len(symbols)} undefined, all provided: {shown}")
 
 
-def _npu_ops(library: ELFFile, expected: Sequence[str]) -> Rule:
+def _npu_ops(library: ELFFile, ours: Spec) -> Rule:
+    expected = ours.audit.operators
     table = library.get_section_by_name(".dynsym")
     assert isinstance(table, SymbolTableSection)
-    defined = [
-        symbol.name
-        for symbol in table.iter_symbols()
-        if symbol["st_shndx"] != "SHN_UNDEF" and "_npu" in symbol.name
-    ]
+    defined = [symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"]
     # An Itanium-mangled function at namespace level starts with _Z, the name's length and the name.
     missing = [op for op in expected if not any(name.startswith(f"_Z{len(op)}{op}") for name in defined)]
     detail = (
@@ -351,7 +374,7 @@ def _npu_ops(library: ELFFile, expected: Sequence[str]) -> Rule:
         if missing
         else f"all {len(expected)}"
     )
-    return Rule("npu-ops", not missing, detail, "build it with FORCE_NPU=1; " + _REBUILD)
+    return Rule("npu-ops", not missing, detail, _rebuild(ours))
 
 
 # -- ELF --

@@ -8,11 +8,11 @@ import shlex
 
 
 def command(target: str, **changed: str) -> str:
-    """Return `make <target>` with the variables of the user's own command line, and those of `changed`.
+    r"""Return `make <target>` with the variables of the user's own command line, and those of `changed`.
 
     make hands its command line's variables to what it starts in MAKEFLAGS, behind `--`.
 
-    >>> os.environ["MAKEFLAGS"] = r"w --jobserver -- RUN=x IMAGES=a\\ b RESUME=1"
+    >>> os.environ["MAKEFLAGS"] = r"w --jobserver -- RUN=x IMAGES=a\ b RESUME=1"
     >>> command("train", RESUME="1", LR="0.5")
     "make train RUN=x IMAGES='a b' RESUME=1 LR=0.5"
     >>> del os.environ["MAKEFLAGS"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, manifest, paths
+from ascendet import assets, files, manifest, paths
 from ascendet.annotation_objects import check_objects
 from ascendet.annotation_pictures import as_id, check_categories, check_images, list_files
 from ascendet.annotation_rules import IN_PLACE, Finding, Findings, shown
@@ -276,7 +276,7 @@ def checked(path: Path, pictures: Path, *, training: bool) -> Report:
         `annotations-invalid` where the file is refused, or needs the repaired copy that `make data` writes.
     """
     inputs = {
-        "file": manifest.digest_file(path),
+        "file": files.digest(path),
         "pictures": _digest_pictures(pictures),
         "training": training,
         "rules": _digest_rules(),
@@ -309,4 +309,4 @@ def _digest_pictures(folder: Path) -> str:
 
 def _digest_rules() -> str:
     parts: Sequence[Path] = sorted(Path(__file__).parent.glob("annotation*.py"))
-    return manifest.digest_inputs({part.name: manifest.digest_file(part) for part in parts})
+    return manifest.digest_inputs({part.name: files.digest(part) for part in parts})

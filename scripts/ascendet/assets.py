@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ascendet import manifest, paths
+from ascendet import files, manifest, paths
 from ascendet.errors import AscendetError
 
 if TYPE_CHECKING:
@@ -209,13 +209,13 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
             with unwritable_named(asset.path):
                 asset.path.parent.mkdir(parents=True, exist_ok=True)
                 lock = asset.path.with_name(f".{asset.name}.lock")
-                stack.enter_context(manifest.locked(lock, asset.name))
+                stack.enter_context(files.holding_lock(lock, asset.name))
         missing = [asset for asset in assets if not find(asset)]
-        files = [
+        wanted = [
             fetch.File(path=asset.path, urls=asset.sources(mirror), size=asset.bytes, digests=asset.digests)
             for asset in missing
         ]
-        fetched = fetch.fetch(files)
+        fetched = fetch.fetch(wanted)
         for asset, one in zip(missing, fetched, strict=True):
             _write_receipt(asset, {"sha256": one.sha256})
             if not asset.digests:
@@ -257,7 +257,7 @@ def find(asset: Asset) -> Path | None:
 def verify(asset: Asset) -> str:
     """Hash the file; its SHA-256, or `error[fetch-hash-mismatch]`."""
     names = {"sha256", *asset.digests}
-    found = manifest.digests_file(asset.path, names)
+    found = files.digests(asset.path, names)
     wrong = {name: value for name, value in asset.digests.items() if not found[name].startswith(value)}
     if wrong:
         shown = paths.shorten(asset.path)

@@ -10,12 +10,10 @@ import argparse
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-from ascendet import cross, engine, env, image, manifest
-from ascendet.errors import AscendetError
+from ascendet import arch, cross, engine, env, files, image, manifest, process
 from ascendet.stack import Stack
 
 configure_parser = image.add_image_options
@@ -24,7 +22,7 @@ configure_parser = image.add_image_options
 def execute(args: argparse.Namespace) -> None:
     """Make it and print its name, for BASE_IMAGE."""
     os.environ["NPU"] = "sim"  # whatever this machine has
-    print(ensure(Stack.load(args.stack), image.check_machine(args.arch)))
+    print(ensure(Stack.load(args.stack), arch.parse(args.arch)))
 
 
 def ensure(stack: Stack, machine: str) -> str:
@@ -40,17 +38,16 @@ def ensure(stack: Stack, machine: str) -> str:
     here = machine == platform.machine()
     tree = env.find_cann(stack).home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
-        "tree": manifest.digest_tree(tree),
-        "code": manifest.digest_file(Path(__file__)),
+        "tree": files.digest_tree(tree),
+        "code": files.digest(Path(__file__)),
         "machine": machine,
     }
     key = manifest.digest_inputs(inputs)
     known = engine.inspect("image", [name])
     if known and known[0]["Config"]["Labels"].get("ascendet.key") == key:
         return name
-    if shutil.which("mmdebstrap") is None:
-        raise AscendetError("command-failed", "mmdebstrap is missing", hint="apt-get install mmdebstrap")
-    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, manifest.full_disk_named(Path(folder)):
+    process.require("mmdebstrap", "mmdebstrap")
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, files.disk_errors(Path(folder)):
         root, archive = Path(folder, "root"), Path(folder, "base.tar")
         cann = f"cann-{stack.cann}"
         ascend = root / "usr/local/Ascend"
@@ -67,18 +64,17 @@ def ensure(stack: Stack, machine: str) -> str:
             "mmdebstrap",
             "--quiet",
             "--variant=minbase",
-            f"--architectures={image.PLATFORMS[machine]}",
+            f"--architectures={arch.KNOWN[machine].docker}",
         ]
         command += [f"--include=python{stack.python},python3-pip,libstdc++6"]
         command += ["--dpkgopt=path-exclude=/usr/share/doc/*", f"--customize-hook=sync-in {root} /"]
-        done = subprocess.run([*command, "bookworm", str(archive)], check=False)
-        if done.returncode:
-            raise AscendetError(
-                "command-failed",
-                "mmdebstrap failed",
-                found=f"exit code {done.returncode}",
-                hint="read its message above",
-            )
+        process.run(
+            [*command, "bookworm", str(archive)],
+            capture=False,
+            disks=[Path(folder)],
+            what="mmdebstrap failed",
+            hint="read its message above",
+        )
         context = Path(folder, "context")
         context.mkdir()
         archive.rename(context / archive.name)
@@ -88,5 +84,5 @@ def ensure(stack: Stack, machine: str) -> str:
             f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}\n"
             'CMD ["bash"]\n'
         )
-        engine.run("build", f"--platform=linux/{image.PLATFORMS[machine]}", f"--tag={name}", str(context))
+        engine.run("build", f"--platform=linux/{arch.KNOWN[machine].docker}", f"--tag={name}", str(context))
     return name

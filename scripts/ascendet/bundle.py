@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ascendet import __version__, assets, datasets, env, lock, manifest, paths
+from ascendet import __version__, assets, datasets, engine, env, files, lock, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -69,18 +69,18 @@ def make(stack: Stack, dataset: str, image: str) -> Path:
         `data-missing`: something was not fetched yet; `command-failed`: pip or docker failed; `disk-full`.
     """
     home = paths.BUILD / "bundle"
-    with manifest.full_disk_named(home), contextlib.ExitStack() as end:
+    with files.disk_errors(home), contextlib.ExitStack() as end:
         home.mkdir(parents=True, exist_ok=True)
-        end.enter_context(manifest.locked(home / ".lock", "bundle"))
+        end.enter_context(files.holding_lock(home / ".lock", "bundle"))
         folder = Path(end.enter_context(tempfile.TemporaryDirectory(dir=home, prefix=".tmp-")))
-        files = dict(_sources()) | dict(_wheels(stack)) | dict(_data(stack, dataset))
+        packed = dict(_sources()) | dict(_wheels(stack)) | dict(_data(stack, dataset))
         if image:
             saved = _save_image(image, folder)
-            files[f"image/{saved.name}"] = saved
-        print(f"bundle: reading {len(files)} files", flush=True)
+            packed[f"image/{saved.name}"] = saved
+        print(f"bundle: reading {len(packed)} files", flush=True)
         entries = [
-            Entry(name=name, bytes=path.stat().st_size, sha256=manifest.digest_file(path))
-            for name, path in sorted(files.items())
+            Entry(name=name, bytes=path.stat().st_size, sha256=files.digest(path))
+            for name, path in sorted(packed.items())
         ]
         index = {
             "ascendet": __version__,
@@ -94,9 +94,9 @@ def make(stack: Stack, dataset: str, image: str) -> Path:
         with temp.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             tar.addfile(_header(INDEX, len(text)), io.BytesIO(text))
             for entry in entries:
-                with files[entry.name].open("rb") as source:
+                with packed[entry.name].open("rb") as source:
                     tar.addfile(_header(entry.name, entry.bytes), source)
-        manifest.fsync(temp)
+        files.fsync(temp)
         final = home / f"ascendet-{stack.name}-{hashlib.sha256(text).hexdigest()[:12]}.tar"
         temp.rename(final)
     return final
@@ -111,7 +111,7 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _locks(stack: Stack) -> dict[str, str]:
-    return {path.name: manifest.digest_file(path) for path in _lock_files(stack)}
+    return {path.name: files.digest(path) for path in _lock_files(stack)}
 
 
 def _lock_files(stack: Stack) -> list[Path]:
@@ -191,7 +191,7 @@ def _tree(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
 def _save_image(image: str, folder: Path) -> Path:
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', image)}.tar"
     print(f"bundle: saving the image {image}", flush=True)
-    _run(["docker", "save", "--output", str(path), image])
+    _run([engine.command_name(), "save", "--output", str(path), image])
     return path
 
 
@@ -227,7 +227,7 @@ def take_in(path: Path) -> str:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
             index, entries = _read_index(path, tar)
-            with manifest.full_disk_named(paths.CACHE):
+            with files.disk_errors(paths.CACHE):
                 images = [
                     target
                     for entry, target in _take_files(path, tar, entries)
@@ -238,7 +238,7 @@ def take_in(path: Path) -> str:
             raise
         raise _invalid(path, str(error)) from error
     for image in images:
-        _run(["docker", "load", "--input", str(image)])
+        _run([engine.command_name(), "load", "--input", str(image)])
         image.unlink()
     return f"{path.name}: {len(entries)} files for the {index['stack']} stack; every stage now works without a network"
 
@@ -266,7 +266,7 @@ def _read_index(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, object], li
     needed = sum(entry.bytes for entry in entries if not _target(path, entry).exists())
     folder = paths.CACHE
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.check_space(folder, needed, "ASCENDET_CACHE")
+    files.check_space(folder, needed, "ASCENDET_CACHE")
     return index, entries
 
 
@@ -281,7 +281,7 @@ def _take_files(path: Path, tar: tarfile.TarFile, entries: list[Entry]) -> Itera
             found = "its end" if member is None else f"{member.name}, {member.size} bytes"
             raise _invalid(path, f"{found} instead of {entry.name}, {entry.bytes} bytes")
         target = _target(path, entry)
-        if not (target.is_file() and manifest.digest_file(target) == entry.sha256):
+        if not (target.is_file() and files.digest(target) == entry.sha256):
             content = tar.extractfile(member)
             assert content is not None, "isfile() said so"
             _write(path, content, entry, target)

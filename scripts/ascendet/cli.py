@@ -12,6 +12,7 @@ from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
 from ascendet.errors import EXIT_CODES, AscendetError
+from ascendet.options import Parser
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,7 @@ def _run(argv: list[str]) -> int:
         )
     if STAGES[name].where == "tools":
         _enter_tools(argv)
-    parser = argparse.ArgumentParser(
-        prog=f"ascendet {name}", description=STAGES[name].help, allow_abbrev=False
-    )
+    parser = Parser(prog=f"ascendet {name}", description=STAGES[name].help, allow_abbrev=False)
     module = cast(StageModule, importlib.import_module(f"ascendet.{STAGES[name].module}"))
     module.configure_parser(parser)
     module.execute(parser.parse_args(argv[1:]))

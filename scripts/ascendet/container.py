@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import assets, devices, engine, env, host, image, paths
+from ascendet import assets, devices, engine, env, host, image, needs, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -35,9 +35,7 @@ _DRIVER = (
     "/usr/local/sbin/npu-smi",
     "/etc/ascend_install.info",
 )
-_MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _USER = 1000  # the image's own, for a caller who is root
-_SHM_PER_DEVICE = 2  # GiB, a limit and no reservation: batches that data loaders pass on, HCCL's buffers
 SCRIPTS = "/opt/ascendet/scripts"
 
 
@@ -108,7 +106,7 @@ class Container:
         words += ["--interactive"] if interactive else []
         words += ["--tty"] if interactive and sys.stdin.isatty() else []
         words += ["--read-only", "--tmpfs=/tmp:rw,exec,nosuid,nodev,mode=1777", "--cap-drop=ALL"]
-        words += ["--security-opt=no-new-privileges", f"--shm-size={_SHM_PER_DEVICE * len(chosen)}g"]
+        words += ["--security-opt=no-new-privileges", f"--shm-size={needs.SHM_GIB_PER_DEVICE * len(chosen)}g"]
         words += [f"--user={self.host.user}:{self.host.group}", f"--workdir={work_dir}"]
         if self.mapped:
             words += [f"--group-add={group}" for group in self.host.groups]
@@ -124,7 +122,7 @@ class Container:
     def _device_options(self, physical: Sequence[int]) -> list[str]:
         if self.host.runtime:  # it brings nodes, driver and tools
             return ["--runtime=ascend", f"--env=ASCEND_VISIBLE_DEVICES={','.join(map(str, physical))}"]
-        names = [*(f"davinci{number}" for number in physical), *_MANAGERS]
+        names = [*(f"davinci{number}" for number in physical), *host.MANAGERS]
         options = [f"--device={self.host.root / 'dev' / name}:/dev/{name}" for name in names]
         for path in self.host.driver:
             source = self.host.root / path.removeprefix("/")
@@ -152,7 +150,7 @@ def look_at_host(*, runtime: bool, root: Path = Path("/")) -> Host:
         `device-permission`: a node's group may not use it, so nobody but root could.
     """
     nodes = host.device_nodes(root)
-    used = [node for node in [*nodes, *(root / "dev" / name for name in _MANAGERS)] if node.exists()]
+    used = [node for node in [*nodes, *(root / "dev" / name for name in host.MANAGERS)] if node.exists()]
     for node in used:
         mode = node.stat().st_mode
         if mode & stat.S_IRWXG < 0o060 and mode & stat.S_IRWXO < 0o006:
@@ -168,7 +166,7 @@ def look_at_host(*, runtime: bool, root: Path = Path("/")) -> Host:
     return Host(
         root=root,
         nodes=tuple(int(node.name.removeprefix("davinci")) for node in nodes),
-        missing=tuple(name for name in _MANAGERS if not (root / "dev" / name).exists()),
+        missing=tuple(name for name in host.MANAGERS if not (root / "dev" / name).exists()),
         groups=tuple(sorted({node.stat().st_gid for node in used})),
         driver=tuple(path for path in _DRIVER if (root / path.removeprefix("/")).exists()),
         runtime=runtime,

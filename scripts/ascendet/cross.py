@@ -13,17 +13,14 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ascendet import env, lock, manifest, native
-from ascendet.errors import AscendetError
+from ascendet import arch, env, files, lock, manifest, native
 from ascendet.stack import Stack
 
 
 def add_machine_option(parser: argparse.ArgumentParser) -> None:
     """Add `--machine`, the architecture to work for."""
     parser.add_argument(
-        "--machine",
-        default=platform.machine(),
-        help=f"{' or '.join(lock.MACHINES)}; this one where not given",
+        "--machine", type=arch.parse, default="", help=f"{' or '.join(arch.KNOWN)}; this one where not given"
     )
 
 
@@ -41,14 +38,7 @@ def target(stack: Stack, machine: str) -> native.Target:
     here = native.host_target(stack)
     if machine == here.machine:
         return here
-    if machine not in lock.MACHINES:
-        raise AscendetError(
-            "usage",
-            "there are no locks for this architecture",
-            expected=" or ".join(lock.MACHINES),
-            found=machine,
-            hint=f"ARCH={lock.MACHINES[0]}",
-        )
+    machine = arch.parse(machine)
     suffix = here.suffix.replace(here.machine, machine)
     return dataclasses.replace(here, machine=machine, site=ensure_site(stack, machine), suffix=suffix)
 
@@ -56,7 +46,7 @@ def target(stack: Stack, machine: str) -> native.Target:
 def ensure_site(stack: Stack, machine: str) -> Path:
     """The site-packages folder with all of the stack's locked wheels for `machine`."""
     locks = [lock.packages_lock(stack.packages), lock.torch_lock(stack, machine)]
-    inputs = {"locks": {path.name: manifest.digest_file(path) for path in locks}, "python": stack.python}
+    inputs = {"locks": {path.name: files.digest(path) for path in locks}, "python": stack.python}
     with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
         if not stage.fresh:
             print(f"{stack.name}: the locked wheels for {machine}", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 
 from ascendet import again, install, manifest, paths, target
@@ -35,9 +34,7 @@ def execute(args: argparse.Namespace) -> None:
     run = run.resolve()
     title = f"{args.model} on {args.dataset}{' (simulated)' if content.get('simulated') else ''}"
     command = [str(install.ensure(stack)), "-m", "ascendet_common.plot", f"--run={run}", f"--title={title}"]
-    done = subprocess.run(
-        [*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise AscendetError(
             "command-failed",

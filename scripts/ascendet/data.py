@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import archive, assets, datasets, env, fetch, intake, lock, manifest, paths
+from ascendet import archive, assets, datasets, env, fetch, files, intake, lock, manifest, paths
 from ascendet.annotations import print_check
 from ascendet.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
@@ -115,8 +115,8 @@ def ensure_generated(one: Dataset, stack: Stack) -> Path:
     program = paths.ROOT / "scripts" / "ascendet" / one.generator
     python = env.ensure_base(stack)
     inputs = {
-        "generator": manifest.digest_file(program),
-        "lock": manifest.digest_file(lock.packages_lock(stack.packages)),
+        "generator": files.digest(program),
+        "lock": files.digest(lock.packages_lock(stack.packages)),
         # Sines and square roots may differ in the last bit between machines, and a pixel with them.
         "machine": platform.machine(),
         "seed": one.seed,
@@ -137,8 +137,8 @@ def _generate(one: Dataset, program: Path, python: Path, out: Path) -> object:
         [python, program, "--out", out, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        if manifest.is_full(out):
-            raise manifest.disk_full(out)
+        if files.is_full(out):
+            raise files.disk_full(out)
         raise AscendetError(
             "command-failed",
             f"the data set {one.name} could not be generated",
@@ -166,8 +166,8 @@ def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Pa
     with contextlib.suppress(AscendetError):
         return datasets.check(one, splits)
     folder = assets.place(one.name)
-    with manifest.full_disk_named(folder), assets.unwritable_named(folder):
-        lock = manifest.locked(folder.resolve() / ".lock", one.name)
+    with files.disk_errors(folder), assets.unwritable_named(folder):
+        lock = files.holding_lock(folder.resolve() / ".lock", one.name)
         with lock:
             missing = [part for part in wanted if not _is_whole(one, part)]
             for part in missing:
@@ -178,7 +178,7 @@ def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Pa
                     )
             known = assets.load()
             archives = [known[one.archives[part]] for part in missing]
-            manifest.check_space(folder, sum(asset.unpacked for asset in archives), "ASCENDET_DATA")
+            files.check_space(folder, sum(asset.unpacked for asset in archives), "ASCENDET_DATA")
             assets.ensure(
                 [asset.name for asset in archives], mirror=choices.mirror, accept_new=choices.accept_new
             )
@@ -196,7 +196,7 @@ def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
     temp.mkdir(exist_ok=True)
     members = archive.unpack(asset.path, temp, top=part, limit=asset.unpacked)
     for name, expected in asset.members.items():
-        found = manifest.digest_file(temp / name) if name in members else "no such member"
+        found = files.digest(temp / name) if name in members else "no such member"
         if found != expected:
             raise datasets.invalid(
                 temp / name, f"sha256:{expected}", f"sha256:{found}", f"rm '{asset.path}' && make data"
@@ -293,9 +293,9 @@ def ensure_pictures(one: Dataset, choices: Choices) -> Path:
     folder = assets.place(one.name)
     images = folder / split
     with (
-        manifest.full_disk_named(folder),
+        files.disk_errors(folder),
         assets.unwritable_named(folder),
-        manifest.locked(folder.resolve() / ".lock", one.name),
+        files.holding_lock(folder.resolve() / ".lock", one.name),
     ):
         if (folder / ANNOTATIONS).is_dir():
             return folder
@@ -336,15 +336,15 @@ def _fetch_images(
     bases = [base for base in asset.sources(mirror) if not base.endswith(f"/{asset.name}")]
     if mirror.startswith("http"):
         bases.insert(0, f"{mirror.rstrip('/')}/{images.name}")
-    files = []
+    wanted = []
     for name in names:
         size, crc = contents[f"{images.name}/{name}"]
         if not (images / name).is_file() or archive.content(images / name) != (size, crc):
             urls = tuple(f"{base}/{name}" for base in bases)
-            files.append(
+            wanted.append(
                 fetch.File(path=images / name, urls=urls, size=size, digests={"crc32": f"{crc:08x}"})
             )
-    fetch.fetch(files, label=f"{len(files)} images")
+    fetch.fetch(wanted, label=f"{len(wanted)} images")
 
 
 def _zip_directory(asset: assets.Asset, mirror: str) -> dict[str, archive.Content]:
@@ -375,7 +375,7 @@ def _write_subset(source: Path, target: Path, ids: set[object]) -> None:
 
 
 def _digest_images(images: Path) -> str:
-    return assets.digest_lines({image.name: manifest.digest_file(image) for image in images.glob("*.jpg")})
+    return assets.digest_lines({image.name: files.digest(image) for image in images.glob("*.jpg")})
 
 
 # -- make data-check --
@@ -425,7 +425,7 @@ def _check_part(one: Dataset, part: str) -> list[str]:
         problems += archive.compare(folder, {name: (size, crc) for name, (size, crc) in stated.items()})
     if part == ANNOTATIONS:  # also where the user brought the folder
         for name, digest in assets.load()[one.archives[part]].members.items():
-            if (folder / name).is_file() and manifest.digest_file(folder / name) != digest:
+            if (folder / name).is_file() and files.digest(folder / name) != digest:
                 problems.append(f"{name} is not sha256:{digest}")
         return problems
     return problems + _problems(

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from ascendet import again, engine, folders, manifest, paths
+from ascendet import again, engine, files, folders, paths
 from ascendet.errors import EXIT_CODES, AscendetError
 
 ERROR = "error.json"  # written by wheels/common
@@ -65,8 +65,8 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
     known = engine.explain(text)
     if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
         return known
-    if "No space left on device" in text or manifest.is_full(log.parent):
-        error = manifest.disk_full(log.parent)
+    if "No space left on device" in text or files.is_full(log.parent):
+        error = files.disk_full(log.parent)
         error.hint = f"free some space, then: {_again(program, log)}"
         return error
     return _hardware(program, log, text) or _unknown(program, code, log, lines)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ascendet import host, paths
+from ascendet import engine, files, host, needs, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -26,11 +26,6 @@ Status = Literal["ok", "warning", "blocks", "unused"]
 Run = Callable[[list[str]], str | None]
 
 _GIB = 2**30
-# The environment of a stack with torch's x86_64 CUDA build takes 6.4 GiB; data, wheels and runs come on top.
-DISK_GIB = {"x86_64": 12, "aarch64": 6}
-# Two compilers at work on mmcv, or two training ranks, beside the system.
-MEMORY_GIB = 6
-_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +117,7 @@ def _toolchain(stack: Stack, run: Run) -> Iterator[Check]:
         else:
             fix = f"apt-get install python{stack.python}-dev"
             yield Check(name="python headers", status="blocks", found=f"no {header}", fix=fix)
-    compiler = run(["g++", "-dumpfullversion", "-dumpversion"])
-    major = int(compiler.split(".")[0]) if compiler and compiler[0].isdigit() else 0
-    if major >= 9:
-        yield Check(name="compiler", status="ok", found=f"g++ {(compiler or '').strip()}")
-    else:
-        fix = "apt-get install g++ (9 or newer: torch's headers are C++17)"
-        yield Check(name="compiler", status="blocks", found=f"g++ {(compiler or 'none').strip()}", fix=fix)
+    yield _compiler(run)
     for tool in ("make", "git"):
         version = run([tool, "--version"])
         if version:
@@ -137,9 +126,23 @@ def _toolchain(stack: Stack, run: Run) -> Iterator[Check]:
             yield Check(name=tool, status="blocks", found="none", fix=f"apt-get install {tool}")
 
 
+def _compiler(run: Run) -> Check:
+    command, least = needs.compiler(), ".".join(map(str, needs.MIN_GCC))
+    printed = run([command, "-dumpfullversion", "-dumpversion"])
+    found = f"{command} {(printed or 'none').strip()}"
+    version = needs.parse_gcc(printed or "")
+    gnu = "clang" not in (run([command, "--version"]) or "")
+    if gnu and version and version >= needs.MIN_GCC:
+        return Check(name="compiler", status="ok", found=found)
+    fix = f"apt-get install g++ ({least} or newer: torch's headers are C++17)"
+    if "CXX" in os.environ:
+        fix = f"unset CXX, or set it to a GNU C++ compiler, {least} or newer"
+    return Check(name="compiler", status="blocks", found=found if gnu else f"{found} is not GNU's", fix=fix)
+
+
 def _disk(name: str, folder: Path) -> Check:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free, needed = shutil.disk_usage(existing).free / _GIB, DISK_GIB.get(platform.machine(), 12)
+    existing = files.existing(folder)
+    free, needed = shutil.disk_usage(existing).free / _GIB, needs.disk_gib()
     found = f"{free:.0f} GiB free for {paths.shorten(folder)}"
     if not os.access(existing, os.W_OK):
         fix = f"chown {existing}, or set ASCENDET_BUILD and ASCENDET_CACHE to folders that you own"
@@ -158,14 +161,14 @@ def _memory(root: Path) -> Check:
     kib = {name: int(amount) for name, amount in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
     free = kib.get("MemAvailable", kib.get("MemFree", 0)) * 1024 / _GIB
     found = f"{free:.1f} GiB available of {kib.get('MemTotal', 0) * 1024 / _GIB:.1f}"
-    if free >= MEMORY_GIB:
+    if free >= needs.MEMORY_GIB:
         return Check(name="memory", status="ok", found=found)
-    fix = f"{MEMORY_GIB} GiB are comfortable; with less use MAX_JOBS=1 for builds and one device for training"
+    fix = f"{needs.MEMORY_GIB} GiB are comfortable; with less use MAX_JOBS=1 for builds and one device for training"
     return Check(name="memory", status="warning", found=found, fix=fix)
 
 
 def _docker(run: Run) -> Check:
-    version = run(["docker", "version", "--format", "{{.Server.Version}}"])
+    version = run([engine.command_name(), "version", "--format", "{{.Server.Version}}"])
     if version is None:
         return Check(
             name="docker", status="unused", found="none; everything here runs in virtual environments"
@@ -214,7 +217,7 @@ def _driver(root: Path, blocks: Status) -> Check:
 
 
 def _access(nodes: list[Path], root: Path, blocks: Status) -> Iterator[Check]:
-    managers = [root / "dev" / name for name in _NODES]
+    managers = [root / "dev" / name for name in host.MANAGERS]
     missing = [node.name for node in managers if not node.exists()]
     if missing:
         fix = "start the container with " + " ".join(f"--device /dev/{name}" for name in missing)

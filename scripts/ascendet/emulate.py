@@ -12,17 +12,13 @@ import datetime
 import os
 import platform
 import shutil
-import subprocess
 import time
 import zipfile
 from pathlib import Path
 
-from ascendet import cross, env, manifest, paths, wheel
-from ascendet.errors import AscendetError
+from ascendet import arch, cross, env, files, manifest, paths, process, wheel
 from ascendet.stack import Stack
 
-# Debian's names of architectures.
-_DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 # The interpreter, and what torch's and OpenCV's wheels expect of the system.
 _PACKAGES = ("python3.11", "libgomp1", "libstdc++6", "libgl1", "libglib2.0-0")
 
@@ -37,30 +33,16 @@ def execute(args: argparse.Namespace) -> None:
     """Build for the architecture, run the smoke test in its emulation, and record what it printed."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
-    emulator = _tool(f"qemu-{args.machine}-static", "qemu-user-static")
-    _tool("mmdebstrap", "mmdebstrap")
+    emulator = process.require(f"qemu-{args.machine}-static", "qemu-user-static")
+    process.require("mmdebstrap", "mmdebstrap")
     built = wheel.build("mmcv", stack, args.machine)
     root = _ensure_root(args.machine)
     started = time.monotonic()
     shown = _smoke_test(stack, args.machine, built, root, emulator)
     print(shown, end="")
     record = paths.WHEELS / "mmcv" / f"{args.machine.upper()}.md"
-    record.write_text(
-        _record(stack, args.machine, built, shown, time.monotonic() - started), encoding="utf-8"
-    )
+    files.write_text(record, _record(stack, args.machine, built, shown, time.monotonic() - started))
     print(f"recorded in {paths.shorten(record)}")
-
-
-def _tool(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise AscendetError(
-            "command-failed",
-            f"{name} is not there",
-            expected=f"{name} on the PATH",
-            hint=f"install {package} (Debian, Ubuntu), then the same command",
-        )
-    return found
 
 
 def _ensure_root(machine: str) -> Path:
@@ -69,7 +51,12 @@ def _ensure_root(machine: str) -> Path:
     with manifest.stage(f"cross/root-{machine}", inputs) as stage:
         if not stage.fresh:
             print(f"a Debian root for {machine}", flush=True)
-            command = ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={_DEBIAN[machine]}"]
+            command = [
+                "mmdebstrap",
+                "--quiet",
+                "--variant=extract",
+                f"--architectures={arch.KNOWN[machine].docker}",
+            ]
             command += [f"--include={','.join(_PACKAGES)}", "bookworm", str(stage.path / "root")]
             sources = [
                 str(file)
@@ -80,14 +67,13 @@ def _ensure_root(machine: str) -> Path:
                 if file.is_file() and file.stat().st_size
             ]
             # The mirrors that this machine itself uses; mmdebstrap's own choice where it is no Debian.
-            done = subprocess.run([*command, *sources], check=False)
-            if done.returncode:
-                raise AscendetError(
-                    "command-failed",
-                    f"mmdebstrap cannot make a root for {machine}",
-                    found=f"exit code {done.returncode} (its message is above)",
-                    hint="check the network and /etc/apt/sources.list, then run the command again",
-                )
+            process.run(
+                [*command, *sources],
+                capture=False,
+                disks=[stage.path],
+                what=f"mmdebstrap cannot make a root for {machine}",
+                hint="check the network and /etc/apt/sources.list, then run the command again",
+            )
             shutil.rmtree(stage.path / "root" / "dev")  # the emulator uses this machine's
     return stage.final / "root"
 
@@ -96,7 +82,7 @@ def _smoke_test(stack: Stack, machine: str, built: Path, root: Path, emulator: s
     """What mmcv's smoke test prints on the emulated machine."""
     tree = cross.ensure_cann_sim(stack, machine)
     site = cross.ensure_site(stack, machine)
-    wheels = manifest.digest_inputs({"mmcv": manifest.digest_file(built)})
+    wheels = manifest.digest_inputs({"mmcv": files.digest(built)})
     unpacked = paths.BUILD / "cross" / f"mmcv-{machine}-{wheels}"
     with zipfile.ZipFile(built) as archive:
         archive.extractall(unpacked)  # our own
@@ -109,21 +95,13 @@ def _smoke_test(stack: Stack, machine: str, built: Path, root: Path, emulator: s
         "LD_LIBRARY_PATH": str(tree / "lib64"),
     }
     command = [emulator, "-L", str(root), str(root / "usr/bin" / f"python{stack.python}")]
-    done = subprocess.run(
+    return process.run(
         [*command, str(paths.WHEELS / "mmcv" / "smoke.py")],
         env=environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
+        error="smoke-failed",
+        what=f"mmcv does not work on an emulated {machine}",
+        hint=f"the program is {paths.shorten(paths.WHEELS / 'mmcv' / 'smoke.py')}",
     )
-    if done.returncode:
-        raise AscendetError(
-            "smoke-failed",
-            f"mmcv does not work on an emulated {machine}",
-            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]),
-            hint=f"the program is {paths.shorten(paths.WHEELS / 'mmcv' / 'smoke.py')}",
-        )
-    return done.stdout
 
 
 def _record(stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:
@@ -135,7 +113,7 @@ def _record(stack: Stack, machine: str, built: Path, shown: str, seconds: float)
 Written by `make check-{machine}` on {date}: a {platform.machine()} host, QEMU user emulation, Debian's
 Python {stack.python}. The NPU is simulated: cann_sim, cross-compiled for {machine}.
 
-`{built.name}`, {size:.2f} MB, sha256 `{manifest.digest_file(built)}`,
+`{built.name}`, {size:.2f} MB, sha256 `{files.digest(built)}`,
 passed the audit for Ubuntu 22.04. The smoke test printed, in {seconds:.0f} s:
 
 ```

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ascendet import process
 from ascendet.errors import AscendetError
 
 Json = dict[str, Any]
@@ -56,7 +57,7 @@ _CAUSES = (
         r"pull access denied|manifest unknown|manifest for .* not found|failed to resolve|no such host|"
         r"repository .* not found|No such image|dial tcp|TLS handshake|i/o timeout",
         "base-missing",
-        "an image cannot be had",
+        "cannot pull the image",
         "docker pull it, docker load it, or name another one: BASE_IMAGE=… (without a CANN image: make base-sim)",
     ),
     (
@@ -99,6 +100,11 @@ def explain(text: str) -> AscendetError | None:
     return None
 
 
+def command_name() -> str:
+    """Return how the Docker client is called, without a look at what it can do: `DOCKER`, or docker."""
+    return os.environ.get("DOCKER") or "docker"
+
+
 @functools.cache
 def client() -> str:
     """A Docker client that can build with BuildKit: `DOCKER`, or the first such on the PATH.
@@ -132,13 +138,9 @@ def client() -> str:
 
 def _has_buildkit(path: str) -> bool:
     """Clients since 23 build through the plug-in buildx; those before it have BuildKit of their own."""
-    try:
-        if subprocess.run([path, "buildx", "version"], capture_output=True, check=False).returncode == 0:
-            return True
-        shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return False
-    version = re.search(r"version (\d+)\.(\d+)", shown)
+    if process.ask([path, "buildx", "version"]) is not None:
+        return True
+    version = re.search(r"version (\d+)\.(\d+)", process.ask([path, "--version"]) or "")
     return version is not None and (20, 10) <= (int(version[1]), int(version[2])) < (23, 0)
 
 
@@ -192,7 +194,7 @@ def run(*arguments: str, log: Path | None = None, shown: str | None = None) -> s
         raise explain(text) or AscendetError(
             "command-failed",
             f"docker {' '.join(arguments[:2])} failed",
-            found="\n".join(text.strip().splitlines()[-8:]),
+            found=process.tail(text),
             hint=f"less {log}" if log else "docker version; docker info",
         )
     return out

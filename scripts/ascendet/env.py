@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ascendet import host, lock, manifest, paths
+from ascendet import files, host, lock, manifest, needs, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -25,8 +25,6 @@ TOOLS_PYTHON = "3.11"
 # Variables for another Python than our environments', where byte code may, and must, be kept: an import of torch_npu
 # takes seconds less with it.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
-# Measured: 7.0 GiB unpacked with torch's x86_64 CUDA build, and pip's cache of the same wheels.
-_DISK_NEEDED = {"x86_64": 12 * 2**30, "aarch64": 4 * 2**30}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +65,14 @@ def ensure_tools() -> Path:
 
 def ensure_base(stack: Stack) -> Path:
     """Make a stack's environment without our wheels: torch, locked wheels and, without NPUs, cann_sim."""
-    files = [lock.packages_lock(stack.packages), lock.torch_lock(stack, platform.machine())]
+    locks = [lock.packages_lock(stack.packages), lock.torch_lock(stack, platform.machine())]
     home = stack_home(stack)
     layers: dict[str, Layer] = {}
     if host.npu_kind() == "sim":
         inputs = {
             "source": digest_cann_sim(),
             "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
-            "lock": manifest.digest_file(files[1]),
+            "lock": files.digest(locks[1]),
             "machine": platform.machine(),
         }
         layers["cann_sim"] = (
@@ -82,7 +80,7 @@ def ensure_base(stack: Stack) -> Path:
             lambda: install_wheels(stack, [_build_cann_sim(stack, inputs)]),
         )
     ensure_tools()
-    _ensure(home, stack.python, files, layers)
+    _ensure(home, stack.python, locks, layers)
     return stack_python(stack)
 
 
@@ -95,7 +93,7 @@ def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
     home = stack_home(stack)
     content = manifest.read(home) or {}
     if _missing(content, layers):
-        with manifest.locked(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+        with files.holding_lock(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
             _install_layers(home, layers)
 
 
@@ -106,13 +104,13 @@ def install_wheels(stack: Stack, wheels: list[Path]) -> None:
 
 def local_wheels(lock_file: Path) -> Path:
     """Where a bundle puts all files of a lock; where they are, no index is asked."""
-    return paths.CACHE / "wheels" / manifest.digest_file(lock_file)[:16]
+    return paths.CACHE / "wheels" / files.digest(lock_file)[:16]
 
 
 def has_wheels(lock_file: Path) -> bool:
     """Whether all files of a lock are in its folder."""
-    files = [path for path in local_wheels(lock_file).glob("*") if not path.name.startswith(".")]
-    return len(files) >= len(lock.pins(lock_file.read_text(encoding="utf-8"))) > 0
+    present = [path for path in local_wheels(lock_file).glob("*") if not path.name.startswith(".")]
+    return len(present) >= len(lock.pins(lock_file.read_text(encoding="utf-8"))) > 0
 
 
 def tools_pip() -> list[str]:
@@ -126,17 +124,13 @@ def find_cann(stack: Stack) -> host.CannTree:
         tree = host.find_cann()
         assert tree is not None, "npu_kind() says real only with a tree"
         return tree
-    asked = subprocess.run(
-        [stack_python(stack), "-m", "cann_sim", "home"], capture_output=True, text=True, check=False
+    home = process.run(
+        [stack_python(stack), "-m", "cann_sim", "home"],
+        error="install-failed",
+        what="cann_sim does not answer",
+        hint=f"rm -r {paths.shorten(stack_home(stack))} && make env STACK={stack.name}",
     )
-    if asked.returncode:
-        raise AscendetError(
-            "install-failed",
-            "cann_sim does not answer",
-            found=(asked.stderr.strip().splitlines() or ["no message"])[-1],
-            hint=f"rm -r {paths.shorten(stack_home(stack))} && make env STACK={stack.name}",
-        )
-    return host.CannTree(home=Path(asked.stdout.strip()), version=None)
+    return host.CannTree(home=Path(home.strip()), version=None)
 
 
 def find_cann_libraries(stack: Stack) -> tuple[str, Path]:
@@ -213,14 +207,14 @@ def _ensure(home: Path, python: str, locks: list[Path], layers: Mapping[str, Lay
         {
             "home": str(home),  # scripts hold it: a moved clone needs a new environment
             "python": python,
-            "locks": {path.name: manifest.digest_file(path) for path in locks},
+            "locks": {path.name: files.digest(path) for path in locks},
         }
     )
     if not _stale(home, base) and not _missing(manifest.read(home) or {}, layers):
         return
-    with manifest.full_disk_named(home):
+    with files.disk_errors(home):
         home.parent.mkdir(parents=True, exist_ok=True)
-        with manifest.locked(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+        with files.holding_lock(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
             if _stale(home, base):
                 _create(home, python, locks, base)
             _install_layers(home, layers)
@@ -247,16 +241,14 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     else:
         print(f"{paths.shorten(home)}: making it", flush=True)
     if not tools:
-        manifest.check_space(home.parent, _DISK_NEEDED.get(platform.machine(), 0))
+        files.check_space(home.parent, needs.disk_gib() * 2**30)
     command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise AscendetError(
-            "install-failed",
-            f"{interpreter} cannot make a virtual environment",
-            found=(made.stdout + made.stderr).strip(),
-            hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
-        )
+    process.run(
+        command,
+        error="install-failed",
+        what=f"{interpreter} cannot make a virtual environment",
+        hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
+    )
     inside = home / "bin" / "python"
     wanted = [option for path in locks for option in ("--requirement", str(path))]
     if all(map(has_wheels, locks)):
@@ -289,9 +281,7 @@ def _pip_install(python: Path, requirements: list[str]) -> None:
     # The user's configuration says where packages come from, but not into which environment they go.
     elsewhere = ("PIP_REQUIRE_VIRTUALENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
     environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
-    done = subprocess.run([*command, *requirements], env=environ, check=False)
-    if done.returncode:
-        raise _install_failed(paths.shorten(python.parent.parent), done.returncode)
+    _install([*command, *requirements], python, environ)
 
 
 def uv_install(python: Path, arguments: list[str]) -> None:
@@ -306,19 +296,18 @@ def uv_install(python: Path, arguments: list[str]) -> None:
         `install-failed`, `disk-full`.
     """
     command = [str(tools_home() / "bin" / "uv"), "pip", "install", f"--python={python}", "--no-deps"]
-    done = subprocess.run([*command, *arguments], env=_uv_environ(), check=False)
-    if done.returncode:
-        raise _install_failed(paths.shorten(python.parent.parent), done.returncode)
+    _install([*command, *arguments], python, _uv_environ())
 
 
-def _install_failed(where: str, code: int) -> AscendetError:
-    for folder in (paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())):
-        if manifest.is_full(folder, 256 * 2**20):
-            return manifest.disk_full(folder)
-    return AscendetError(
-        "install-failed",
-        f"packages could not be installed into {where}",
-        found=f"exit code {code} (the message is above)",
+def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> None:
+    process.run(
+        command,
+        env=environ,
+        capture=False,
+        disks=[paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())],
+        room=256 * 2**20,  # what it had written is gone again by now
+        error="install-failed",
+        what=f"packages could not be installed into {paths.shorten(python.parent.parent)}",
         hint="check the network and pip's index (pip config list), then run the command again",
     )
 
@@ -337,10 +326,9 @@ _UV_NAMES = {
 
 def _uv_environ() -> dict[str, str]:
     """The environment variables for uv: pip's settings under uv's names, where uv has none of its own."""
-    shown = subprocess.run([*tools_pip(), "config", "list"], capture_output=True, text=True, check=True)
     found = {
         uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
-        for name, value in read_pip_config(shown.stdout).items()
+        for name, value in pip_settings().items()
         if (uv := _UV_NAMES.get(name))
     }
     return {
@@ -351,6 +339,17 @@ def _uv_environ() -> dict[str, str]:
         # Several indexes are equals for pip; what they serve is held to the locks' hashes anyway.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
+
+
+def pip_settings() -> dict[str, str]:
+    """Return what the user has told pip about `pip install`: where packages come from, and how."""
+    return read_pip_config(
+        process.run(
+            [*tools_pip(), "config", "list"],
+            what="pip cannot read its configuration",
+            hint="pip config debug",
+        )
+    )
 
 
 def read_pip_config(shown: str) -> dict[str, str]:
@@ -389,7 +388,7 @@ def _interpreter(version: str) -> str:
 
 def digest_cann_sim() -> str:
     """The digest of what cann_sim is built from: not the table that is made with it."""
-    return manifest.digest_tree(paths.WHEELS / "cann_sim", without={"COVERAGE.md"})
+    return files.digest_tree(paths.WHEELS / "cann_sim", without={"COVERAGE.md"})
 
 
 def _build_cann_sim(stack: Stack, inputs: Mapping[str, object]) -> Path:
@@ -415,14 +414,12 @@ def compile_cann_sim(stack: Stack, output: Path, environ: Mapping[str, str]) -> 
             {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
         )
         complete["PATH"] = f"{stack_home(stack) / 'bin'}{os.pathsep}{complete['PATH']}"
-        done = subprocess.run(command, env=complete | dict(environ), check=False)
-    if done.returncode:
-        if manifest.is_full(output):
-            raise manifest.disk_full(output)
-        raise AscendetError(
-            "command-failed",
-            "cann_sim does not compile",
-            found=f"pip wheel: exit code {done.returncode} (its message is above)",
+        process.run(
+            command,
+            env=complete | dict(environ),
+            capture=False,
+            disks=[output],
+            what="cann_sim does not compile",
             hint="make doctor, then make cann-sim",
         )
     return next(output.glob("*.whl"))

@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, datasets, folders, manifest, paths, program, target
+from ascendet import assets, datasets, files, folders, manifest, paths, program, target
 from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 from ascendet.score import CLASSES, IMAGES, METRICS, PREDICTIONS
@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
         numbers = score_or_keep(work, final)
         evaluated = json.loads((work / IMAGES).read_text(encoding="utf-8"))
         annotations, images = Path(evaluated["annotations"]), evaluated["images"]
-        digest = manifest.digest_file(annotations)
+        digest = files.digest(annotations)
         verdicts = [] if count else judge(aim.model, aim.dataset, numbers, digest)
         facts = {
             "stage": "evaluate",
@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace) -> None:
                 "dataset": aim.dataset,
                 "data": (manifest.read(data) or {}).get("key"),
                 "annotations": digest,
-                "checkpoint": manifest.digest_file(checkpoint),
+                "checkpoint": files.digest(checkpoint),
                 "images": len(images),
             },
             "checkpoint": paths.shorten(checkpoint),

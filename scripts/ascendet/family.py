@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import wheel
 from ascendet.errors import AscendetError
+from ascendet.spec import Spec
 from ascendet.stack import Stack
 
 
@@ -85,7 +85,7 @@ def of(stack: Stack) -> Family:
     AscendetError
         `stack-invalid`: none of the stack's wheels has a `[family]`, or more than one has.
     """
-    specs = [wheel.Spec.load(name) for name in stack.wheels]
+    specs = [Spec.load(name) for name in stack.wheels]
     found = [(spec, spec.family) for spec in specs if spec.family]
     if len(found) != 1:
         raise AscendetError(
@@ -101,7 +101,7 @@ def of(stack: Stack) -> Family:
             package=str(table["package"]),
             source=spec.home / str(table["package"]),
             configs=str(table["configs"]),
-            programs=tuple(map(str, table["programs"])),
+            programs=tuple(str(name) for name in _list(table["programs"])),
         )
     except (KeyError, TypeError) as error:
         raise AscendetError(
@@ -111,3 +111,9 @@ def of(stack: Stack) -> Family:
             found=repr(error),
             hint=f"edit wheels/{spec.name}/wheel.toml",
         ) from error
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"programs must be a list, not {value!r}")
+    return value

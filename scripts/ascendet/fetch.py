@@ -28,7 +28,7 @@ from typing import Protocol
 import requests
 import urllib3
 
-from ascendet import __version__, manifest
+from ascendet import __version__, files, manifest
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.progress import Meter
 
@@ -84,7 +84,7 @@ class Fetched:
     received: int
 
 
-def fetch(files: Sequence[File], policy: Policy | None = None, label: str = "") -> list[Fetched]:
+def fetch(wanted: Sequence[File], policy: Policy | None = None, label: str = "") -> list[Fetched]:
     """Fetch all files at once.
 
     Raises
@@ -94,13 +94,13 @@ def fetch(files: Sequence[File], policy: Policy | None = None, label: str = "") 
         `fetch-not-the-file` (length, encoding, an HTML page, changes on the way), `fetch-hash-mismatch`, `disk-full`.
         Bytes that are good stay beside the final path in `<name>.part`, and the next call goes on from there.
     """
-    if not files:
+    if not wanted:
         return []
     policy = policy or Policy()
-    downloads = [_Download(file, policy) for file in files]
-    with manifest.full_disk_named(files[0].path.parent):
+    downloads = [_Download(file, policy) for file in wanted]
+    with files.disk_errors(wanted[0].path.parent):
         _check_space(downloads)
-        name = label or (files[0].path.name if len(files) == 1 else f"{len(files)} files")
+        name = label or (wanted[0].path.name if len(wanted) == 1 else f"{len(wanted)} files")
         try:
             _Pool(downloads, policy).run(name)
         finally:
@@ -585,7 +585,7 @@ class _Download:
         with self.hashing:
             (self.part.folder / "content").rename(self.file.path)
             self.part.remove()
-            manifest.fsync(self.file.path.parent)
+            files.fsync(self.file.path.parent)
             self.sha256, self.done = found["sha256"], True
 
     def result(self) -> Fetched:
@@ -660,7 +660,7 @@ def _check_space(downloads: Sequence[_Download]) -> None:
         `disk-full`.
     """
     needed = sum((download.size or 0) - download.present for download in downloads if not download.done)
-    manifest.check_space(downloads[0].file.path.parent, needed, "ASCENDET_DATA")
+    files.check_space(downloads[0].file.path.parent, needed, "ASCENDET_DATA")
 
 
 # -- connections --

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import again, manifest, paths
+from ascendet import again, files, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.target import Target
 
@@ -103,7 +103,7 @@ def replacing(final: Path, log: str) -> Iterator[Path]:
     What failed leaves only its log, as `<final>-failed.log`, which the error then points to.
     """
     work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    with manifest.full_disk_named(final.parent):
+    with files.disk_errors(final.parent):
         try:
             work.mkdir(parents=True)
             yield work
@@ -178,7 +178,7 @@ def _known(run: Path) -> dict[str, object]:
 
 
 def continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
-    """Return the inputs of a run that goes on: it keeps its mixed precision and its learning rate unless told otherwise."""
+    """Return the inputs of a run that goes on: mixed precision and learning rate stay unless told otherwise."""
     known = _known(run)
     return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
 
@@ -223,7 +223,7 @@ def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
         seconds = round(past + time.monotonic() - clock, 1)
         manifest.write(run, facts | {"state": state, "seconds": seconds} | more)
 
-    with manifest.full_disk_named(run):
+    with files.disk_errors(run):
         write("running")
         try:
             yield
@@ -237,4 +237,4 @@ def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
                 "the training ended without a checkpoint",
                 hint=f"less {paths.shorten(run / LOG)}",
             )
-        write("finished", outputs={checkpoint.name: manifest.digest_file(checkpoint)})
+        write("finished", outputs={checkpoint.name: files.digest(checkpoint)})

@@ -11,6 +11,8 @@ from typing import Literal
 
 from ascendet.errors import AscendetError
 
+# The driver's nodes that every program needs beside its NPUs'.
+MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 NpuKind = Literal["real", "sim"]
 _FS = Path("/")
 

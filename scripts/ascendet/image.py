@@ -9,21 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import __version__, engine, env, lock, manifest, paths, wheel
+from ascendet import __version__, arch, engine, env, files, lock, manifest, paths, process, wheel
 from ascendet.errors import AscendetError
+from ascendet.spec import Spec
 from ascendet.stack import Stack
 
-# What docker calls the machines that the locks are for.
-PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
 SIMULATED = "ascendet.simulated"  # the label of the stand-in base, which images inherit
 # Of the stack's locked packages, those that only build or test.
 _LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
@@ -54,7 +51,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soc", default="", help="the SoC, which chooses the CANN image; empty: the stack's first"
     )
-    parser.add_argument("--arch", default="", help="x86_64 or aarch64; empty: this machine's")
+    parser.add_argument(
+        "--arch", type=arch.parse, default="", help="x86_64 or aarch64; empty: this machine's"
+    )
     parser.add_argument("--base-image", default="", help="another base than the stack's CANN image")
     parser.add_argument("--image", default="", help="a ready image to run, which is not built")
 
@@ -62,31 +61,13 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Build what is asked for and say what it is."""
     stack = Stack.load(args.stack)
-    machine = check_machine(args.arch)
+    machine = arch.parse(args.arch)
     if args.context:
         print(paths.shorten(make_context(stack, machine)))
     else:
         built = ensure(args)
         print(f"{built.tag}\n  digest: {built.id}\n  size:   {built.size / 1e9:.2f} GB with its base")
         print(f"  SBOM:   {paths.shorten(home(stack, machine) / 'latest' / 'sbom.cdx.json')}")
-
-
-def check_machine(arch: str) -> str:
-    """The architecture under the locks' name for it, or `error[usage]`.
-
-    >>> check_machine("arm64")
-    'aarch64'
-    """
-    names = {name: name for name in PLATFORMS} | {other: name for name, other in PLATFORMS.items()}
-    if (arch or platform.machine()) not in names:
-        raise AscendetError(
-            "usage",
-            "ARCH is the image's architecture",
-            expected=", ".join(names),
-            found=arch,
-            hint="ARCH=aarch64",
-        )
-    return names[arch or platform.machine()]
 
 
 def home(stack: Stack, machine: str) -> Path:
@@ -105,15 +86,15 @@ def ensure(args: argparse.Namespace) -> Image:
     stack = Stack.load(args.stack)
     if args.image:
         return ready(args.image)
-    machine = check_machine(args.arch)
+    machine = arch.parse(args.arch)
     name = args.base_image or stack.base_image(args.soc)
     base = find_base(name, machine, pinned(name))
     context = make_context(stack, machine)
     simulated = (base["Config"].get("Labels") or {}).get(SIMULATED) == "true"
     build_args = build_arguments(stack)
     inputs = {
-        "context": manifest.digest_tree(context),
-        "dockerfile": manifest.digest_file(paths.ROOT / "docker" / "Dockerfile"),
+        "context": files.digest_tree(context),
+        "dockerfile": files.digest(paths.ROOT / "docker" / "Dockerfile"),
         "base": base["Id"],
         "soc": args.soc or stack.soc[0],
         "args": build_args,
@@ -139,7 +120,7 @@ def ensure(args: argparse.Namespace) -> Image:
                 labels=labels,
             )
     content = manifest.read(stage.final) or {}
-    _link(folder / "latest", stage.final.name)
+    files.point(folder / "latest", stage.final.name)
     # After a change that was taken back, the tag is this image's again.
     engine.run("tag", str(content["image"]), str(content["tag"]))
     return ready(str(content["tag"]))
@@ -147,7 +128,7 @@ def ensure(args: argparse.Namespace) -> Image:
 
 def build_arguments(stack: Stack) -> dict[str, str]:
     """What docker/Dockerfile asks for besides the base: Python, and what must be importable, in both orders."""
-    specs = [wheel.Spec.load(name) for name in stack.wheels]
+    specs = [Spec.load(name) for name in stack.wheels]
     ours = [spec.native.module for spec in specs if spec.native]
     orders = (["torch", "torch_npu", *ours], ["torch_npu", "torch", *ours])
     return {"PYTHON": stack.python, "IMPORTS": " ".join(map(",".join, orders))}
@@ -155,7 +136,7 @@ def build_arguments(stack: Stack) -> dict[str, str]:
 
 def latest(args: argparse.Namespace) -> Image:
     """What `make image` made last for the stack, or `error[image-missing]`; nothing is built."""
-    folder = home(Stack.load(args.stack), check_machine(args.arch))
+    folder = home(Stack.load(args.stack), arch.parse(args.arch))
     known = manifest.read(folder / "latest")
     if known is None or not engine.inspect("image", [str(known["tag"])]):
         raise AscendetError(
@@ -183,13 +164,6 @@ def ready(name: str) -> Image:
     )
 
 
-def _link(link: Path, target: str) -> None:
-    temp = link.with_name(f".{link.name}-{os.getpid()}")
-    temp.unlink(missing_ok=True)
-    temp.symlink_to(target)
-    temp.replace(link)
-
-
 # -- the base --
 
 
@@ -207,7 +181,7 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
         wanted = reference if digest else name
         print(f"pulling {wanted}", flush=True)
         try:
-            engine.run("pull", "--quiet", f"--platform=linux/{PLATFORMS[machine]}", wanted)
+            engine.run("pull", "--quiet", f"--platform=linux/{arch.KNOWN[machine].docker}", wanted)
         except AscendetError as error:
             error.found = f"{wanted}: {error.found}"
             raise
@@ -226,13 +200,13 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
             found=", ".join(base.get("RepoDigests") or []) or f"a local image, {base['Id']}",
             hint=f"docker pull {reference}, or make relock to accept this one",
         )
-    if base["Architecture"] != PLATFORMS[machine]:
+    if base["Architecture"] != arch.KNOWN[machine].docker:
         raise AscendetError(
             "base-mismatch",
             f"the base image {name} is for another architecture",
-            expected=f"linux/{PLATFORMS[machine]}",
+            expected=f"linux/{arch.KNOWN[machine].docker}",
             found=f"linux/{base['Architecture']}",
-            hint=f"docker pull --platform linux/{PLATFORMS[machine]} {name}, or ARCH={base['Architecture']}",
+            hint=f"docker pull --platform linux/{arch.KNOWN[machine].docker} {name}, or ARCH={base['Architecture']}",
         )
     found_base: engine.Json = base
     return found_base
@@ -244,14 +218,14 @@ def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
 def make_context(stack: Stack, machine: str) -> Path:
     """The folder that docker/Dockerfile is built in: our wheels, the locks, the scripts."""
     env.ensure_base(stack)
-    kinds = {name: "native" if wheel.Spec.load(name).native else "pure" for name in stack.wheels}
+    kinds = {name: "native" if Spec.load(name).native else "pure" for name in stack.wheels}
     wheels = {wheel.build(name, stack, machine): kind for name, kind in kinds.items()}
     final = home(stack, machine) / "context"
-    with manifest.full_disk_named(final.parent):
+    with files.disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".tmp-") as folder:
             docker, scripts = paths.ROOT / "docker", paths.ROOT / "scripts"
-            files = {
+            content = {
                 "torch.txt": lock.torch_lock(stack, machine),
                 **{name: docker / name for name in ("layer.sh", "check.sh")},
                 **{f"scripts/{name}": docker / name for name in ("cann.sh", "entrypoint.sh")},
@@ -260,7 +234,7 @@ def make_context(stack: Stack, machine: str) -> Path:
             }
             for kind in ("native", "pure"):  # there are stacks without any
                 Path(folder, "context", "wheels", kind).mkdir(parents=True)
-            for name, source in files.items():
+            for name, source in content.items():
                 target = Path(folder, "context", name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
@@ -268,9 +242,7 @@ def make_context(stack: Stack, machine: str) -> Path:
                 os.utime(target, (0, 0))  # COPY keeps it: the layer is then the same on every build
             locked = lock.packages_lock(stack.packages).read_text(encoding="utf-8")
             Path(folder, "context", "packages.txt").write_text(runtime_packages(locked), encoding="utf-8")
-            if final.exists():
-                shutil.rmtree(final)
-            Path(folder, "context").rename(final)
+            files.publish(Path(folder, "context"), final)
     return final
 
 
@@ -299,7 +271,7 @@ def build(
     by_id = f"ascendet/base:{base['Id'].removeprefix('sha256:')[:12]}"
     engine.run("tag", base["Id"], by_id)
     command = ["build", "--progress=plain", f"--file={paths.ROOT / 'docker' / 'Dockerfile'}"]
-    command += [f"--platform=linux/{PLATFORMS[machine]}", f"--tag={tag}"]
+    command += [f"--platform=linux/{arch.KNOWN[machine].docker}", f"--tag={tag}"]
     command += ["--no-cache"] if fresh else []
     command += [f"--build-arg={name}={value}" for name, value in ({"BASE_IMAGE": by_id} | build_args).items()]
     command += [f"--label={name}={value}" for name, value in labels.items()]
@@ -327,10 +299,7 @@ def build(
 
 def secrets(folder: Path) -> list[str]:
     """Build secrets from what pip is told on this machine: where packages come from, and whose certificates hold."""
-    shown = subprocess.run(
-        [*env.tools_pip(), "config", "list"], capture_output=True, text=True, check=True
-    ).stdout
-    settings = env.read_pip_config(shown)
+    settings = env.pip_settings()
     lines = ["[global]"]
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"):
         values = [value for value in settings.get(name, "").split() if not value.startswith("file:")]
@@ -358,14 +327,12 @@ def _labels(
     inputs: dict[str, object],
 ) -> dict[str, str]:
     """The OCI annotations, and ours: what is inside."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True, check=False
-    )
+    revision = process.ask(["git", "rev-parse", "HEAD"], cwd=paths.ROOT)
     return {
         "org.opencontainers.image.title": f"Ascendet {stack.name}",
         "org.opencontainers.image.description": stack.summary,
         "org.opencontainers.image.version": __version__,
-        "org.opencontainers.image.revision": asked.stdout.strip() or "unknown",
+        "org.opencontainers.image.revision": (revision or "unknown").strip(),
         "org.opencontainers.image.licenses": "Apache-2.0",
         "org.opencontainers.image.base.name": base_name,
         "org.opencontainers.image.base.digest": next(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, datasets, folders, manifest, paths, program, target
+from ascendet import assets, datasets, files, folders, manifest, paths, program, target
 from ascendet.errors import AscendetError
 
 RESULTS = "results.json"
@@ -29,18 +29,18 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Detect, draw, and say how long it took."""
-    score, files = _check_options(args), find_images(args.images)
+    score, pictures = _check_options(args), find_images(args.images)
     aim = target.check(args, "infer")
     aim = replace(aim, devices=aim.devices[:1])  # pictures one by one
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
     target.prepare(aim)
     final = folders.folder_beside(aim, checkpoint, "infer")
     with folders.replacing(final, _LOG) as work:
-        (work / "images.json").write_text(json.dumps([str(file) for file in files]), encoding="utf-8")
+        (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
         environ = target.environ(aim, work) | {"CHECKPOINT": str(checkpoint)}
         line = target.describe(aim, environ)
         print(
-            f"{aim.model} on {len(files)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
+            f"{aim.model} on {len(pictures)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
             flush=True,
         )
         # For the classes of a checkpoint that does not say them; one that does needs no data set here.
@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> None:
             target=aim,
             inputs=[
                 checkpoint,
-                *sorted({file.parent for file in files}),
+                *sorted({file.parent for file in pictures}),
                 *([assets.root(), data.resolve()] if data.is_dir() else []),
             ],
             arguments=[f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"],
@@ -64,7 +64,7 @@ def execute(args: argparse.Namespace) -> None:
             "inputs": {
                 "model": aim.model,
                 "dataset": aim.dataset,
-                "checkpoint": manifest.digest_file(checkpoint),
+                "checkpoint": files.digest(checkpoint),
             },
             "checkpoint": paths.shorten(checkpoint),
             **target.facts(aim, line),

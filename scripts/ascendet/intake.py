@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascendet import archive, assets, datasets, layouts, manifest, paths
+from ascendet import archive, assets, datasets, files, layouts, manifest, paths
 from ascendet.annotation_rules import shown
 from ascendet.annotations import Report
 from ascendet.annotations import check as check_annotations
@@ -109,9 +109,9 @@ def take_in(options: Options) -> Path:
         `annotations-invalid`; `archive-invalid`; `disk-full`.
     """
     home = assets.store()
-    with manifest.full_disk_named(home), assets.unwritable_named(home):
+    with files.disk_errors(home), assets.unwritable_named(home):
         home.mkdir(parents=True, exist_ok=True)
-        with manifest.locked(home / f".{options.name}.lock", options.name):
+        with files.holding_lock(home / f".{options.name}.lock", options.name):
             final, seen = home / options.name, assets.root() / options.name
             inputs = _inputs(options)
             if (final / manifest.MANIFEST).is_file() and (manifest.read(final) or {}).get("inputs") == inputs:
@@ -209,7 +209,7 @@ def _fill(work: Path, options: Options, inputs: Mapping[str, object]) -> None:
         folders["train"] = folders["val"] = folders.pop(whole)
     classes = join_classes(contents)
     members = {kind: _write_split(work, kind, contents[kind], folders[kind]) for kind in contents}
-    outputs = {file.name: manifest.digest_file(file) for file in sorted((work / ANNOTATIONS).iterdir())}
+    outputs = {file.name: files.digest(file) for file in sorted((work / ANNOTATIONS).iterdir())}
     counts = {kind: _counts(content) for kind, content in contents.items()}
     findings = {
         str(source.annotations.relative_to(root)): [vars(one) for one in reports[source.kind].findings]
@@ -237,7 +237,7 @@ def say(text: str) -> None:
 def _unpack(options: Options, folder: Path) -> Path:
     path = options.origin
     size = sum(info.file_size for info in _directory(path))
-    manifest.check_space(assets.store(), size, "ASCENDET_DATA or ASCENDET_CACHE")
+    files.check_space(assets.store(), size, "ASCENDET_DATA or ASCENDET_CACHE")
     say(f"{options.name}: unpacking {shown(path.name)}")
     try:
         archive.unpack(path, folder, top="", limit=_RATIO * path.stat().st_size + 2**20)

@@ -7,7 +7,7 @@ import re
 import string
 from typing import Any
 
-from ascendet import devices, image, paths, target
+from ascendet import arch, devices, files, image, needs, options, paths, target
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -20,9 +20,14 @@ _KUBERNETES = "1.28"  # the schemas to check against; the oldest that the fields
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
-    parser.add_argument("--nnodes", default="2", help="machines")
+    parser.add_argument("--nnodes", type=options.number("NNODES", 2), default=2, help="nodes")
     parser.add_argument("--host-network", action="store_true", help="use the machines' own network")
-    parser.add_argument("--device-group", default="1000", help="the machines' gid of HwHiAiUser")
+    parser.add_argument(
+        "--device-group",
+        type=options.number("DEVICE_GROUP", 0),
+        default=1000,
+        help="the machines' gid of HwHiAiUser",
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -31,7 +36,7 @@ def execute(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind, job in make_jobs(args).items():
         target = folder / f"{job['metadata']['name']}-{kind}.yaml"
-        target.write_text(render(job), encoding="utf-8")
+        files.write_text(target, render(job))
         print(f"kubectl apply --filename {paths.shorten(target)}")
 
 
@@ -41,24 +46,15 @@ def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     AscendetError
-        `usage`: not a number, or what results is no valid pod. `model-unknown`, `dataset-unknown`, `devices-invalid`,
+        `usage`: what results is no valid pod. `model-unknown`, `dataset-unknown`, `devices-invalid`,
         `soc-unknown`.
     """
     import yaml
 
     stack = Stack.load(args.stack)
     target.check_names(stack, args.model, args.dataset)
-    for variable, text, least in (("NNODES", args.nnodes, 2), ("DEVICE_GROUP", args.device_group, 0)):
-        if not (text.isascii() and text.isdecimal() and int(text) >= least):
-            raise AscendetError(
-                "usage",
-                f"{variable} is a number",
-                expected=f"{least} or more",
-                found=text,
-                hint=f"{variable}={max(least, 1)}",
-            )
     chosen = devices.parse(args.devices, _PER_MACHINE)
-    chip, machine = stack.chip(args.soc), image.check_machine(args.arch)
+    chip, machine = stack.chip(args.soc), arch.KNOWN[arch.parse(args.arch)]
     name = re.sub(r"[^a-z0-9]+", "-", f"{args.model}-{args.dataset}")
     # MindCluster's rule: on the machines' own network HCCL is told the address, else the interface.
     interface = (
@@ -69,16 +65,16 @@ def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
     words = {
         "NAME": name,
         "CHIP": chip,
-        "HOST_ARCH": {"x86_64": "x86", "aarch64": "arm"}[machine],
+        "HOST_ARCH": machine.mindcluster,
         "ACCELERATOR": _ACCELERATORS[chip],
-        "IMAGE": args.image or image.make_tag(stack, args.soc, machine),
+        "IMAGE": args.image or image.make_tag(stack, args.soc, machine.name),
         "MODEL": args.model,
         "DATASET": args.dataset,
         "DEVICES": ",".join(str(number) for number in range(len(chosen))),
         "COUNT": len(chosen),
         "NNODES": args.nnodes,
-        "WORKERS": int(args.nnodes) - 1,
-        "SHM": 2 * len(chosen),
+        "WORKERS": args.nnodes - 1,
+        "SHM": needs.SHM_GIB_PER_DEVICE * len(chosen),
         "HOST_NETWORK": str(args.host_network).lower(),
         "DNS_POLICY": "ClusterFirstWithHostNet" if args.host_network else "ClusterFirst",
         "DEVICE_GROUP": args.device_group,

@@ -27,11 +27,10 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ascendet import assets, paths
+from ascendet import arch, assets, engine, files, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack, load_all
 
-MACHINES = ("x86_64", "aarch64")
 COMMAND = "make relock"
 # Newest first; all of them run on the glibc 2.34/2.35 of the CANN images and on Debian 12's 2.36.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -76,7 +75,7 @@ def lock_names() -> list[str]:
         *(packages_lock(name).name for name in _package_lists()),
     ]
     for stack in load_all():
-        names += [f"{stack}-torch-{machine}.txt" for machine in MACHINES]
+        names += [f"{stack}-torch-{machine}.txt" for machine in arch.KNOWN]
     return names
 
 
@@ -97,7 +96,7 @@ def torch_lock(stack: Stack, machine: str) -> Path:
         raise AscendetError(
             "lock-missing",
             f"the {stack.name} stack has no torch lock for this machine",
-            expected=f"one of {', '.join(MACHINES)}",
+            expected=f"one of {', '.join(arch.KNOWN)}",
             found=machine,
             hint=COMMAND,
         )
@@ -133,16 +132,16 @@ def write_all() -> None:
         _say(f"{name}.txt")
         _compile(name)
     for stack in load_all().values():
-        for machine in MACHINES:
+        for machine in arch.KNOWN:
             name = f"{stack.name}-torch-{machine}.txt"
             _say(name)
-            _replace(paths.LOCK / name, _torch_family(stack, machine))
+            files.write_text(paths.LOCK / name, _torch_family(stack, machine))
     _say("sources.toml")
-    _replace(paths.LOCK / "sources.toml", _sources())
+    files.write_text(paths.LOCK / "sources.toml", _sources())
     _say("data.toml")
     _record_hub_digests()
     _say("images.toml")
-    _replace(paths.LOCK / "images.toml", _images())
+    files.write_text(paths.LOCK / "images.toml", _images())
 
 
 def _compile(name: str) -> None:
@@ -157,8 +156,16 @@ def _compile(name: str) -> None:
         command += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
         # Replaces pip-tools' own list of unlocked packages (pip, setuptools): those two are locked as well.
         command += ["--unsafe-package", _REPLACED, "--output-file", str(output)]
-        _run(command)
-        output.rename(target)
+        process.run(
+            command,
+            cwd=paths.ROOT,
+            env=_environ(),
+            capture=False,
+            error="lock-failed",
+            what=f"pip-tools cannot resolve requirements/{name}.in",
+            hint="read its message above",
+        )
+        files.publish(output, target)
 
 
 def _torch_family(stack: Stack, machine: str) -> str:
@@ -269,19 +276,13 @@ def image_names() -> list[str]:
 
 def _pulled_digest(name: str) -> str | None:
     """The registry's digest of an image that a Docker engine here has; None without an engine or the image."""
-    command = [
-        os.environ.get("DOCKER") or "docker",
-        "image",
-        "inspect",
-        "--format={{json .RepoDigests}}",
-        name,
-    ]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
+        images = engine.inspect("image", [name])
+    except AscendetError:
         return None
-    digests = json.loads(asked.stdout) if asked.returncode == 0 else []
-    return next((str(known).partition("@")[2] for known in digests), None)
+    return next(
+        (str(known).partition("@")[2] for image in images for known in image["RepoDigests"] or []), None
+    )
 
 
 def _sdists() -> list[tuple[str, str]]:
@@ -338,21 +339,19 @@ def _record_hub_digests() -> None:
 
 def _pip_index() -> str:
     """The address of the package index that pip uses here."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
-        env=_environ(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if asked.returncode == 0:
-        return asked.stdout.strip()
+    asked = process.ask([sys.executable, "-m", "pip", "config", "get", "global.index-url"], env=_environ())
+    if asked is not None:
+        return asked.strip()
     if "PIP_INDEX_URL" in os.environ:
         return os.environ["PIP_INDEX_URL"]
     default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-    return subprocess.run(
-        [sys.executable, "-c", default], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    shown = process.run(
+        [sys.executable, "-c", default],
+        error="lock-failed",
+        what="pip does not say which index is its default",
+        hint="set PIP_INDEX_URL",
+    )
+    return shown.strip()
 
 
 class _Links(html.parser.HTMLParser):
@@ -378,23 +377,6 @@ def _environ() -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "CUSTOM_COMPILE_COMMAND": COMMAND,
     }
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, cwd=paths.ROOT, env=_environ(), check=False)
-    if done.returncode:
-        raise AscendetError(
-            "lock-failed",
-            f"{' '.join(command[1:4])} failed",
-            found=f"exit code {done.returncode}",
-            hint="read its message above",
-        )
-
-
-def _replace(path: Path, text: str) -> None:
-    temp = path.with_name(f".tmp-{path.name}")
-    temp.write_text(text, encoding="utf-8")
-    temp.rename(path)
 
 
 def _say(name: str) -> None:
@@ -461,10 +443,10 @@ def _check_stack(stack: Stack) -> list[str]:
     shared = packages_lock(stack.packages)
     locked = pins(shared.read_text(encoding="utf-8"))
     for upstream, pin in stack.upstreams.items():
-        if pin.sdist is None and pin.commit is None and locked.get(upstream) != pin.version:
+        if pin.packaged and locked.get(upstream) != pin.version:
             found = locked.get(upstream)
             problems.append(f"lock/{shared.name} has {upstream} {found}, stacks.toml says {pin.version}")
-    for machine in MACHINES:
+    for machine in arch.KNOWN:
         name = f"{stack.name}-torch-{machine}.txt"
         family = pins((paths.LOCK / name).read_text(encoding="utf-8"))
         for project, version in (

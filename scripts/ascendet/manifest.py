@@ -8,7 +8,6 @@ temporary folder, which the next run removes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,51 +16,14 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import __version__, paths
-from ascendet.errors import AscendetError
+from ascendet import __version__, files, paths
 
 MANIFEST = "manifest.json"
-_TEMP = ".tmp-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests_file(path: Path, names: Collection[str]) -> dict[str, str]:
-    """Digests of a file's content by algorithm (sha256, md5), in hex, from one reading."""
-    hashers = {name: hashlib.new(name, usedforsecurity=name != "md5") for name in names}
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(2**20):
-            for hasher in hashers.values():
-                hasher.update(chunk)
-    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
-
-
-def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
-    """SHA-256 over sorted relative names, the executable bit and contents, in hex.
-
-    What git does not track either is left out: empty folders, modes other than the executable bit, and byte
-    code; so are the relative names in `without`. A symbolic link counts as its target's text.
-    """
-    total = hashlib.sha256()
-    for file in sorted(_files(path), key=lambda file: file.relative_to(path).as_posix()):
-        if "__pycache__" in file.relative_to(path).parts or file.relative_to(path).as_posix() in without:
-            continue
-        if file.is_symlink():
-            kind, content = "link", hashlib.sha256(bytes(file.readlink())).hexdigest()
-        else:
-            kind, content = "exec" if os.access(file, os.X_OK) else "file", digest_file(file)
-        total.update(f"{kind} {content} {file.relative_to(path).as_posix()}\0".encode())
-    return total.hexdigest()
 
 
 def digest_inputs(inputs: Mapping[str, object]) -> str:
@@ -87,13 +49,7 @@ def read(folder: Path) -> dict[str, object] | None:
 
 def write(folder: Path, content: Mapping[str, object]) -> None:
     """Put `manifest.json` into `folder`, all of it or nothing."""
-    temp = folder / f".{MANIFEST}.{os.getpid()}"
-    with temp.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temp.rename(folder / MANIFEST)
+    files.write_text(folder / MANIFEST, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def damaged(folder: Path, outputs: Mapping[str, object]) -> list[str]:
@@ -101,7 +57,7 @@ def damaged(folder: Path, outputs: Mapping[str, object]) -> list[str]:
     return [
         f"{name} is damaged or missing"
         for name, digest in outputs.items()
-        if not (folder / name).is_file() or digest_file(folder / name) != digest
+        if not (folder / name).is_file() or files.digest(folder / name) != digest
     ]
 
 
@@ -149,18 +105,18 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
     if read(final) is not None:
         yield Stage(path=final, final=final, fresh=True)
         return
-    with full_disk_named(home):
+    with files.disk_errors(home):
         home.mkdir(parents=True, exist_ok=True)
-        with locked(home / f".{key}.lock", f"{kind}/{key}"):
+        with files.holding_lock(home / f".{key}.lock", f"{kind}/{key}"):
             if read(final) is not None:  # built by the process that we waited for
                 yield Stage(path=final, final=final, fresh=True)
                 return
             _remove_leftovers(home, key)
-            temp = home / f"{_TEMP}{key}-{os.getpid()}"
+            temp = home / f"{files.TEMP}{key}-{os.getpid()}"
             cache = paths.CACHE / kind / key if cached else None
             try:
                 if cache and _take(cache, temp):
-                    _publish(temp, final)
+                    files.publish(temp, final)
                     yield Stage(path=final, final=final, fresh=True)
                     return
                 temp.mkdir()
@@ -188,106 +144,23 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
                         },
                     },
                 )
-                _publish(temp, final)
+                files.publish(temp, final)
                 if cache:
                     _give(final, cache)
             finally:
                 shutil.rmtree(temp, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn "no space left on device" into `error[disk-full]` that says where."""
-    try:
-        yield
-    except OSError as error:
-        # shutil.Error gathers many files' errors as text and has no errno: look at the disk instead.
-        if error.errno not in _FULL and not (isinstance(error, shutil.Error) and is_full(folder)):
-            raise
-        raise disk_full(Path(error.filename) if isinstance(error.filename, str) else folder) from error
-
-
-def disk_full(folder: Path) -> AscendetError:
-    """The error for a full disk below (or at) `folder`."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    return AscendetError(
-        "disk-full",
-        f"the disk that holds {paths.shorten(folder)} is full",
-        found=f"{free / 2**20:.0f} MiB free",
-        hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to a larger disk; then run it again",
-    )
-
-
-def is_full(folder: Path, needed: int = 16 * 2**20) -> bool:
-    """Whether fewer than `needed` bytes are left: for judging a failed child, whose errno we never see."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free < needed
-
-
-def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCENDET_CACHE") -> None:
-    """Refuse to start what cannot end: `disk-full` where the disk of `folder` has fewer than `needed` bytes left.
-
-    `move` names the settings that put the folder elsewhere.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise AscendetError(
-            "disk-full",
-            f"too little space in {paths.shorten(folder)}",
-            expected=f"{needed / 2**30:.1f} GiB free",
-            found=f"{free / 2**30:.1f} GiB free",
-            hint=f"free some space, or set {move} to a larger disk; then run it again",
-        )
-
-
-@contextlib.contextmanager
-def locked(path: Path, name: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, saying so when that means to wait.
-
-    The kernel drops the lock with the process: a killed builder blocks nobody.
-    """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(
-                f"{name}: waiting for process {file.read().strip() or '?'}, which builds it",
-                file=sys.stderr,
-                flush=True,
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def _remove_leftovers(home: Path, own_key: str) -> None:
     """Remove temporary folders of dead builders: those whose lock nobody holds (ours is held by us)."""
-    for temp in home.glob(f"{_TEMP}*"):
-        key = temp.name.removeprefix(_TEMP).rpartition("-")[0]
+    for temp in home.glob(f"{files.TEMP}*"):
+        key = temp.name.removeprefix(files.TEMP).rpartition("-")[0]
         if key == own_key:
             shutil.rmtree(temp, ignore_errors=True)
             continue
         with (home / f".{key}.lock").open("a") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(temp, ignore_errors=True)
-
-
-def _publish(temp: Path, final: Path) -> None:
-    """Flush everything to the disk, then give the folder its final name."""
-    for file in _files(temp):
-        if not file.is_symlink():
-            fsync(file)
-    fsync(temp)
-    if final.exists():  # without a manifest: not ours to trust
-        shutil.rmtree(final)
-    temp.rename(final)
-    fsync(final.parent)
 
 
 def _take(cache: Path, temp: Path) -> bool:
@@ -306,12 +179,12 @@ def _take(cache: Path, temp: Path) -> bool:
 
 def _give(final: Path, cache: Path) -> None:
     """Copy a finished folder into the cache. A cache that cannot be written costs only time."""
-    temp = cache.parent / f"{_TEMP}{cache.name}-{os.getpid()}"
+    temp = cache.parent / f"{files.TEMP}{cache.name}-{os.getpid()}"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(final, temp, symlinks=True)
         if not cache.exists():
-            _publish(temp, cache)
+            files.publish(temp, cache)
     except OSError as error:
         print(f"{cache}: not cached ({error.strerror})", file=sys.stderr, flush=True)
     finally:
@@ -321,25 +194,10 @@ def _give(final: Path, cache: Path) -> None:
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a stage folder, without the manifest itself."""
     return {
-        file.relative_to(folder).as_posix(): digest_file(file)
-        for file in sorted(_files(folder))
+        file.relative_to(folder).as_posix(): files.digest(file)
+        for file in sorted(files.walk(folder))
         if file != folder / MANIFEST and not file.is_symlink()
     }
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for root, names, files in os.walk(folder):
-        yield from (Path(root, name) for name in files)
-        yield from (folder for folder in (Path(root, name) for name in names) if folder.is_symlink())
-
-
-def fsync(path: Path) -> None:
-    """Have a file, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _as_dict(value: object) -> dict[str, object]:

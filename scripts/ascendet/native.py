@@ -20,12 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from ascendet import env, manifest, paths
+from ascendet import env, files, needs, paths, process
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
-# PyTorch's headers need C++17 as of this GCC (README of torch 2.8).
-MIN_GCC = (9, 3)
 # The largest units of mmcv take 1.3 GiB to compile.
 _MEMORY_PER_JOB = 2 * 2**30
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
@@ -75,7 +73,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """What to compile: upstream's own statement (see wheels/mmcv/record.py) and our flags.
+    """What to compile: upstream's own statement (see wheels/record.py) and our flags.
 
     Folders start with `{tree}` (the source) or `{site}` (torch's site-packages).
     """
@@ -119,21 +117,19 @@ def find_compiler(machine: str) -> Compiler:
         `compiler-missing`, `compiler-too-old`.
     """
     cross = machine != os.uname().machine
-    names = [f"{machine}-linux-gnu-g++"] if cross else [os.environ.get("CXX") or "g++"]
-    command = shutil.which(names[0])
+    name = f"{machine}-linux-gnu-g++" if cross else needs.compiler()
+    command = shutil.which(name)
     package = f"g++-{machine.replace('_', '-')}-linux-gnu" if cross else "g++"
     if command is None:
         raise AscendetError(
             "compiler-missing",
             f"there is no C++ compiler for {machine}",
-            expected=names[0],
+            expected=name,
             hint=f"install {package} (Debian, Ubuntu), or make doctor",
         )
-    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
-    number = subprocess.run(
-        [command, "-dumpfullversion"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if "Free Software Foundation" not in shown or not re.fullmatch(r"\d+(\.\d+)*", number):
+    shown = process.ask([command, "--version"]) or ""
+    version = needs.parse_gcc(process.ask([command, "-dumpfullversion"]) or "")
+    if "Free Software Foundation" not in shown or version is None:
         raise AscendetError(
             "compiler-missing",
             f"{command} is not GNU's C++ compiler",
@@ -141,12 +137,12 @@ def find_compiler(machine: str) -> Compiler:
             found=(shown.splitlines() or ["no answer to --version"])[0],
             hint="unset CXX",
         )
-    if tuple(map(int, number.split("."))) < MIN_GCC:
+    if version < needs.MIN_GCC:
         raise AscendetError(
             "compiler-too-old",
             f"{command} cannot compile torch's headers",
-            expected=f"GCC {'.'.join(map(str, MIN_GCC))} or newer",
-            found=f"GCC {number}",
+            expected=f"GCC {'.'.join(map(str, needs.MIN_GCC))} or newer",
+            found=f"GCC {'.'.join(map(str, version))}",
             hint=f"install a newer {package}, or set CXX to one",
         )
     # Without the path: the same compiler elsewhere makes the same objects.
@@ -155,10 +151,13 @@ def find_compiler(machine: str) -> Compiler:
 
 def host_target(stack: Stack) -> Target:
     """What runs on this machine in the stack's environment, which must be there."""
-    asked = subprocess.run(
-        [env.stack_python(stack), "-ISc", _ABOUT_PYTHON], capture_output=True, text=True, check=True
+    asked = process.run(
+        [env.stack_python(stack), "-ISc", _ABOUT_PYTHON],
+        error="install-failed",
+        what="the stack's Python does not answer",
+        hint=f"rm -r {paths.shorten(env.stack_home(stack))} && make env STACK={stack.name}",
     )
-    include, interpreter, suffix = json.loads(asked.stdout)
+    include, interpreter, suffix = json.loads(asked)
     return Target(
         machine=platform.machine(),
         site=env.stack_home(stack) / "lib" / f"python{stack.python}" / "site-packages",
@@ -226,9 +225,9 @@ def build(
     AscendetError
         `compile-failed`, `disk-full`.
     """
-    with manifest.full_disk_named(store):
+    with files.disk_errors(store):
         store.mkdir(parents=True, exist_ok=True)
-        with manifest.locked(store / ".lock", paths.shorten(store)):
+        with files.holding_lock(store / ".lock", paths.shorten(store)):
             return _Build(extension, header, tree, target, compiler, store).run(units, output)
 
 
@@ -272,7 +271,7 @@ class _Build:
             "\0".join([*self.flags, *extension.include_dirs]),
             identify(target, "torch"),
             identify(target, "torch_npu"),
-            manifest.digest_tree(target.python_include),
+            files.digest_tree(target.python_include),
             header,
         )
 
@@ -301,7 +300,7 @@ class _Build:
             if name not in seen:
                 seen.add(name)
                 queue += self._includes_of((self.tree / name).read_bytes(), str(Path(name).parent))
-        return [f"{name}\0{manifest.digest_file(self.tree / name)}" for name in sorted(seen)]
+        return [f"{name}\0{files.digest(self.tree / name)}" for name in sorted(seen)]
 
     def _includes_of(self, content: bytes, folder: str) -> list[str]:
         """The files of the tree that a source in `folder` includes itself."""
@@ -346,19 +345,17 @@ class _Build:
             shutil.rmtree(other)
         folder.mkdir()
         (folder / "all.hpp").write_text(self.header, encoding="utf-8")
-        temp = folder / f".tmp-{os.getpid()}"
-        self._run("header", ["-x", "c++-header", str(folder / "all.hpp"), "-o", str(temp)])
-        temp.rename(folder / "all.hpp.gch")
+        with files.replacing(folder / "all.hpp.gch") as temp:
+            self._run("header", ["-x", "c++-header", str(folder / "all.hpp"), "-o", str(temp)])
 
     def _unit(self, unit: Unit, final: Path, header: Path | None) -> None:
         source = f".ascendet-unit-{unit.name}.cpp"
         (self.tree / source).write_text(unit.text, encoding="utf-8")
-        temp = final.with_name(f".tmp-{final.name}")
         included = ["-include", str(header)] if header else []
         # The seed makes the names of internal symbols depend on the unit alone.
-        arguments = [*included, f"-frandom-seed={unit.name}", "-c", source, "-o", str(temp)]
-        self._run(unit.name, arguments)
-        temp.rename(final)
+        arguments = [*included, f"-frandom-seed={unit.name}", "-c", source]
+        with files.replacing(final) as temp:
+            self._run(unit.name, [*arguments, "-o", str(temp)])
 
     def _link(self, objects: Sequence[Path], output: Path) -> None:
         self._run(
@@ -383,8 +380,8 @@ class _Build:
         )
         if done.returncode == 0:
             return
-        if "No space left on device" in done.stderr or manifest.is_full(self.store):
-            raise manifest.disk_full(self.store)
+        if "No space left on device" in done.stderr or files.is_full(self.store):
+            raise files.disk_full(self.store)
         log = self.store / f"{name}.log"
         log.write_text(f"cd {self.tree}\n{' '.join(command)}\n{done.stderr}", encoding="utf-8")
         killed = re.search(r"Killed signal|out of memory|cannot allocate", done.stderr, re.IGNORECASE)

@@ -15,9 +15,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import manifest, paths, sources
+from ascendet import files, paths, sources
 from ascendet.errors import AscendetError
-from ascendet.stack import load_all
+from ascendet.stack import Upstream, load_all
 
 HOME = paths.ROOT / "patches"
 TRAILERS = ("Why", "Upstream", "Remove-when")
@@ -62,17 +62,17 @@ def execute(args: argparse.Namespace) -> None:
     if args.check and (not index.exists() or index.read_text(encoding="utf-8") != text):
         raise AscendetError("patch-index-stale", f"{paths.shorten(index)} is out of date", hint=_COMMAND)
     if not args.check:
-        index.write_text(text, encoding="utf-8")
+        files.write_text(index, text)
     for upstream in series_names():
         count = len(load(upstream))
-        sdist = _sdist(upstream)
-        source = sources.cached(sdist) if sdist else None
-        if source is None:
-            print(f"patches/{upstream}: {count} patches; {sdist} is fetched by make {upstream}-wheel")
+        pin = _pin(upstream)
+        source = sources.cached(upstream, pin) if pin else None
+        if pin is None or source is None:
+            print(f"patches/{upstream}: {count} patches; their source is fetched by make {upstream}-wheel")
             continue
         with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
-            apply(upstream, sources.unpack(source, Path(folder)))
-        print(f"patches/{upstream}: {count} patches apply to {sdist}")
+            apply(upstream, sources.unpack_pinned(source, pin, Path(folder)))
+        print(f"patches/{upstream}: {count} patches apply to {source.name}")
 
 
 def series_names() -> list[str]:
@@ -80,14 +80,14 @@ def series_names() -> list[str]:
     return sorted({path.parent.name for path in HOME.glob("*/*.patch")})
 
 
-def files(upstream: str) -> list[Path]:
+def list_files(upstream: str) -> list[Path]:
     """The patch files of a series in the order of application; none for an upstream without a series."""
     return sorted((HOME / upstream).glob("*.patch"))
 
 
 def digest(upstream: str) -> dict[str, str]:
     """SHA-256 of every patch of a series, by file name: what a build records."""
-    return {path.name: manifest.digest_file(path) for path in files(upstream)}
+    return {path.name: files.digest(path) for path in list_files(upstream)}
 
 
 def load(upstream: str) -> list[Patch]:
@@ -99,7 +99,7 @@ def load(upstream: str) -> list[Patch]:
         `patch-invalid` where a header lacks something.
     """
     series = []
-    for path in files(upstream):
+    for path in list_files(upstream):
         problems, patch = _parse(path)
         if patch is None or problems:
             raise AscendetError(
@@ -117,7 +117,7 @@ def lint_all() -> list[str]:
     problems = []
     for upstream in series_names():
         slugs: dict[str, Path] = {}
-        for number, path in enumerate(files(upstream), start=1):
+        for number, path in enumerate(list_files(upstream), start=1):
             problems += _parse(path)[0]
             name = _NAME.fullmatch(path.name)
             if name is None:
@@ -142,7 +142,7 @@ def apply(upstream: str, tree: Path) -> None:
     AscendetError
         `patch-does-not-apply`, naming the patch, the file and the line.
     """
-    series = files(upstream)
+    series = list_files(upstream)
     if not series:
         return
     if _git_apply(tree, series, check=True).returncode == 0:
@@ -172,7 +172,7 @@ def render_index() -> str:
         "context). We name a patch by its slug: numbers may change.",
     ]
     for upstream in series_names():
-        lines += ["", f"## {upstream} ({_sdist(upstream) or 'no source in stacks.toml'})", ""]
+        lines += ["", f"## {upstream} ({_source_name(upstream)})", ""]
         for patch in load(upstream):
             lines += [
                 f"### {patch.path.name}",
@@ -189,9 +189,16 @@ def render_index() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sdist(upstream: str) -> str | None:
-    found = {stack.upstreams[upstream].sdist for stack in load_all().values() if upstream in stack.upstreams}
-    return next(iter(found), None)
+def _pin(upstream: str) -> Upstream | None:
+    """Return what the first stack that has an upstream says about it."""
+    return next(
+        (stack.upstreams[upstream] for stack in load_all().values() if upstream in stack.upstreams), None
+    )
+
+
+def _source_name(upstream: str) -> str:
+    pin = _pin(upstream)
+    return (pin.sdist or f"{upstream} {pin.commit or pin.version}") if pin else "no source in stacks.toml"
 
 
 def _parse(path: Path) -> tuple[list[str], Patch | None]:

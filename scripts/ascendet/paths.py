@@ -24,8 +24,8 @@ def shorten(path: Path) -> str:
 def printable(path: Path | str) -> str:
     r"""Return a file name as text that every terminal and UTF-8 file takes: bytes that are not UTF-8 become `\xNN`.
 
-    Python holds such bytes as lone surrogates, which `print` refuses. JSON escapes and keeps them: there, leave the name
-    as it is, so that it still opens the file.
+    Python holds such bytes as lone surrogates, which `print` refuses. JSON escapes and keeps them: there, leave the
+    name as it is, so that it still opens the file.
 
     >>> print(printable(os.fsdecode("中".encode("gbk") + b".jpg")))
     \xd6\xd0.jpg

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ascendet import env, manifest, paths, wheelfile
+from ascendet import env, files, paths, process, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -35,20 +34,20 @@ def execute(args: argparse.Namespace) -> None:
         deep = Path(folder, "second", "in", "another folder")
         second = _build(args, deep, _as_other_user(), other, umask=0o077)
         compare(first, second)
-        print(f"{first.name}: two builds, same sha256 {manifest.digest_file(first)}")
+        print(f"{first.name}: two builds, same sha256 {files.digest(first)}")
 
 
 def compare(first: Path, second: Path) -> None:
     """Raise `not-reproducible`, naming the members that differ, unless two wheels are the same file."""
-    if first.name == second.name and manifest.digest_file(first) == manifest.digest_file(second):
+    if first.name == second.name and files.digest(first) == files.digest(second):
         return
     one, two = wheelfile.read(first).files, wheelfile.read(second).files
     names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
     raise AscendetError(
         "not-reproducible",
         f"two builds of {first.name} differ",
-        expected=manifest.digest_file(first),
-        found=f"{manifest.digest_file(second)}, in: {', '.join(names) or 'the archive itself'}",
+        expected=files.digest(first),
+        found=f"{files.digest(second)}, in: {', '.join(names) or 'the archive itself'}",
         hint="compare the two members (diffoscope), then look for a path, a time or an order in them",
     )
 
@@ -66,20 +65,15 @@ def _build(
         "ASCENDET_BUILD": str(paths.BUILD),
         "ASCENDET_CACHE": str(paths.CACHE),
     }
-    done = subprocess.run(
+    process.run(
         [*command, "--into", str(folder / "out")],
         env=os.environ | places | environ,
         cwd=paths.ROOT,
         umask=umask,
-        check=False,
+        capture=False,
+        what=f"the build in {folder.name} failed",
+        hint="read its message above",
     )
-    if done.returncode:
-        raise AscendetError(
-            "command-failed",
-            f"the build in {folder.name} failed",
-            found=f"exit code {done.returncode}",
-            hint="read its message above",
-        )
     (built,) = (folder / "out").glob("*.whl")
     return built
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ascendet import paths
 from ascendet.errors import AscendetError
@@ -15,11 +17,46 @@ from ascendet.errors import AscendetError
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """A pinned source. `sdist` is the file name on the package index, `commit` a git commit; never both."""
+    """A pinned source; without any of the fields below `version`, a package of the stack's *.in file.
+
+    The content is the authority, wherever it comes from (see `ascendet.sources`).
+
+    Attributes
+    ----------
+    sdist
+        The file name of a source distribution on the package index, whose SHA-256 is locked.
+    commit
+        A git commit, in full where it is to be fetched.
+    blobs
+        A file below requirements/ with a line "<git blob id>  <path>" for each file of the source.
+    places
+        Where else it may be, in the order to try: addresses of git repositories (….git) and of archives (….tar.gz).
+    """
 
     version: str
     sdist: str | None = None
     commit: str | None = None
+    blobs: str | None = None
+    places: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be verified."""
+        if self.commit and not re.fullmatch(r"[0-9a-f]{7,40}", self.commit):
+            raise ValueError(f"not a git commit: {self.commit!r}")
+        if self.sdist and self.commit and not self.blobs:
+            raise ValueError(f"{self.sdist} says nothing about a commit: one of the two, or blobs")
+        if self.places and not (self.commit or self.blobs):
+            raise ValueError("places need a commit or blobs that what they have is compared with")
+        for place in self.places:
+            if not place.endswith((".git", ".tar.gz")):
+                raise ValueError(f"{place!r} is neither a git repository (….git) nor an archive (….tar.gz)")
+            if place.endswith(".tar.gz") and not self.blobs:
+                raise ValueError(f"{place!r} needs blobs that its content is compared with")
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it is one of the stack's locked packages."""
+        return not (self.sdist or self.commit or self.blobs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +157,10 @@ def _parse(name: str, table: Mapping[str, object]) -> Stack:
     values: dict[str, object] = {"name": name}
     for key, value in table.items():
         if key == "upstreams":
-            values[key] = {upstream: Upstream(**pin) for upstream, pin in _mapping(name, key, value).items()}
+            values[key] = {
+                upstream: Upstream(**{**pin, "places": tuple(pin.get("places", ()))})
+                for upstream, pin in _mapping(name, key, value).items()
+            }
         elif fields[key] == "str":
             if not isinstance(value, str):
                 raise ValueError(f"[stacks.{name}] {key} must be a string, not {value!r}")
@@ -132,7 +172,7 @@ def _parse(name: str, table: Mapping[str, object]) -> Stack:
     return Stack(**values)  # type: ignore[arg-type]  # checked against the fields' types above
 
 
-def _mapping(name: str, key: str, value: object) -> Mapping[str, dict[str, str]]:
+def _mapping(name: str, key: str, value: object) -> Mapping[str, dict[str, Any]]:
     if not isinstance(value, dict):
         raise ValueError(f"[stacks.{name}] {key} must be a table, not {value!r}")
     return value

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import __version__, assets, container, datasets, devices, env, family, host, image, install, manifest, paths
+from ascendet import (
+    __version__,
+    assets,
+    container,
+    datasets,
+    devices,
+    env,
+    family,
+    host,
+    image,
+    install,
+    manifest,
+    paths,
+)
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -84,7 +97,7 @@ def check(args: argparse.Namespace, program: str) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model that the stack does not have, or a data set that nobody knows: `model-unknown`, `dataset-unknown`."""
+    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",

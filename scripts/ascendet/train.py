@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from ascendet import again, assets, datasets, folders, manifest, paths, program, target
+from ascendet import again, assets, datasets, files, folders, manifest, paths, program, target
 from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 
@@ -136,7 +136,7 @@ def _check_lr(text: str) -> float | None:
 
 
 def _node(aim: target.Target, run: str) -> int:
-    """Return which one of several nodes this is, 0 where there is only one; `error[usage]` where they could not meet."""
+    """Return which one of several nodes this is, 0 where there is one; `error[usage]` where they could not meet."""
     count, rank = os.environ.get("NNODES") or "1", os.environ.get("NODE_RANK") or "0"
     if not (count.isdecimal() and rank.isdecimal() and int(rank) < int(count)):
         raise AscendetError(
@@ -160,7 +160,7 @@ def _inputs(aim: target.Target, data: Path, epochs: str, start: Path | None) -> 
     dataset = manifest.read(data) or {}
     return {
         **({"epochs": epochs} if epochs else {}),
-        **({"start": manifest.digest_file(start)} if start else {}),
+        **({"start": files.digest(start)} if start else {}),
         "model": aim.model,
         "dataset": aim.dataset,
         "data": dataset.get("key"),

@@ -11,115 +11,19 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import tomllib
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import abi, cross, env, manifest, native, patches, paths, sources, wheelfile
+from ascendet import abi, cross, env, files, manifest, native, patches, paths, process, sources, wheelfile
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.spec import Spec
+from ascendet.stack import Stack, Upstream
 
+# Asks a source's setup.py what it would build.
+_RECORD = paths.WHEELS / "record.py"
 _LICENCES = ("LICENSE", "LICENSES.md", "LICENSE.txt", "NOTICE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Native:
-    """The `[native]` table: how the wheel's extension module is compiled."""
-
-    module: str
-    record: str
-    guard: str
-    flags: tuple[str, ...]
-    header: tuple[str, ...]
-    units: Mapping[str, Mapping[str, object]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """What `wheels/<name>/wheel.toml` says.
-
-    Attributes
-    ----------
-    version
-        The wheel's own; `{torch_npu}` stands for the stack's.
-    sdist, path
-        Where the source is: a locked source distribution, or a folder below `home`; one of the two.
-    patches
-        The series in `patches/` that is applied, if any.
-    environ
-        Environment variables for the source's setup.py.
-    family
-        The `[family]` table of a wheel that is a family of models; see `ascendet.family`.
-    """
-
-    name: str
-    home: Path
-    version: str
-    sdist: str | None
-    path: str | None
-    patches: str | None
-    environ: Mapping[str, str]
-    native: Native | None
-    family: Mapping[str, object] | None
-
-    @classmethod
-    def load(cls, name: str) -> Spec:
-        """The wheel of that name.
-
-        Raises
-        ------
-        AscendetError
-            `wheel-unknown`, `wheel-invalid`.
-        """
-        path = paths.WHEELS / name / "wheel.toml"
-        if not path.is_file():
-            known = ", ".join(sorted(found.parent.name for found in paths.WHEELS.glob("*/wheel.toml")))
-            raise AscendetError(
-                "wheel-unknown", f"there is no wheel {name!r}", expected=f"one of {known}", hint="make help"
-            )
-        try:
-            spec, unknown = cls._parse(path)
-        except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise _invalid(path, repr(error)) from error
-        if unknown or spec.name != name or (spec.sdist is None) == (spec.path is None):
-            raise _invalid(path, f"unknown: {unknown}; name: {spec.name}; source: one of sdist and path")
-        return spec
-
-    @classmethod
-    def _parse(cls, path: Path) -> tuple[Spec, list[str]]:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        source = table.pop("source")
-        compiled = table.pop("native", None)
-        extension = compiled and Native(
-            module=compiled.pop("module"),
-            record=compiled.pop("record"),
-            guard=compiled.pop("guard"),
-            flags=tuple(compiled.pop("flags")),
-            header=tuple(compiled.pop("header")),
-            units=compiled.pop("units"),
-        )
-        spec = cls(
-            name=table.pop("name"),
-            home=path.parent,
-            version=table.pop("version"),
-            sdist=source.pop("sdist", None),
-            path=source.pop("path", None),
-            patches=table.pop("patches", None),
-            environ=table.pop("env", {}),
-            native=extension,
-            family=table.pop("family", None),
-        )
-        return spec, [*table, *source, *(compiled or {})]
-
-
-def _invalid(path: Path, why: str) -> AscendetError:
-    name = paths.shorten(path)
-    return AscendetError("wheel-invalid", f"{name} cannot be read", found=why, hint=f"edit {name}")
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +66,7 @@ def install(name: str, stack: Stack) -> Path:
         env.install_wheels(stack, [built])
         _smoke_test(name, stack)
 
-    env.ensure_layers(stack, {name: (manifest.digest_file(built), install_and_test)})
+    env.ensure_layers(stack, {name: (files.digest(built), install_and_test)})
     return built
 
 
@@ -171,16 +75,14 @@ def _smoke_test(name: str, stack: Stack) -> None:
     program = paths.WHEELS / name / "smoke.py"
     if not program.exists():
         return
-    command = [env.stack_python(stack), program]
-    done = subprocess.run(command, env=env.stack_environ(stack), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AscendetError(
-            "smoke-failed",
-            f"{name} is installed, but does not work",
-            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-5:]),
-            hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
-        )
-    print(done.stdout, end="", flush=True)
+    shown = process.run(
+        [env.stack_python(stack), program],
+        env=env.stack_environ(stack),
+        error="smoke-failed",
+        what=f"{name} is installed, but does not work",
+        hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
+    )
+    print(shown, end="", flush=True)
 
 
 def build(name: str, stack: Stack, machine: str | None = None) -> Path:
@@ -203,7 +105,7 @@ def build_into(folder: Path, name: str, stack: Stack) -> Path:
     """Build the wheel into `folder`, with the objects of compiled ones in `folder`/objects; its path."""
     spec = Spec.load(name)
     folder.mkdir(parents=True, exist_ok=True)
-    with manifest.full_disk_named(folder):
+    with files.disk_errors(folder):
         if not spec.native:
             return _write_pure(spec, stack, folder)
         target = native.host_target(stack)
@@ -216,26 +118,53 @@ def _version(spec: Spec, stack: Stack) -> str:
     return spec.version.format(torch_npu=stack.torch_npu)
 
 
-def _base_inputs(spec: Spec) -> dict[str, object]:
+def _upstream(spec: Spec, stack: Stack) -> Upstream | None:
+    """Return the stack's pin of the wheel's source; None for a source of ours.
+
+    Raises
+    ------
+    AscendetError
+        `wheel-invalid`: the stack does not have this upstream.
+    """
+    if spec.upstream is None:
+        return None
+    if spec.upstream not in stack.upstreams:
+        raise AscendetError(
+            "wheel-invalid",
+            f"the {stack.name} stack does not say which {spec.upstream} to build",
+            expected=f"{spec.upstream} in [stacks.{stack.name}.upstreams]",
+            found=", ".join(stack.upstreams),
+            hint="edit requirements/stacks.toml, or another STACK",
+        )
+    return stack.upstreams[spec.upstream]
+
+
+def _authority(spec: Spec, stack: Stack) -> dict[str, str] | None:
+    pin = _upstream(spec, stack)
+    return sources.authority(pin) if pin else None
+
+
+def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
     """What every wheel depends on: its recipe, its source, its patches, and the code that builds it."""
     code = [spec.home / "wheel.toml", Path(__file__), Path(wheelfile.__file__)]
     if spec.native:
-        code += [spec.home / spec.native.record, spec.home / spec.native.guard, paths.WHEELS / "policy.toml"]
-        code += [Path(native.__file__), Path(abi.__file__)]
+        code += [_RECORD, paths.WHEELS / "policy.toml", Path(native.__file__), Path(abi.__file__)]
+        code += [spec.home / spec.native.guard] if spec.native.guard else []
     return {
-        "source": manifest.digest_tree(spec.home / spec.path) if spec.path else None,
-        "sdist": spec.sdist and sources.locked_hash(spec.sdist),
+        "source": files.digest_tree(spec.home / spec.path) if spec.path else None,
+        "upstream": _authority(spec, stack),
         "patches": patches.digest(spec.patches) if spec.patches else {},
-        "code": {path.name: manifest.digest_file(path) for path in code},
+        "code": {path.name: files.digest(path) for path in code},
         "zlib": zlib.ZLIB_RUNTIME_VERSION,  # compresses to other bytes in another version
     }
 
 
 def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
     """The patched source, unpacked or copied into `folder`."""
-    if spec.sdist is not None:
+    pin = _upstream(spec, stack)
+    if pin and spec.upstream:
         pip = [*env.tools_pip(), f"--python={env.stack_python(stack)}"]
-        tree = sources.unpack(sources.fetch(spec.sdist, pip), folder)
+        tree = sources.obtain(spec.upstream, pin, pip, folder)
     else:
         tree = folder / spec.name
         ignored = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info")
@@ -249,7 +178,7 @@ def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
 
 
 def _build_pure(spec: Spec, stack: Stack) -> Path:
-    inputs = {**_base_inputs(spec), "python": stack.python, "version": _version(spec, stack)}
+    inputs = {**_base_inputs(spec, stack), "python": stack.python, "version": _version(spec, stack)}
     with manifest.stage(f"wheelhouse/{spec.name}", inputs, cached=True) as stage:
         if not stage.fresh:
             _write_pure(spec, stack, stage.path)
@@ -262,24 +191,21 @@ def _write_pure(spec: Spec, stack: Stack, output: Path) -> Path:
         tree = _source(spec, stack, Path(folder))
         plain = wheelfile.read(_pip_wheel(spec, stack, tree, Path(folder, "out")))
     version = _version(spec, stack)
-    files = wheelfile.with_version(plain, version)
-    return wheelfile.write(output, plain.name, version, "-".join(plain.tags), files)
+    members = wheelfile.with_version(plain, version)
+    return wheelfile.write(output, plain.name, version, "-".join(plain.tags), members)
 
 
 def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
     command = [*env.tools_pip(), f"--python={env.stack_python(stack)}", "wheel", "--no-build-isolation"]
     command += ["--no-deps", "--no-index", "--quiet", "--wheel-dir", str(output), str(tree)]
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} | dict(spec.environ)
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        if manifest.is_full(tree):
-            raise manifest.disk_full(tree)
-        raise AscendetError(
-            "command-failed",
-            f"pip cannot build {spec.name}",
-            found="\n".join((done.stdout + done.stderr).strip().splitlines()[-10:]),
-            hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
-        )
+    process.run(
+        command,
+        env=environ,
+        disks=[tree],
+        what=f"pip cannot build {spec.name}",
+        hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
+    )
     return _only_wheel(output)
 
 
@@ -290,7 +216,7 @@ def _build_native(spec: Spec, stack: Stack, target: native.Target) -> Path:
     assert spec.native is not None
     compiler = native.find_compiler(target.machine)
     inputs = {
-        **_base_inputs(spec),
+        **_base_inputs(spec, stack),
         "built_against": _built_against(spec, stack, compiler),
         "torch": native.identify(target, "torch"),
         "torch_npu": native.identify(target, "torch_npu"),
@@ -319,7 +245,7 @@ def _built_against(spec: Spec, stack: Stack, compiler: native.Compiler) -> dict[
         "torch_npu": stack.torch_npu,
         "cann": stack.cann,
         "compiler": compiler.identity,
-        "sdist": spec.sdist and {spec.sdist: sources.locked_hash(spec.sdist)},
+        "sdist": _authority(spec, stack),
         "patches": patches.digest(spec.patches) if spec.patches else {},
     }
 
@@ -360,6 +286,7 @@ def _compile(
     units = native.make_units(recorded["sources"], spec.native.units)
     header = "".join(f'#include "{name}"\n' for name in spec.native.header)
     package, _, module = spec.native.module.rpartition(".")
+    package = package.replace(".", "/")
     library = tree / f"{module}{target.suffix}"
     log = native.build(
         extension,
@@ -375,44 +302,39 @@ def _compile(
     python = f"cp{stack.python.replace('.', '')}"
     tag = f"{python}-{python}-linux_{target.machine}"
     info = f"{spec.name}-{version}.dist-info"
-    files = {
-        path.relative_to(tree).as_posix(): path.read_bytes()
-        for name in recorded["packages"]
-        for path in tree.joinpath(*name.split(".")).glob("*.py")
-    }
+    members = {member: (tree / name).read_bytes() for member, name in recorded["files"].items()}
     built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
-    files |= {
-        f"{package}/_built_against.py": (spec.home / spec.native.guard).read_bytes(),
+    members |= {
         f"{package}/_built_against.json": built_against.encode(),
         f"{package}/{library.name}": library.read_bytes(),
         f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version),
         f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
-        f"{info}/top_level.txt": f"{package}\n".encode(),
+        f"{info}/top_level.txt": f"{package.partition('/')[0]}\n".encode(),
         **{
             f"{info}/licenses/{path.name}": path.read_bytes()
             for name in _LICENCES
             if (path := tree / name).exists()
         },
     }
-    wheelfile.write(output, spec.name, version, tag, files)
+    if spec.native.guard:
+        members[f"{package}/_built_against.py"] = (spec.home / spec.native.guard).read_bytes()
+    wheelfile.write(output, spec.name, version, tag, members)
     return log
 
 
 def _record(spec: Spec, target: native.Target, tree: Path) -> dict:  # type: ignore[type-arg]  # JSON
     """What the source's own setup.py would build."""
     assert spec.native is not None
-    command = [sys.executable, "-W", "ignore", str(spec.home / spec.native.record), str(target.site)]
-    done = subprocess.run(
-        command, cwd=tree, env=os.environ | dict(spec.environ), capture_output=True, text=True, check=False
+    command = [sys.executable, "-W", "ignore", str(_RECORD), str(target.site)]
+    shown = process.run(
+        command,
+        cwd=tree,
+        env=os.environ | dict(spec.environ),
+        error="wheel-invalid",
+        what=f"{spec.name}'s setup.py does not say what it would build",
+        hint=f"look at {paths.shorten(_RECORD)} and patches/{spec.patches or spec.name}",
     )
-    if done.returncode:
-        raise AscendetError(
-            "wheel-invalid",
-            f"{spec.name}'s setup.py does not say what it would build",
-            found="\n".join(done.stderr.strip().splitlines()[-3:]),
-            hint=f"edit wheels/{spec.name}/{spec.native.record}",
-        )
-    content = json.loads(done.stdout)
+    content = json.loads(shown)
     assert isinstance(content, dict)
     return content
 

@@ -79,7 +79,7 @@ class Measurement:
         self.costs["ours"] = self.build_ours()
 
     def ours_after_one_line(self) -> None:
-        name = f"{len(patches.files('mmcv')) + 1:04d}-bench.patch"
+        name = f"{len(patches.list_files('mmcv')) + 1:04d}-bench.patch"
         (self.project / "patches" / "mmcv" / name).write_text(one_line_patch(self.here), encoding="utf-8")
         self.costs["ours, one line"] = self.build_ours()
 

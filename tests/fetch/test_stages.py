@@ -438,7 +438,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
     program = f"""
         import socket, sys
         from pathlib import Path
-        from ascendet import cli, env, paths, stack
+        from ascendet import cli, env, needs, paths, stack
         from dataclasses import replace
         try:
             socket.create_connection(("127.0.0.1", {weights.server.server_port}), 1)
@@ -456,7 +456,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
             assert cli.main(argv) == 0, argv
         env.tools_home = lambda: real
         env.tools_pip = lambda: [sys.executable, "-m", "pip"]
-        env._DISK_NEEDED.clear()
+        needs.DISK_GIB.clear()
         env._ensure(paths.BUILD / "venv/demo", "3.11", [paths.LOCK / "vitdet.txt"], {{}})
     """
     environ = os.environ | {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ascendet import base_sim, engine, image, lock, paths, wheelfile
+from ascendet import arch, base_sim, engine, image, lock, paths, wheelfile
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -85,7 +85,7 @@ def base(docker: str) -> str:
         pytest.skip("no stand-in base: needs mmdebstrap (apt-get install mmdebstrap)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NPU", "sim")
-        return base_sim.ensure(STACK, image.check_machine(""))
+        return base_sim.ensure(STACK, arch.parse(""))
 
 
 def options(base: str) -> argparse.Namespace:
@@ -140,7 +140,7 @@ def small_context(folder: Path, text: str = "echo first") -> Path:
 @pytest.fixture
 def build_small(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Build a small image, logs in the test's folder; gives the log. Options are those of `image.build`."""
-    machine = image.check_machine("")
+    machine = arch.parse("")
     (base_facts,) = engine.inspect("image", [base])
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     (paths.BUILD / "image").mkdir(parents=True)

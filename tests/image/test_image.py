@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ascendet import engine, image, paths
+from ascendet import arch, engine, image, paths
 from ascendet.errors import EXIT_CODES, AscendetError
 from conftest import SECRET, STACK, Build, options, small_context
 
@@ -94,7 +94,7 @@ def test_no_cuda_where_torch_is_the_cpu_build(docker: str, built: image.Image) -
 
 
 def test_layers_within_budget(built: image.Image, base: str) -> None:
-    facts = json.loads((image.home(STACK, image.check_machine("")) / "latest" / "manifest.json").read_text())
+    facts = json.loads((image.home(STACK, arch.parse("")) / "latest" / "manifest.json").read_text())
     torch_layer, *others = layer_sizes(built.tag, base)
     assert torch_layer > sum(others)
     assert sum(others) < BUDGET
@@ -170,7 +170,7 @@ def test_labels_and_sbom_say_what_is_inside(docker: str, built: image.Image) -> 
     labels = facts["Config"]["Labels"]
     assert labels["org.opencontainers.image.base.name"].startswith("ascendet/cann-sim:")
     assert (labels["ascendet.torch_npu"], labels["ascendet.soc"]) == (STACK.torch_npu, STACK.soc[0])
-    text = (image.home(STACK, image.check_machine("")) / "latest" / "sbom.cdx.json").read_text()
+    text = (image.home(STACK, arch.parse("")) / "latest" / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     content = json.loads(text)
     python = {
@@ -332,7 +332,7 @@ def test_base_that_is_not_there_or_not_ours_is_named(
     with pytest.raises(AscendetError, match="base-mismatch") as caught:
         image.find_base(base, "x86_64", "sha256:" + "0" * 64)
     assert "make relock" in caught.value.hint
-    other = "aarch64" if image.check_machine("") == "x86_64" else "x86_64"
+    other = "aarch64" if arch.parse("") == "x86_64" else "x86_64"
     with pytest.raises(AscendetError, match=r"base-mismatch: .* another architecture"):
         image.find_base(base, other, None)
     with pytest.raises(AscendetError, match="image-missing"):

@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import pytest
 from ascendet import abi, paths, wheelfile
 from ascendet.errors import AscendetError
+from ascendet.spec import Spec
 
-POLICY = tomllib.loads((paths.WHEELS / "policy.toml").read_text(encoding="utf-8"))
-OPS = POLICY["mmcv"]["npu_ops"]
+OPS = list(Spec.load("mmcv").audit.operators)
 PAIR = {"torch": "2.8.0", "torch_npu": "2.8.0"}
 TAG = f"cp311-cp311-linux_{platform.machine()}"
 SUFFIX = f".cpython-311-{platform.machine()}-linux-gnu.so"
@@ -121,6 +120,24 @@ def make(tmp_path: Path, against: abi.Provider) -> Make:
         if built is not None:
             files["mmcv/_built_against.json"] = json.dumps(built).encode()
         return wheelfile.write(tmp_path, "mmcv", "2.1.0+npu2.8.0", tag, files)
+
+    return make
+
+
+@pytest.fixture
+def make_other(tmp_path: Path, against: abi.Provider) -> Make:
+    """A function that makes a wheel of a project that Ascendet does not build."""
+
+    def make(*members: str, tag: str = TAG, extra: Mapping[str, bytes] | None = None) -> Path:
+        library = against.folders["torch"] / "libc10.so"
+        contents = {
+            "other/__init__.py": b"",
+            "other-1.0.dist-info/METADATA": wheelfile.metadata({"name": "other"}, "1.0"),
+            "other-1.0.dist-info/WHEEL": wheelfile.wheel_metadata(tag, pure=not members),
+            **{member: library.read_bytes() for member in members},
+            **(extra or {}),
+        }
+        return wheelfile.write(tmp_path, "other", "1.0", tag, contents)
 
     return make
 
@@ -296,3 +313,83 @@ def test_npu_ops(make: Make, against: abi.Provider, missing: list[str]) -> None:
 def test_policy_s_list_has_no_op_twice() -> None:
     assert len(set(OPS)) == len(OPS)
     assert len(OPS) == 23 + 1  # and nms_rotated
+
+
+# -- wheels that promise other things, or nothing --
+
+
+def names(report: Mapping[str, Any]) -> set[str]:
+    return {rule["name"] for rule in report["rules"]}
+
+
+def test_wheel_of_others_is_held_to_the_policy_only(make_other: Make, against: abi.Provider) -> None:
+    report = abi.audit(make_other(f"other/_C{SUFFIX}"), against)
+    assert broken(report) == {}
+    assert names(report) == {
+        *("tags", "extension", "machine", "versions", "needed", "search-paths", "stripped"),
+        *("build-paths", "symbols"),
+    }
+
+
+def test_pure_wheel_of_others(make_other: Make, against: abi.Provider) -> None:
+    report = abi.audit(make_other(tag="py3-none-any"), against)
+    assert broken(report) == {}
+    assert names(report) == {"tags", "extension"}
+    assert "the wheel has no shared library" in abi.summary(report)
+
+
+def test_pair_that_a_wheel_of_others_states_is_checked(make_other: Make, against: abi.Provider) -> None:
+    for stated, wrong in ((PAIR, set()), ({"torch": "2.9.0"}, {"built-against"})):
+        extra = {"other/_built_against.json": json.dumps(stated).encode()}
+        assert set(broken(abi.audit(make_other(extra=extra), against))) == wrong
+    for damaged in (b"", b"[1]", b"\xff"):
+        wheel = make_other(extra={"other/_built_against.json": damaged})
+        assert "cannot be read" in broken(abi.audit(wheel, against))["built-against"]
+
+
+@pytest.fixture
+def promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that makes `other` a wheel of ours with the given tables in its wheel.toml."""
+    home = tmp_path / "wheels"
+    (home / "other").mkdir(parents=True)
+    (home / "policy.toml").write_bytes((paths.WHEELS / "policy.toml").read_bytes())
+    monkeypatch.setattr(paths, "WHEELS", home)
+    head = 'name = "other"\nversion = "1.0"\nsource = { upstream = "other" }\nenv = { FORCE = "1" }\n'
+    return lambda tables: (home / "other/wheel.toml").write_text(head + tables) and None
+
+
+def test_another_extension_is_promised(
+    make_other: Make, against: abi.Provider, promise: Callable[[str], None]
+) -> None:
+    promise('[audit]\nextension = "other/_C"\n')
+    assert broken(abi.audit(make_other(f"other/_C{SUFFIX}"), against)) == {}
+    report = abi.audit(make_other(f"other/_D{SUFFIX}"), against)
+    assert set(broken(report)) == {"extension"}
+    assert "-> build it with FORCE=1; build it with: make other-wheel" in abi.summary(report)
+
+
+def test_other_operators_are_promised(
+    make_other: Make, against: abi.Provider, promise: Callable[[str], None]
+) -> None:
+    promise('[audit]\nextension = "other/_C"\noperators = ["from_torch", "gone"]\n')
+    assert broken(abi.audit(make_other(f"other/_C{SUFFIX}"), against)) == {
+        "npu-ops": "1 of 2 are missing: gone"
+    }
+
+
+def test_compiled_wheel_of_ours_must_state_its_pair(
+    make_other: Make, against: abi.Provider, promise: Callable[[str], None]
+) -> None:
+    promise('[native]\nmodule = "other._C"\n')
+    assert set(broken(abi.audit(make_other(f"other/_C{SUFFIX}"), against))) == {"built-against"}
+
+
+def test_what_wheel_toml_does_not_know_is_refused(promise: Callable[[str], None]) -> None:
+    for tables in ("[audit]\nextensions = 1\n", "[native]\n", "guards = 1\n"):
+        promise(tables)
+        with pytest.raises(AscendetError) as caught:
+            Spec.load("other")
+        assert caught.value.name == "wheel-invalid"
+    with pytest.raises(AscendetError) as caught:
+        Spec.load("nothing")
+    assert (caught.value.name, caught.value.expected) == ("wheel-unknown", "one of other")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import cli, paths
+from ascendet import cli, cross, image, paths, spec
+from ascendet.errors import EXIT_CODES
+from ascendet.options import Parser
 from ascendet.stack import load_all
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = re.findall(r"^([a-z0-9-]+%?):.*## ", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## ", MAKEFILE, re.MULTILINE)
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
 MODULES = sorted((paths.ROOT / "scripts/ascendet").glob("*.py"))
 
@@ -43,7 +47,9 @@ def test_every_stage_has_a_module_and_a_target() -> None:
 
 
 def test_every_recipe_is_one_command_that_delegates() -> None:
-    for target, recipe in re.findall(r"^([a-z0-9-]+%?):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE):
+    for target, recipe in re.findall(
+        r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## .*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE
+    ):
         assert recipe.count("\n") == 1, target
         assert recipe.startswith(("\t@$(PY) ", "\t@$(MAKE) ", "\t@awk ", "\t@rm ", "\t@printf ")), target
         called = re.match(r"\t@\$\(PY\) ([a-z0-9-]+)", recipe)
@@ -57,7 +63,14 @@ def test_makefile_has_the_strict_prelude() -> None:
 
 
 def test_help_lists_every_target_in_the_files_order() -> None:
-    assert re.findall(r"^  make ([a-z0-9-]+%?) ", make("help"), re.MULTILINE) == TARGETS
+    assert re.findall(r"^  make ([a-z0-9%-]+) ", make("help"), re.MULTILINE) == TARGETS
+
+
+def test_bench_wheel_is_a_benchmark_and_mmcv_wheel_a_wheel() -> None:
+    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel")
+    assert "ascendet wheel 'mmcv' --stack 'vitdet' --machine 'aarch64'" in make(
+        "--dry-run", "mmcv-wheel", "ARCH=aarch64"
+    )
 
 
 def test_print_variable() -> None:
@@ -88,8 +101,11 @@ def test_readme_names_every_target_and_no_other(readme: Path) -> None:
     named = set(re.findall(r"`make ([a-z0-9-]+%?)", text)) | set(
         re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE)
     )
-    assert {name for name in TARGETS if not name.endswith("%")} - named == set()
-    unknown = {name for name in named if name not in TARGETS and not name.startswith(("bench-", "print-"))}
+    assert {name for name in TARGETS if "%" not in name} - named == set()
+    wheels = {f"{name}-wheel" for name in spec.known()}
+    assert wheels - named == set()
+    unknown = named - wheels - set(TARGETS)
+    unknown = {name for name in unknown if not name.startswith(("bench-", "print-"))}
     assert unknown == set()
 
 
@@ -123,6 +139,46 @@ def test_links_of_the_readmes_exist() -> None:
     for readme in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (paths.ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["env", "--bogus"], "unrecognized arguments: --bogus"),
+        (["cann-sim", "--stack"], "--stack: expected one argument"),
+        (["bundle", "extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_options_that_argparse_rejects_are_usage(
+    words: list[str], found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == EXIT_CODES["usage"]
+    shown = capsys.readouterr().err
+    assert shown.startswith("error[usage]: ")
+    assert found in shown
+    assert f"next:     make help, or ascendet {words[0]} --help\n" in shown
+
+
+@pytest.mark.parametrize("words", [["wheel", "mmcv"], ["audit", "x.whl"], ["check-emulated"]])
+def test_architecture_is_refused_before_anything_is_made(
+    words: list[str], build: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_enter_tools", lambda argv: None)
+    assert cli.main([*words, "--machine", "riscv64"]) == EXIT_CODES["usage"]
+    assert "ARCH must be an architecture that is locked" in capsys.readouterr().err
+    assert not build.exists()
+
+
+@pytest.mark.parametrize("stage", [cross.add_machine_option, image.add_image_options])
+@pytest.mark.parametrize("name", ["aarch64", "arm64"])
+def test_both_names_of_an_architecture_are_understood(
+    stage: Callable[[argparse.ArgumentParser], None], name: str
+) -> None:
+    parser = Parser()
+    stage(parser)
+    option = "--machine" if stage is cross.add_machine_option else "--arch"
+    (found,) = {value for value in vars(parser.parse_args([option, name])).values() if "64" in str(value)}
+    assert found == "aarch64"
 
 
 def test_no_stage_imports_a_later_one() -> None:

@@ -7,13 +7,13 @@ import platform
 from pathlib import Path
 
 import pytest
-from ascendet import cross, emulate, env, lock, native
+from ascendet import arch, cross, emulate, env, lock, native
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
 STACK = Stack.load("vitdet")
 HERE = platform.machine()
-(OTHER,) = (machine for machine in lock.MACHINES if machine != HERE)
+(OTHER,) = (machine for machine in arch.KNOWN if machine != HERE)
 
 
 @pytest.fixture(autouse=True)

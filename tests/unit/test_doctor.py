@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
-from ascendet import doctor, host, paths
+from ascendet import doctor, host, needs, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -58,7 +59,7 @@ def examine(
 @pytest.fixture(autouse=True)
 def _clean(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    monkeypatch.setattr(doctor, "DISK_GIB", {})
+    monkeypatch.setattr(needs, "DISK_GIB", {})
 
 
 def blocking(checks: dict[str, doctor.Check]) -> set[str]:
@@ -132,11 +133,38 @@ def test_npus_without_cann_are_pointed_out(tmp_path: Path) -> None:
     assert check.fix
 
 
-@pytest.mark.parametrize("version", ["8.4.0\n", "", None])
+@pytest.mark.parametrize("version", ["8.4.0\n", "9.2.0\n", "", None])
 def test_old_or_no_compiler(tmp_path: Path, version: str | None) -> None:
     answers = {name: text for name, text in GOOD.items() if name != "g++"}
     answers |= {} if version is None else {"g++": version}
     assert blocking(examine(machine(tmp_path / "root"), "sim", answers)) == {"compiler"}
+
+
+def test_compiler_of_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "other-g++")
+    root = machine(tmp_path / "root")
+    check = examine(root, "sim", GOOD | {"other-g++": "9.3.0\n"})["compiler"]
+    assert (check.status, check.found) == ("ok", "other-g++ 9.3.0")
+    for printed in ("clang version 14.0.6\n", "9.2.1\n"):
+        check = examine(root, "sim", GOOD | {"other-g++": printed})["compiler"]
+        assert check.status == "blocks"
+        assert "unset CXX" in (check.fix or "")
+
+
+def test_docker_of_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER", "podman")
+    assert (
+        examine(machine(tmp_path / "root"), "sim", GOOD | {"podman": "5.0.1\n"})["docker"].found
+        == "engine 5.0.1"
+    )
+
+
+def test_shell_and_compose_have_the_same_manager_nodes() -> None:
+    entry = (paths.ROOT / "docker/entrypoint.sh").read_text()
+    (listed,) = re.findall(r'for node in "\$\{nodes\[@\]\}" (.*); do', entry)
+    assert tuple(listed.split()) == tuple(f"/dev/{name}" for name in host.MANAGERS)
+    compose = (paths.ROOT / "docker/compose.yaml").read_text()
+    assert re.findall(r"^ +- /dev/(?!davinci\d)(\w+)$", compose, re.MULTILINE) == list(host.MANAGERS)
 
 
 def test_little_memory_is_a_warning(tmp_path: Path) -> None:
@@ -148,7 +176,7 @@ def test_little_memory_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_small_disk_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DISK_GIB", dict.fromkeys(("x86_64", "aarch64"), 10**9))
+    monkeypatch.setattr(needs, "DISK_GIB", dict.fromkeys(("x86_64", "aarch64"), 10**9))
     assert examine(machine(tmp_path / "root"), "sim")["disk build"].status == "blocks"
 
 

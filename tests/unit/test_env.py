@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import env, host, manifest, paths
+from ascendet import env, files, host, manifest, needs, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -22,7 +22,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What uv would have been asked to install; nothing is."""
     asked: list[list[str]] = []
     monkeypatch.setattr(env, "uv_install", lambda python, arguments: asked.append(arguments))
-    monkeypatch.setattr(env, "_DISK_NEEDED", {})
+    monkeypatch.setattr(needs, "DISK_GIB", {})
     return asked
 
 
@@ -59,13 +59,13 @@ def test_up_to_date_environment_starts_no_process(
 ) -> None:
     make(build / "venv/some", locked, ours=("1", lambda: None))
     monkeypatch.setattr(subprocess, "run", None)
-    monkeypatch.setattr(manifest, "locked", None)
+    monkeypatch.setattr(files, "holding_lock", None)
     make(build / "venv/some", locked, ours=("1", lambda: None))
 
 
 def test_killed_half_way_is_repaired(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = build / "venv/some"
-    monkeypatch.setattr(env, "_DISK_NEEDED", {})
+    monkeypatch.setattr(needs, "DISK_GIB", {})
 
     def killed(*_: object) -> None:
         (home / "half").touch()
@@ -137,7 +137,7 @@ def test_missing_interpreter_is_named(build: Path, locked: Path) -> None:
 def test_too_small_disk_is_refused_before_the_start(
     build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(env, "_DISK_NEEDED", dict.fromkeys(("x86_64", "aarch64"), 2**60))
+    monkeypatch.setattr(needs, "DISK_GIB", dict.fromkeys(("x86_64", "aarch64"), 2**60))
     with pytest.raises(AscendetError) as caught:
         make(build / "venv/some", locked)
     assert caught.value.name == "disk-full"
@@ -149,7 +149,7 @@ def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.Mon
     uv.parent.mkdir(parents=True)
     uv.write_text("#!/bin/sh\nexit 3\n")
     uv.chmod(0o755)
-    monkeypatch.setattr(env, "_DISK_NEEDED", {})
+    monkeypatch.setattr(needs, "DISK_GIB", {})
     monkeypatch.setattr(env, "_uv_environ", dict)
     with pytest.raises(AscendetError) as caught:
         make(build / "venv/some", locked)

@@ -11,7 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import curves, diagnose, evaluate, family, folders, infer, manifest, paths, program, target, train
+from ascendet import (
+    curves,
+    diagnose,
+    evaluate,
+    family,
+    folders,
+    infer,
+    manifest,
+    paths,
+    program,
+    target,
+    train,
+)
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 from conftest import fails
@@ -108,7 +120,12 @@ def code_of(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body[0].value.value = ""
     return ast.unparse(tree)
 

@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from ascendet import folders, manifest
+from ascendet import files, folders, manifest
 from ascendet.errors import AscendetError
 from ascendet.target import Target
 from conftest import fails, make_run
@@ -67,7 +67,7 @@ def test_state_is_kept_true(aim: Target) -> None:
         assert (manifest.read(run) or {})["state"] == "running"
     content = manifest.read(run) or {}
     assert content["state"] == "finished"
-    assert content["outputs"] == {"epoch_3.pth": manifest.digest_file(run / "epoch_3.pth")}
+    assert content["outputs"] == {"epoch_3.pth": files.digest(run / "epoch_3.pth")}
     for name, state in (("interrupted", "interrupted"), ("run-failed", "failed")):
         with pytest.raises(AscendetError), folders.keeping_state(run, {"key": "k"}):
             raise AscendetError(name, "what", hint="next")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ascendet import container, engine, env, image, lock, paths
+from ascendet import arch, container, engine, env, image, lock, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack, load_all
 
@@ -106,7 +106,7 @@ def test_tag_tells_images_apart() -> None:
         image.make_tag(stack, soc, machine, simulated)
         for stack in load_all().values()
         for soc in stack.soc
-        for machine in image.PLATFORMS
+        for machine in arch.KNOWN
         for simulated in (False, True)
     }
     assert len(tags) == sum(len({stack.chip(soc) for soc in stack.soc}) for stack in load_all().values()) * 4

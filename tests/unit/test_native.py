@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, native, paths
+from ascendet import files, native, paths
 from ascendet.errors import AscendetError
 
 GROUPS = {
@@ -251,7 +251,7 @@ def test_second_build_waits_for_the_first_and_says_so(
     store = tmp_path / "store"
     store.mkdir()
     done: list[list[str]] = []
-    with manifest.locked(store / ".lock", "first"):
+    with files.holding_lock(store / ".lock", "first"):
         tree = make_tree(tmp_path / "a")
         second = threading.Thread(target=lambda: done.append(build(target, tree, store)[0].compiled))
         second.start()

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, patches
+from ascendet import files, patches
 from ascendet.errors import AscendetError
 
 OLD = "".join(f"line {number}\n" for number in range(1, 21))
@@ -64,13 +64,13 @@ def test_upstream_without_a_series_stays_as_it_is(tree: Path) -> None:
 def test_failure_names_the_patch_and_leaves_the_source_alone(tree: Path) -> None:
     make_patch(1, "good", OLD, OLD.replace("line 3\n", "LINE 3\n"))
     make_patch(2, "bad", OLD.replace("line 9", "other"), OLD.replace("line 9", "another"))
-    before = manifest.digest_tree(tree)
+    before = files.digest_tree(tree)
     with pytest.raises(AscendetError) as caught:
         patches.apply("up", tree)
     assert caught.value.name == "patch-does-not-apply"
     assert "0002-bad.patch" in caught.value.what
     assert "a.txt:8" in (caught.value.found or "")
-    assert manifest.digest_tree(tree) == before
+    assert files.digest_tree(tree) == before
 
 
 def test_fuzz_is_not_tolerated(tree: Path) -> None:

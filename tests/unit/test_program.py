@@ -15,7 +15,6 @@ import pytest
 from ascendet import paths, program
 from conftest import fails
 
-
 LOGS = {
     "disk-full": "OSError: [Errno 28] No space left on device\n",
     "npu-out-of-memory": "RuntimeError: NPU out of memory. Tried to allocate 64.00 MiB (NPU 0; 64.00 GiB total)\n",
@@ -114,7 +113,9 @@ def test_progress_is_shown_and_the_rest_is_in_the_log(
     lines = [*(json.dumps(row) for row in rows[:2]), '{"phase": "tra', *map(json.dumps, rows[2:])]
     (tmp_path / "progress.jsonl").write_text(json.dumps(rows[0]) + "\n")  # of an earlier attempt
     script.write_text(
-        f"echo 'runtime: A=1'\necho chatter\ncat >>{tmp_path}/progress.jsonl <<'E'\n" + "\n".join(lines) + "\nE\n"
+        f"echo 'runtime: A=1'\necho chatter\ncat >>{tmp_path}/progress.jsonl <<'E'\n"
+        + "\n".join(lines)
+        + "\nE\n"
     )
     execute(tmp_path)
     shown = [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()]
@@ -173,5 +174,3 @@ def test_a_second_interrupt_kills_ranks_in_sessions_of_their_own(tmp_path: Path)
     while rank.exists():
         assert time.monotonic() < deadline, "the rank lives on"
         time.sleep(0.02)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, repro, wheelfile
+from ascendet import files, repro, wheelfile
 from ascendet.errors import AscendetError
 
 
@@ -30,7 +30,7 @@ def test_difference_names_the_member(tmp_path: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         repro.compare(first, second)
     assert caught.value.name == "not-reproducible"
-    assert caught.value.expected == manifest.digest_file(first)
+    assert caught.value.expected == files.digest(first)
     assert (caught.value.found or "").endswith("in: thing/b.py")
 
 

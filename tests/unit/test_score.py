@@ -276,28 +276,20 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def raw(folder: Path) -> Path:
-    """The same as eval.sh leaves it."""
-    (folder / PREDICTIONS).rename(folder / "predictions.segm.json")
-    (folder / "predictions.bbox.json").write_text("[]")
-    return folder
-
-
 def test_predictions_stay_when_scoring_fails_and_the_next_command_scores_them(
-    raw: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    annotations, kept = raw.with_name("val.json"), raw.with_name("eval-failed")
+    annotations, kept = folder.with_name("val.json"), folder.with_name("eval-failed")
     (kept / "of an earlier failure").mkdir(parents=True)
     content = annotations.read_text()
     annotations.write_text(content.replace('"images": [{"id": 1,', '"images": [{"id": 3,'))
     with pytest.raises(AscendetError) as caught:
-        score_or_keep(raw, raw.with_name("eval"))
+        score_or_keep(folder, folder.with_name("eval"))
     error = caught.value
     assert error.name == "score-failed"
     assert error.found == f"error: {annotations} has not 1 of the 1 evaluated images"
     assert sorted(file.name for file in kept.iterdir()) == [IMAGES, PREDICTIONS]
-    assert not raw.exists()
+    assert not folder.exists()
     assert f"predictions stay in {kept}" in capfd.readouterr().err
     typed = ["bash", "-c", error.hint]
     again = subprocess.run(typed, cwd=paths.ROOT, capture_output=True, text=True, check=False)
@@ -308,14 +300,14 @@ def test_predictions_stay_when_scoring_fails_and_the_next_command_scores_them(
     assert json.loads((kept / "metrics.json").read_text())["bbox"]["AP"] == 1
 
 
-def test_predictions_stay_when_scoring_is_interrupted(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_stay_when_scoring_is_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ascendet.evaluate.score_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        score_or_keep(raw, raw.with_name("eval"))
-    assert (raw.with_name("eval-failed") / PREDICTIONS).is_file()
+        score_or_keep(folder, folder.with_name("eval"))
+    assert (folder.with_name("eval-failed") / PREDICTIONS).is_file()
 
 
 @pytest.mark.parametrize("broken", [None, "{"])

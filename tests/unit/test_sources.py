@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
+import shutil
+import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ascendet import manifest, paths, sources
+from ascendet import files, paths, sources
 from ascendet.errors import AscendetError
+from ascendet.stack import Upstream
 
 NAME = "thing-1.0.tar.gz"
 
@@ -60,7 +68,7 @@ def fake_pip(tmp_path: Path, *, delivers: Path | None, stderr: str = "") -> list
 
 def test_fetches_once_and_then_from_the_cache(tmp_path: Path, lock: Callable[[str], None]) -> None:
     made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
-    lock(manifest.digest_file(made))
+    lock(files.digest(made))
     first = sources.fetch(NAME, fake_pip(tmp_path, delivers=made))
     assert first.read_bytes() == made.read_bytes()
     assert sources.fetch(NAME, ["/nonexistent/pip"]) == first
@@ -70,7 +78,7 @@ def test_damaged_file_in_the_cache_is_replaced(
     tmp_path: Path, lock: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
-    lock(manifest.digest_file(made))
+    lock(files.digest(made))
     pip = fake_pip(tmp_path, delivers=made)
     path = sources.fetch(NAME, pip)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -84,7 +92,7 @@ def test_other_file_than_locked_is_refused_and_not_kept(tmp_path: Path, lock: Ca
     with pytest.raises(AscendetError) as caught:
         sources.fetch(NAME, fake_pip(tmp_path, delivers=made))
     assert caught.value.name == "sdist-hash-mismatch"
-    assert manifest.digest_file(made) in (caught.value.found or "")
+    assert files.digest(made) in (caught.value.found or "")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
@@ -167,3 +175,197 @@ def test_unpack_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(AscendetError) as caught:
         sources.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
+
+
+# -- a commit, and a list of blobs, as the authority --
+
+
+FILES = {"setup.py": b"print()\r\n", "package/a.py": b"# $Format:%H$\n", "left/out.py": b""}
+
+
+@pytest.fixture
+def repository(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, str]:
+    """A bare git repository of `thing` and its only commit, whose attributes would change what an archive holds."""
+    monkeypatch.setattr(paths, "REQUIREMENTS", tmp_path)
+    monkeypatch.delenv("SOURCE_MIRROR", raising=False)
+    work = tmp_path / "work"
+    for name, content in FILES.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_bytes(content)
+    (work / ".gitattributes").write_text("* export-subst text=auto eol=crlf\nleft export-ignore\n")
+    (work / "link").symlink_to("setup.py")
+
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
+        command = ["git", *options, *arguments]
+        return subprocess.run(command, cwd=work, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    for name, content in FILES.items():  # as they are, whatever the attributes say
+        (work / ".blob").write_bytes(content)
+        blob = git("hash-object", "-w", "--no-filters", ".blob")
+        git("update-index", "--add", "--cacheinfo", f"100644,{blob},{name}")
+    git("add", ".gitattributes", "link")
+    git("commit", "--quiet", "--message=a")
+    git("clone", "--quiet", "--bare", ".", str(tmp_path / "thing.git"))
+    return tmp_path / "thing.git", git("rev-parse", "HEAD")
+
+
+def blobs(tmp_path: Path, *names: str) -> str:
+    lines = [f"{sources.blob_id(FILES[name])}  {name}" for name in names or FILES]
+    (tmp_path / "thing.blobs").write_text("\n".join(lines) + "\n")
+    return "thing.blobs"
+
+
+def contents(tree: Path) -> dict[str, bytes]:
+    return {path.relative_to(tree).as_posix(): path.read_bytes() for path in files.walk(tree)}
+
+
+def obtain(pin: Upstream, folder: Path, pip: list[str] | None = None) -> dict[str, bytes]:
+    shutil.rmtree(folder, ignore_errors=True)
+    return contents(sources.obtain("thing", pin, pip or ["/nonexistent/pip"], folder))
+
+
+def test_commit_is_fetched_byte_by_byte_once(
+    repository: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, commit = repository
+    pin = Upstream(version="1.0", commit=commit, places=(str(place),))
+    found = obtain(pin, tmp_path / "out")
+    assert {name: found[name] for name in FILES} == FILES
+    assert found.keys() == {*FILES, ".gitattributes"}
+    assert "1 symbolic links are left out, such as thing-1.0/link" in capsys.readouterr().out
+    place.rename(tmp_path / "gone.git")
+    assert obtain(pin, tmp_path / "out") == found
+    (archive,) = (tmp_path / "cache").rglob("*.tar.gz")
+    archive.write_bytes(archive.read_bytes()[:-1] + b"!")
+    with pytest.raises(AscendetError) as caught:
+        obtain(pin, tmp_path / "out")
+    assert caught.value.name == "sdist-download-failed"
+    assert "is not what was fetched" in capsys.readouterr().out
+    (tmp_path / "gone.git").rename(place)
+    assert obtain(pin, tmp_path / "out") == found
+
+
+def test_commit_that_the_repository_does_not_have(repository: tuple[Path, str], tmp_path: Path) -> None:
+    place, commit = repository
+    for wrong, name in (("0" * 40, "sdist-download-failed"), (commit[:8], "sdist-unlocked")):
+        with pytest.raises(AscendetError) as caught:
+            obtain(Upstream(version="1.0", commit=wrong, places=(str(place),)), tmp_path / "out")
+        assert caught.value.name == name
+
+
+def test_mirror_comes_first(
+    repository: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place, commit = repository
+    pin = Upstream(version="1.0", commit=commit, places=("https://nowhere.invalid/thing.git",))
+    monkeypatch.setenv("SOURCE_MIRROR", str(place.parent))
+    assert FILES.items() <= obtain(pin, tmp_path / "out").items()
+    other = Upstream(version="2.0", commit="1" * 40, places=(str(place),))
+    monkeypatch.setenv("SOURCE_MIRROR", str(tmp_path / "work"))
+    with pytest.raises(AscendetError):
+        obtain(other, tmp_path / "out")
+    assert "has neither thing-2.0.tar.gz nor thing.git" in capsys.readouterr().out
+
+
+def test_mirror_s_sdist_is_held_to_the_locked_hash(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    monkeypatch.setenv("SOURCE_MIRROR", str(mirror))
+    shutil.copy(made, mirror / NAME)
+    lock(files.digest(made))
+    assert sources.fetch(NAME, ["/nonexistent/pip"]).read_bytes() == made.read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    (mirror / NAME).write_bytes(b"other")
+    assert sources.fetch(NAME, fake_pip(tmp_path, delivers=made)).read_bytes() == made.read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(AscendetError) as caught:
+        sources.fetch(NAME, fake_pip(tmp_path, delivers=None))
+    assert caught.value.name == "sdist-hash-mismatch"
+    assert str(mirror / NAME) in (caught.value.found or "")
+    assert "pip could not download" in (caught.value.found or "")
+
+
+def test_listed_files_and_no_others(repository: tuple[Path, str], tmp_path: Path) -> None:
+    place, commit = repository
+    pin = Upstream(
+        version="1.0", commit=commit, blobs=blobs(tmp_path, "setup.py", "package/a.py"), places=(str(place),)
+    )
+    assert obtain(pin, tmp_path / "out") == {name: FILES[name] for name in ("setup.py", "package/a.py")}
+
+
+def test_sdist_with_listed_files_may_hold_more(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "REQUIREMENTS", tmp_path)
+    members = [(f"thing-1.0/{name}", content) for name, content in FILES.items()]
+    made = archive(tmp_path / "made.tar.gz", *members, ("thing-1.0/PKG-INFO", b"more"))
+    lock(files.digest(made))
+    pin = Upstream(version="1.0", sdist=NAME, blobs=blobs(tmp_path))
+    pip = fake_pip(tmp_path, delivers=made)
+    assert obtain(pin, tmp_path / "out", pip) == FILES
+    (tmp_path / "thing.blobs").write_text(f"{'0' * 40}  setup.py\n{'1' * 40}  gone.py\n")
+    with pytest.raises(AscendetError) as caught:
+        obtain(pin, tmp_path / "out", pip)
+    assert caught.value.name == "sdist-hash-mismatch"
+    assert "gone.py is missing" in (caught.value.found or "")
+    assert "setup.py is blob" in (caught.value.found or "")
+
+
+def test_release_archive_from_the_second_place(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "REQUIREMENTS", tmp_path)
+    site = tmp_path / "site"
+    site.mkdir()
+    archive(site / "wrong.tar.gz", ("x/setup.py", b"other"))
+    members = [(f"thing-v1/{name}", content) for name, content in FILES.items()]
+    archive(site / "right.tar.gz", *members, special("thing-v1/link", tarfile.SYMTYPE, "/etc/passwd"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        wrong = Upstream(version="1.0", blobs=blobs(tmp_path), places=(f"{address}/wrong.tar.gz",))
+        with pytest.raises(AscendetError) as caught:
+            obtain(wrong, tmp_path / "out")
+        assert caught.value.name == "sdist-hash-mismatch"
+        pin = replace(wrong, places=(*wrong.places, f"{address}/right.tar.gz"))
+        assert obtain(pin, tmp_path / "out") == FILES
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", f"{'0' * 39}  a", f"{'0' * 40} a", f"{'0' * 40}  /a", f"{'0' * 40}  a/../b", "\0"]
+)
+def test_list_of_blobs_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(AscendetError) as caught:
+        sources.read_blobs(tmp_path / "list")
+    assert caught.value.name == "stack-invalid"
+    with pytest.raises(AscendetError):
+        sources.read_blobs(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"commit": "main"},
+        {"commit": "a" * 41},
+        {"places": ("https://a.invalid/b.git",)},
+        {"commit": "a" * 40, "sdist": NAME},
+        {"commit": "a" * 40, "places": ("https://a.invalid/b.tar.gz",)},
+        {"commit": "a" * 40, "places": ("https://a.invalid/b.zip",)},
+    ],
+)
+def test_pin_that_cannot_be_verified(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"commit|blobs|git"):
+        Upstream(version="1.0", **fields)

@@ -61,5 +61,3 @@ def test_settings_of_the_run_time_have_the_same_names_everywhere() -> None:
     text = (paths.ROOT / "scripts/runtime.sh").read_text()
     names = re.findall(r"^ +default (\w+)", text, re.MULTILINE)
     assert set(target.RUNTIME) | {"PYTHONUNBUFFERED"} == set(names)
-
-

@@ -84,7 +84,7 @@ def test_a_unit_compiles_to_the_same_bytes_in_two_places_with_and_without_precom
         tree = patched_source(tmp_path / f"precompiled {precompiled}" / "somewhere")
         recorded = json.loads(
             subprocess.run(
-                [sys.executable, "-W", "ignore", home / "record.py", target.site],
+                [sys.executable, "-W", "ignore", paths.WHEELS / "record.py", target.site],
                 cwd=tree,
                 env=os.environ | table["env"],
                 stdout=subprocess.PIPE,

@@ -292,7 +292,8 @@ class PlainCheckpointHook(Hook):
                 )
                 if is_main_process():
                     progress.write(
-                        "note", text=f"starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}"
+                        "note",
+                        text=f"starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}",
                     )
         elif other:
             raise CheckpointMismatch(f"the checkpoint is not one of this model: {differing(stated, here)}")

@@ -1,10 +1,10 @@
-"""Detect objects in pictures with one device: drawn pictures, COCO-like results, and where the time goes.
+r"""Detect objects in pictures with one device: drawn pictures, COCO-like results, and where the time goes.
 
     python -m vitdet.infer --images list.json
 
 Environment: MODEL, DATASET, CHECKPOINT; WORK_DIR, which gets `pictures/` and `results.json`: the detections in pixels
 of the picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. `list.json` holds
-file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them, and `\\xNN` where
+file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them, and `\xNN` where
 they are printed and in the names of drawn pictures. Batch 1, as in the port reports.
 """
 
@@ -143,9 +143,7 @@ class Detector:
         return sorted(found, key=lambda item: -item["score"])
 
 
-def detect_all(
-    detector: Detector, files: Sequence[str], out: Path, score: float, bad: str
-) -> dict[str, Any]:
+def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float, bad: str) -> dict[str, Any]:
     """Return the content of results.json for these files; their pictures are drawn into `out`/pictures.
 
     Raises

@@ -16,7 +16,9 @@ CONFIGS = Path(__file__).with_name("configs")
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options of all programs."""
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    made.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, help="mmengine's key=value …")
+    made.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, default={}, help="mmengine's key=value …"
+    )
     return made
 
 

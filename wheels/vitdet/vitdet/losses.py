@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from ascendet_common.errors import RunError, report
+from ascendet_common.images import printable
 from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
-
-from ascendet_common.errors import RunError, report
-from ascendet_common.images import printable
 
 # errors.EXIT_CODES["loss-not-finite"] of the tool, which is not here: the line that begins with its name tells it.
 EXIT_LOSS_NOT_FINITE = 35

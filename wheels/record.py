@@ -1,10 +1,11 @@
-"""Ask mmcv's own setup.py what it would build, and print that as JSON.
+"""Ask a source's own setup.py what it would build, and print that as JSON.
 
-So the list of sources, macros, packages and requirements is mmcv's, not a copy of ours. setup.py wants to import
+So the list of sources, macros, packages and requirements is upstream's, not a copy of ours. setup.py wants to import
 torch and torch_npu, which needs CANN's libraries and cannot work at all for another architecture; it uses little
-of them, so stand-ins give it that. torch_npu's own `NpuExtension` is run for real.
+of them, so stand-ins give it that. torch_npu's own `NpuExtension` is run for real,
+and `CppExtension` is what torch makes of it.
 
-usage: cd <unpacked mmcv> && MMCV_WITH_OPS=1 FORCE_NPU=1 python record.py <site-packages that holds torch_npu>
+usage: cd <unpacked source> && [variables of its setup.py] python record.py <site-packages that holds torch_npu>
 """
 
 from __future__ import annotations
@@ -36,18 +37,46 @@ def main() -> None:
     (extension,) = passed.pop("ext_modules")
     tree = Path.cwd()
     content = {
-        "sources": sorted(os.path.normpath(source) for source in extension.sources),
+        "sources": sorted(os.path.relpath(source, tree) for source in extension.sources),
         "include_dirs": [relative(folder, tree, site) for folder in extension.include_dirs],
         "library_dirs": [relative(folder, tree, site) for folder in extension.library_dirs],
         "libraries": extension.libraries,
         "macros": [f"{name}={value}" if value else name for name, value in extension.define_macros],
-        "flags": extension.extra_compile_args["cxx"],
-        "packages": sorted(passed["packages"]),
+        "flags": compiler_flags(extension.extra_compile_args),
+        "files": package_files(passed, tree),
         "metadata": {
-            name: value for name, value in sorted(passed.items()) if name not in ("packages", "cmdclass")
+            name: value
+            for name, value in sorted(passed.items())
+            if name != "packages" and isinstance(value, str | list)
         },
     }
     json.dump(content, sys.stdout, indent=1)
+
+
+def compiler_flags(passed: dict[str, list[str]] | list[str]) -> list[str]:
+    """Return the C++ compiler's flags; torch lets a setup.py give them by compiler."""
+    return passed.get("cxx", []) if isinstance(passed, dict) else passed
+
+
+def package_files(passed: dict[str, Any], tree: Path) -> dict[str, str]:
+    """Return the packages' modules and data, by their path in the wheel, as paths below the source."""
+    found = {}
+    for package in sorted(passed["packages"]):
+        folder = tree / package_folder(package, passed.get("package_dir") or {})
+        for pattern in ["*.py", *(passed.get("package_data") or {}).get(package, [])]:
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file():
+                    below = path.relative_to(folder).as_posix()
+                    found[f"{package.replace('.', '/')}/{below}"] = path.relative_to(tree).as_posix()
+    return found
+
+
+def package_folder(package: str, folders: dict[str, str]) -> str:
+    """Return the folder of a package, by distutils' rule: its own entry, else its parent's, else its name."""
+    parent, _, name = package.rpartition(".")
+    if package in folders:
+        return folders[package]
+    return f"{package_folder(parent, folders)}/{name}" if parent else str(Path(folders.get("", "."), package))
 
 
 def relative(folder: str, tree: Path, site: Path) -> str:
@@ -56,7 +85,7 @@ def relative(folder: str, tree: Path, site: Path) -> str:
     for name, home in (("tree", tree), ("site", site)):
         if path.is_relative_to(home):
             return f"{{{name}}}/{path.relative_to(home)}".removesuffix("/.")
-    raise SystemExit(f"setup.py names {folder}, which is in neither mmcv nor {site}")
+    raise SystemExit(f"setup.py names {folder}, which is in neither the source nor {site}")
 
 
 def install_stand_ins(site: Path) -> None:
@@ -67,11 +96,20 @@ def install_stand_ins(site: Path) -> None:
     torch.backends = module("torch.backends")
     torch.utils = module("torch.utils")
     headers = [f"{site}/torch/include", f"{site}/torch/include/torch/csrc/api/include"]
+
+    def extension(name: str, sources: list[str], **options: Any) -> setuptools.Extension:
+        """Do what torch's `CppExtension` does."""
+        options["include_dirs"] = [*options.get("include_dirs", []), *headers]
+        options["library_dirs"] = [*options.get("library_dirs", []), f"{site}/torch/lib"]
+        options["libraries"] = [*options.get("libraries", []), "c10", "torch", "torch_cpu", "torch_python"]
+        return setuptools.Extension(name, sources, **options)
+
     torch.utils.cpp_extension = module(
         "torch.utils.cpp_extension",
         BuildExtension=object,
-        CppExtension=None,
+        CppExtension=extension,
         CUDAExtension=None,
+        CUDA_HOME=None,
         ROCM_HOME=None,
         include_paths=lambda: headers,
         library_paths=lambda: [f"{site}/torch/lib"],

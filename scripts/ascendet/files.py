@@ -1,0 +1,201 @@
+"""Files: put one in its place in one step, hash it, lock it, and say where a disk is full.
+
+A file or folder with its final name is complete. So whatever is written is written beside that name, flushed to
+the disk and renamed; `replacing` and `publish` are the only ways in which that is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.errors import AscendetError
+
+TEMP = ".tmp-"  # what the names of unfinished files and folders begin with
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+# -- putting in place --
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write a file to; at the end of the block that file replaces `path`.
+
+    After an exception `path` is as it was, and the temporary file is gone.
+    """
+    temp = path.with_name(f"{TEMP}{path.name}-{os.getpid()}")
+    try:
+        yield temp
+        publish(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path`, all of it or nothing."""
+    with replacing(path) as temp:
+        temp.write_text(text, encoding="utf-8")
+
+
+def publish(temp: Path, final: Path) -> None:
+    """Flush a finished file or folder to the disk, then give it its final name, in the place of an older one."""
+    if temp.is_dir():
+        for file in walk(temp):
+            if not file.is_symlink():
+                fsync(file)
+        if final.exists():
+            shutil.rmtree(final)
+    fsync(temp)
+    temp.replace(final)
+    fsync(final.parent)
+
+
+def point(link: Path, target: str | Path) -> None:
+    """Make the symbolic link `link` lead to `target`, in one step, in the place of an older link."""
+    temp = link.with_name(f"{TEMP}{link.name}-{os.getpid()}")
+    temp.unlink(missing_ok=True)
+    temp.symlink_to(target)
+    temp.replace(link)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder, and every symbolic link."""
+    for root, names, found in os.walk(folder):
+        yield from (Path(root, name) for name in found)
+        yield from (path for path in (Path(root, name) for name in names) if path.is_symlink())
+
+
+# -- hashing --
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(path: Path, names: Collection[str]) -> dict[str, str]:
+    """Return digests of a file's content by algorithm (sha256, md5), in hex, from one reading."""
+    hashers = {name: hashlib.new(name, usedforsecurity=name != "md5") for name in names}
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(2**20):
+            for hasher in hashers.values():
+                hasher.update(chunk)
+    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+
+
+def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
+    """Return the SHA-256 over sorted relative names, the executable bit and contents, in hex.
+
+    What git does not track either is left out: empty folders, modes other than the executable bit, and byte
+    code; so are the relative names in `without`. A symbolic link counts as its target's text.
+    """
+    total = hashlib.sha256()
+    for file in sorted(walk(path), key=lambda file: file.relative_to(path).as_posix()):
+        if "__pycache__" in file.relative_to(path).parts or file.relative_to(path).as_posix() in without:
+            continue
+        if file.is_symlink():
+            kind, content = "link", hashlib.sha256(bytes(file.readlink())).hexdigest()
+        else:
+            kind, content = "exec" if os.access(file, os.X_OK) else "file", digest(file)
+        total.update(f"{kind} {content} {file.relative_to(path).as_posix()}\0".encode())
+    return total.hexdigest()
+
+
+# -- locking --
+
+
+@contextlib.contextmanager
+def holding_lock(path: Path, name: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, saying so when that means to wait.
+
+    The kernel drops the lock with the process: a killed builder blocks nobody.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            print(
+                f"{name}: waiting for process {file.read().strip() or '?'}, which builds it",
+                file=sys.stderr,
+                flush=True,
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+# -- disks --
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn "no space left on device" into `error[disk-full]` that says where."""
+    try:
+        yield
+    except OSError as error:
+        # shutil.Error gathers many files' errors as text and has no errno: look at the disk instead.
+        if error.errno not in _FULL and not (isinstance(error, shutil.Error) and is_full(folder)):
+            raise
+        raise disk_full(Path(error.filename) if isinstance(error.filename, str) else folder) from error
+
+
+def disk_full(folder: Path) -> AscendetError:
+    """Return the error for a full disk below (or at) `folder`."""
+    return AscendetError(
+        "disk-full",
+        f"the disk that holds {paths.shorten(existing(folder))} is full",
+        found=f"{_free(folder) / 2**20:.0f} MiB free",
+        hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to a larger disk; then run it again",
+    )
+
+
+def is_full(folder: Path, needed: int = 16 * 2**20) -> bool:
+    """Return whether fewer than `needed` bytes are left: for judging a failed child, whose errno we never see."""
+    return _free(folder) < needed
+
+
+def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCENDET_CACHE") -> None:
+    """Refuse to start what cannot end: `disk-full` where the disk of `folder` has fewer than `needed` bytes left.
+
+    `move` names the settings that put the folder elsewhere.
+    """
+    free = _free(folder)
+    if free < needed:
+        raise AscendetError(
+            "disk-full",
+            f"too little space in {paths.shorten(folder)}",
+            expected=f"{needed / 2**30:.1f} GiB free",
+            found=f"{free / 2**30:.1f} GiB free",
+            hint=f"free some space, or set {move} to a larger disk; then run it again",
+        )
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(existing(folder)).free

@@ -1,0 +1,42 @@
+"""The command line's parser, whose errors are Ascendet's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from ascendet.errors import AscendetError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a stage's options that raises `usage` where argparse would print and exit with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error."""
+        usage = " ".join(self.format_usage().split())
+        raise AscendetError(
+            "usage", message, expected=usage.removeprefix("usage: "), hint=f"make help, or {self.prog} --help"
+        )
+
+
+def number(variable: str, least: int) -> Callable[[str], int]:
+    """Return a function for `type=` that reads a whole number, or raises `usage` in the variable's name.
+
+    >>> number("NNODES", 2)("2")
+    2
+    """
+
+    def read(text: str) -> int:
+        # isdecimal() alone accepts other scripts' digits, int() alone accepts "+1", "1_0" and blanks.
+        if not (text.isascii() and text.isdecimal() and int(text) >= least):
+            raise AscendetError(
+                "usage",
+                f"{variable} must be a number",
+                expected=f"{least} or more",
+                found=text,
+                hint=f"{variable}={max(least, 1)}",
+            )
+        return int(text)
+
+    return read
