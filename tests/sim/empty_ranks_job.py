@@ -38,8 +38,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
 class RecordHook(Hook):
     """Keep what a rank saw; write it when training ends."""
 
-    def __init__(self, file: str) -> None:
-        self.file = Path(file)
+    def __init__(self, out: str) -> None:
+        self.out = out
         self.objects: list[list[int]] = []
         self.losses: list[dict[str, float]] = []
 
@@ -56,7 +56,7 @@ class RecordHook(Hook):
         for value in runner.model.state_dict().values():
             digest.update(value.cpu().contiguous().numpy().tobytes())
         found = {"objects": self.objects, "losses": self.losses, "weights": digest.hexdigest()}
-        self.file.write_text(json.dumps(found))
+        Path(f"{self.out}.{get_rank()}.json").write_text(json.dumps(found))
 
 
 def configuration(name: str, steps: int, folder: Path) -> Config:
@@ -71,7 +71,7 @@ def configuration(name: str, steps: int, folder: Path) -> Config:
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.default_hooks.checkpoint.update(interval=-1, save_best=None, save_last=False)
-    cfg.custom_hooks.append(dict(type="RecordHook", file=f"{folder}/{name}.{get_rank()}.json"))
+    cfg.custom_hooks.append(dict(type="RecordHook", out=f"{folder}/{name}"))
     return cfg
 
 
