@@ -17,6 +17,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS  # mmdet's tools look in no other
 from mmengine.runner import Runner
 
+from vitdet.losses import LossHook
+
 # What schedulers of mmengine count in iterations, where they do not count in epochs.
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
 
@@ -135,6 +137,16 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
         return super().from_cfg(cfg)
+
+    def train(self) -> Any:
+        """Train; a loss that was not finite explains an exception soon after it."""
+        try:
+            return super().train()
+        except Exception:
+            for hook in self.hooks:
+                if isinstance(hook, LossHook):
+                    hook.explain(self)
+            raise
 
 
 @HOOKS.register_module()
