@@ -139,9 +139,9 @@ def test_a_loss_that_is_not_finite_ends_a_training_that_goes_on_at_a_lower_rate(
     assert list(train(tmp_path / "run", resume=True)) == [3, 4, 5]
     saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=True)
     assert saved["meta"]["lr"] == 5e-4
-    rates = {group["lr"] for group in saved["optimizer"]["param_groups"]}
+    rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
     assert all(0 < rate < 5e-4 * 0.2 for rate in rates), "the warm-up goes on, at the lower rate"
-    assert {group["initial_lr"] for group in saved["optimizer"]["param_groups"]} == {pytest.approx(5e-4)}
+    assert [group["initial_lr"] for group in saved["optimizer"]["param_groups"]] == pytest.approx([5e-4] * len(rates))
 
 
 def _losses_of_one_rank(rank, values, file):
@@ -188,9 +188,10 @@ def test_all_ranks_end_when_the_loss_of_one_is_not_finite(values, tmp_path, capf
     assert [rank.exitcode for rank in ranks] == [0 if finite else EXIT_LOSS_NOT_FINITE] * 2
     line = (
         "error[loss-not-finite]: loss_cls is inf in iteration 2 of rank 1, learning rate 0.01 (LR=0.1), "
-        "pictures: 1/1-\\xd6.jpg\n"
+        "pictures: 1/1-\\xd6.jpg"
     )
-    assert capfd.readouterr().out == ("" if finite else line), "each machine's first rank tells it"
+    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("error")]
+    assert told == ([] if finite else [line]), "each machine's first rank tells it"
 
 
 def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_path, monkeypatch, capfd):
