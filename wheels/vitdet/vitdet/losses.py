@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -40,10 +41,12 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
     a line that tells the first such iteration. Neither it nor weights that are not finite are ever saved.
     """
 
-    def before_train(self, runner: Runner) -> None:
-        """Begin to collect."""
-        super().before_train(runner)
+    def __init__(self) -> None:
         self.steps: list[Step] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Find out when the log is written."""
+        super().before_train(runner)
         self.done = runner.iter
         self.loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
 
@@ -86,26 +89,37 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
 
     def read(self, runner: Runner) -> None:
         """Pass the losses on to the log; end if one is not finite."""
-        steps, self.steps = self.steps, []
-        if not steps:
+        if not self.steps:
             return
-        rows = torch.stack([step.values for step in steps]).tolist()
+        bad = self.take(runner)
+        first = torch.tensor(float(bad[0][0].iteration) if bad else math.inf)
+        all_reduce(first, "min")  # this rank's may be the consequence of another one's, an iteration earlier
+        if first < math.inf:
+            end_all_ranks(describe(bad, runner) if bad and bad[0][0].iteration == first else None, runner)
+
+    def explain(self, runner: Runner) -> None:
+        """End this rank, which an exception leaves without the others, if a loss was not finite before it."""
+        with contextlib.suppress(RuntimeError):  # the device may be lost
+            if bad := self.take(runner):
+                end(describe(bad, runner), runner)
+
+    def take(self, runner: Runner) -> list[tuple[Step, str, float]]:
+        """Copy the losses from the device, pass them on to the log, and return those that are not finite."""
+        steps, self.steps = self.steps, []
+        rows = torch.stack([step.values for step in steps]).tolist() if steps else []
         bad = []
         for step, row in zip(steps, rows, strict=True):
             for name, value in zip(step.names, row, strict=True):
                 runner.message_hub.update_scalar(f"train/{name}", value)
                 if "loss" in name and not math.isfinite(value):
                     bad.append((step, name, value))
-        first = torch.tensor(float(bad[0][0].iteration) if bad else math.inf)
-        all_reduce(first, "min")  # this rank's may be the consequence of another one's, an iteration earlier
-        if first < math.inf:
-            mine = [entry for entry in bad if entry[0].iteration == first]
-            end_all_ranks(describe(mine, runner) if mine else None, runner)
+        return bad
 
 
 def describe(bad: list[tuple[Step, str, float]], runner: Runner) -> str:
-    """Return one line about the losses of an iteration that are not finite."""
+    """Return one line about the losses that are not finite, those of the first such iteration."""
     step = bad[0][0]
+    bad = [entry for entry in bad if entry[0] is step]
     losses = ", ".join(f"{name} is {value}" for _, name, value in bad if name != "loss" or len(bad) == 1)
     pictures = ", ".join(map(printable, step.pictures))
     where = f"iteration {step.iteration} of rank {get_rank()}"
@@ -134,7 +148,12 @@ def end_all_ranks(message: str | None, runner: Runner) -> NoReturn:
             store.set("ascendet/loss", message)
         message = store.get("ascendet/loss").decode()
         barrier()  # the store may live in a rank
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    end(message if os.environ.get("LOCAL_RANK", "0") == "0" else None, runner)
+
+
+def end(message: str | None, runner: Runner) -> NoReturn:
+    """Report the message, if this is the rank to do so, and raise SystemExit(EXIT_LOSS_NOT_FINITE)."""
+    if message:
         print(f"error[loss-not-finite]: {message}", flush=True)
         half = {"LR": f"{start_rate(runner) / 2:g}"}
         report(RunError("the training diverges", name="loss-not-finite", found=message, advice=half))

@@ -21,6 +21,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from vitdet.data import fill
 
+from vitdet.losses import LossHook
+
 # What schedulers of mmengine count in iterations, where they do not count in epochs.
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
 # Warm-up, and what lies between two validations or checkpoints, take at most this part of a training.
@@ -187,6 +189,16 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
                 cfg.resume = True
             _choose_start(cfg)
         return super().from_cfg(cfg)
+
+    def train(self) -> Any:
+        """Train; a loss that was not finite explains an exception soon after it."""
+        try:
+            return super().train()
+        except Exception:
+            for hook in self.hooks:
+                if isinstance(hook, LossHook):
+                    hook.explain(self)
+            raise
 
 
 def _choose_start(cfg: Config) -> None:
