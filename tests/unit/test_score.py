@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from ascendet import paths
+from ascendet import paths, folders
 from ascendet.errors import AscendetError
 from ascendet.evaluate import score_files, score_or_keep
 from ascendet.score import IMAGES, NAMES, PREDICTIONS, ScoreError, evaluate, restrict, score, table
@@ -283,13 +284,15 @@ def test_predictions_stay_when_scoring_fails_and_the_next_command_scores_them(
     (kept / "of an earlier failure").mkdir(parents=True)
     content = annotations.read_text()
     annotations.write_text(content.replace('"images": [{"id": 1,', '"images": [{"id": 3,'))
-    with pytest.raises(AscendetError) as caught:
-        score_or_keep(folder, folder.with_name("eval"))
+    final = folder.with_name("eval")
+    with pytest.raises(AscendetError) as caught, folders.replacing(final, "eval.log") as work:
+        shutil.copytree(folder, work, dirs_exist_ok=True)
+        score_or_keep(work, final)
     error = caught.value
     assert error.name == "score-failed"
     assert error.found == f"error: {annotations} has not 1 of the 1 evaluated images"
     assert sorted(file.name for file in kept.iterdir()) == [IMAGES, PREDICTIONS]
-    assert not folder.exists()
+    assert sorted(file.name for file in folder.parent.iterdir()) == ["an eval", "eval-failed", "val.json"]
     assert f"predictions stay in {kept}" in capfd.readouterr().err
     typed = ["bash", "-c", error.hint]
     again = subprocess.run(typed, cwd=paths.ROOT, capture_output=True, text=True, check=False)
