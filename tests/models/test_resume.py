@@ -142,7 +142,9 @@ def test_a_loss_that_is_not_finite_ends_a_training_that_goes_on_at_a_lower_rate(
     assert saved["meta"]["lr"] == 5e-4
     rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
     assert all(0 < rate < 5e-4 * 0.2 for rate in rates), "the warm-up goes on, at the lower rate"
-    assert [group["initial_lr"] for group in saved["optimizer"]["param_groups"]] == pytest.approx([5e-4] * len(rates))
+    assert [group["initial_lr"] for group in saved["optimizer"]["param_groups"]] == pytest.approx(
+        [5e-4] * len(rates)
+    )
 
 
 def _losses_of_one_rank(rank, values, file):
@@ -207,7 +209,9 @@ def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_pat
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run", spoil=1)
     assert ended.value.code == EXIT_LOSS_NOT_FINITE
-    assert capfd.readouterr().out.count("error[loss-not-finite]: loss_mask is nan in iteration 2 of rank 0") == 1
+    assert (
+        capfd.readouterr().out.count("error[loss-not-finite]: loss_mask is nan in iteration 2 of rank 0") == 1
+    )
 
 
 def test_weights_that_are_not_finite_are_not_saved(capsys):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from ascendet import paths, folders
+from ascendet import folders, paths
 from ascendet.errors import AscendetError
 from ascendet.evaluate import score_files, score_or_keep
 from ascendet.score import IMAGES, NAMES, PREDICTIONS, ScoreError, evaluate, restrict, score, table

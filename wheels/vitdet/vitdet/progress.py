@@ -25,6 +25,9 @@ class ProgressVisBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine has 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir)
 
+    def _init_env(self) -> None:
+        """Do nothing: mmengine makes a backend ready by this."""
+
     @property
     def experiment(self) -> None:
         """Return nothing: there is no writer to hand out."""

@@ -20,7 +20,6 @@ from mmengine.registry import RUNNERS  # mmdet's tools look in no other
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from vitdet.data import fill
-
 from vitdet.losses import LossHook
 
 # What schedulers of mmengine count in iterations, where they do not count in epochs.
