@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ascendet.errors import AscendetError
-from ascendet.fetch import File, fetch
+from ascendet.fetch import File, Policy, fetch
 from servers import QUICK, HostileServer, Request, noise, wanted
 
 SIZE = 300_000
@@ -34,9 +34,9 @@ def arrives(file: File) -> None:
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
 
 
-def fails(name: str, file: File) -> AscendetError:
+def fails(name: str, file: File, policy: Policy = QUICK) -> AscendetError:
     with pytest.raises(AscendetError) as caught:
-        fetch([file], QUICK)
+        fetch([file], policy)
     assert caught.value.name == name, caught.value.render()
     assert not file.path.exists()
     assert caught.value.found
@@ -383,10 +383,11 @@ def test_a_dripping_server_is_a_stall(server: HostileServer, url: str, tmp_path:
     def drip(body: bytes, request: Request) -> None:
         for byte in body:
             request.wfile.write(bytes([byte]))
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     always(server, lambda request: request.serve(ranges=False, send=lambda body: drip(body, request)))
-    assert "stalled" in str(fails("fetch-failed", wanted(tmp_path / "d", CONTENT, url)).found)
+    impatient = replace(QUICK, patience=0.2)
+    assert "stalled" in str(fails("fetch-failed", wanted(tmp_path / "d", CONTENT, url), impatient).found)
 
 
 def test_connections_that_break_at_random(server: HostileServer, url: str, tmp_path: Path) -> None:
