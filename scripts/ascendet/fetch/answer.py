@@ -84,7 +84,7 @@ class Retries:
         self._rounds += 1
         if self._rounds >= policy.tries or failure.wait > 5 * policy.longest_pause:
             return None
-        pause = min(policy.pause * 2 ** (self._rounds - 1), policy.longest_pause)
+        pause = min(policy.pause * 2.0 ** (self._rounds - 1), policy.longest_pause)
         pause = max(pause * random.uniform(0.5, 1.5), failure.wait)  # noqa: S311  # no secret
         Meter.say(f"{self._name}: {failure}; again in {pause:.1f} s")
         return pause
