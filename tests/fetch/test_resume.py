@@ -264,8 +264,8 @@ def test_progress_is_told_in_plain_lines(
 ) -> None:
     from ascendet import progress
 
-    monkeypatch.setattr(progress, "_EVERY", 0.1)
-    server = nginx("limit_rate 100k;")
+    monkeypatch.setattr(progress, "_EVERY", 0.05)
+    server = nginx("limit_rate 200k;")
     content = noise(2**20)
     (server.root / "file.bin").write_bytes(content)
     fetch([wanted(tmp_path / "d", content, f"{server.base}/file.bin")], Policy())

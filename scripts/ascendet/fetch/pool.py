@@ -78,7 +78,8 @@ def _ask_until_answered(
     while True:
         try:
             with ask(connection, url, {"Range": f"bytes={start}-{end - 1}"}, policy) as response:
-                if judge(response, start, end, ranged=True).end != end:
+                answer = judge(response, start, end, ranged=True)
+                if not answer.partial or answer.end != end:
                     stated = response.headers.get("Content-Range")
                     raise Useless("fetch-failed", f"{response.status_code}, Content-Range: {stated}")
                 return b"".join(chunks(response.raw, end - start, policy))
