@@ -30,8 +30,7 @@ import requests
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "fetch")]
 
-from ascendet import fetch as module  # noqa: E402
-from ascendet.fetch import File, Policy, fetch  # noqa: E402
+from ascendet.fetch import File, Policy, answer, fetch  # noqa: E402
 from servers import Nginx  # noqa: E402
 
 MB = 10**6
@@ -239,14 +238,14 @@ def kills(folder: Path) -> None:
     """One download, killed 20 times at random; what was read twice, and what nginx sent twice."""
     size = 400 * MB
     slots = multiprocessing.RawArray("Q", 4096)
-    real = module._read
+    real = answer._read
 
     def read(raw: object, amount: int, **options: bool) -> bytes:
         chunk = real(raw, amount, **options)  # type: ignore[arg-type]
         slots[threading.get_native_id() % len(slots)] += len(chunk)
         return chunk
 
-    module._read = read
+    answer._read = read
     with nginx(folder, "limit_rate 250k;") as server:
         file = make_file(server.root / "file", size)
         wanted = File(path=folder / "out", urls=(f"{server.base}/file",), size=size, digests=file.digests)
@@ -259,7 +258,7 @@ def kills(folder: Path) -> None:
         fetch([wanted])
         time.sleep(0.5)
         sent = server.sent()
-    module._read = real
+    answer._read = real
     assert hashlib.sha256(wanted.path.read_bytes()).hexdigest() == file.digests["sha256"]
     read_twice, sent_twice = 100 * (sum(slots) - size) / size, 100 * (sent - size) / size
     print(f"  read twice {read_twice:.2f} %, sent twice {sent_twice:.2f} %, digest right")

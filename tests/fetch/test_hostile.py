@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ascendet.errors import AscendetError
-from ascendet.fetch import File, fetch
+from ascendet.fetch import File, Policy, fetch, fetch_range
 from servers import QUICK, HostileServer, Request, noise, wanted
 
 SIZE = 300_000
@@ -34,9 +34,9 @@ def arrives(file: File) -> None:
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
 
 
-def fails(name: str, file: File) -> AscendetError:
+def fails(name: str, file: File, policy: Policy = QUICK) -> AscendetError:
     with pytest.raises(AscendetError) as caught:
-        fetch([file], QUICK)
+        fetch([file], policy)
     assert caught.value.name == name, caught.value.render()
     assert not file.path.exists()
     assert caught.value.found
@@ -383,10 +383,11 @@ def test_a_dripping_server_is_a_stall(server: HostileServer, url: str, tmp_path:
     def drip(body: bytes, request: Request) -> None:
         for byte in body:
             request.wfile.write(bytes([byte]))
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     always(server, lambda request: request.serve(ranges=False, send=lambda body: drip(body, request)))
-    assert "stalled" in str(fails("fetch-failed", wanted(tmp_path / "d", CONTENT, url)).found)
+    impatient = replace(QUICK, patience=0.2)
+    assert "stalled" in str(fails("fetch-failed", wanted(tmp_path / "d", CONTENT, url), impatient).found)
 
 
 def test_connections_that_break_at_random(server: HostileServer, url: str, tmp_path: Path) -> None:
@@ -488,3 +489,45 @@ def test_what_is_under_way_when_a_mirror_is_given_up_may_complete_the_file(
     assert server.sent + other.sent <= SIZE + QUICK.connections * QUICK.largest, (
         "at most what was asked just then"
     )
+
+
+# -- a range --
+
+
+def test_a_range_is_asked_for_as_patiently_as_a_file(server: HostileServer, url: str) -> None:
+    count = itertools.count()
+
+    def behave(request: Request) -> bool:
+        number = next(count)
+        if number == 0:
+            request.answer(503, b"busy")
+        elif number == 1:
+            request.serve(send=lambda body: request.wfile.write(body[:50]))
+            request.hang_up()
+        return number < 2
+
+    server.behave = behave
+    assert fetch_range([url], 100, 300, QUICK) == CONTENT[100:300]
+    assert [headers["Range"] for _, headers in server.seen] == ["bytes=100-299"] * 3
+
+
+def test_a_range_comes_from_the_next_mirror(server: HostileServer, other: HostileServer, url: str) -> None:
+    always(other, lambda request: request.serve(CONTENT, ranges=False))
+    missing = f"{server.base}/nothing"
+    assert fetch_range([missing, f"{other.base}/file.bin", url], 0, SIZE, QUICK) == CONTENT
+    assert len(other.seen) == 1, "the whole file is no answer"
+    with pytest.raises(AscendetError, match="fetch-failed") as caught:
+        fetch_range([missing, f"{other.base}/file.bin"], 5, 9, QUICK)
+    assert f"{missing}: 404" in str(caught.value.found)
+    assert f"{other.base}/file.bin: 200" in str(caught.value.found)
+
+
+def test_a_range_is_whole_or_an_error(server: HostileServer, url: str) -> None:
+    for start, end in ((SIZE - 10, SIZE + 1), (SIZE, SIZE + 5)):
+        with pytest.raises(AscendetError, match="fetch-failed"):
+            fetch_range([url], start, end, QUICK)
+    always(server, lambda request: request.answer(503, b""))
+    server.seen.clear()
+    with pytest.raises(AscendetError, match="fetch-failed"):
+        fetch_range([url], 0, 5, QUICK)
+    assert len(server.seen) == QUICK.tries

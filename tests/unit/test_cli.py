@@ -18,7 +18,6 @@ from ascendet.stack import load_all
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## ", MAKEFILE, re.MULTILINE)
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
-MODULES = sorted((paths.ROOT / "scripts/ascendet").glob("*.py"))
 
 
 def make(*arguments: str) -> str:
@@ -198,7 +197,7 @@ def test_host_stages_need_the_standard_library_only() -> None:
     """What runs before the tools environment exists may import nothing of it."""
     import sys
 
-    own = {file.stem for file in MODULES}
+    own = {file.stem for file in (paths.ROOT / "scripts/ascendet").iterdir()}  # modules and packages
     todo = ["__main__", "cli", *(stage.module for stage in cli.STAGES.values() if stage.where == "host")]
     seen: set[str] = set()
     while todo:
@@ -206,7 +205,9 @@ def test_host_stages_need_the_standard_library_only() -> None:
         if name in seen:
             continue
         seen.add(name)
-        tree = ast.parse((paths.ROOT / f"scripts/ascendet/{name}.py").read_text(encoding="utf-8"))
+        file = paths.ROOT / "scripts/ascendet" / name.replace(".", "/")
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in tree.body:  # imports inside functions run when they are called
             if isinstance(node, ast.ImportFrom) and node.module == "ascendet":
                 todo += [alias.name for alias in node.names if alias.name in own]

@@ -9,9 +9,11 @@ import pytest
 from ascendet import paths
 
 # shapes runs in a stack's environment only (OpenCV).
+SCRIPTS = paths.ROOT / "scripts/ascendet"
 MODULES = sorted(
-    {file.stem for file in (paths.ROOT / "scripts/ascendet").glob("*.py")}
-    - {"__init__", "__main__", "shapes"}
+    ".".join(file.relative_to(SCRIPTS).with_suffix("").parts)
+    for file in SCRIPTS.rglob("*.py")
+    if file.stem not in {"__init__", "__main__", "shapes"}
 )
 
 

@@ -54,7 +54,7 @@ class ProgressVisBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine has 
                 losses=losses,
                 lr=float(scalar_dict["lr"]),
                 seconds=scalar_dict.get("time"),
-                memory=scalar_dict.get("memory"),
+                memory=round(scalar_dict["memory"]) if "memory" in scalar_dict else None,
             )
 
 
