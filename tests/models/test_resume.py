@@ -141,7 +141,9 @@ def test_a_loss_that_is_not_finite_ends_a_training_that_goes_on_at_a_lower_rate(
     assert saved["meta"]["lr"] == 5e-4
     rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
     assert all(0 < rate < 5e-4 * 0.2 for rate in rates), "the warm-up goes on, at the lower rate"
-    assert [group["initial_lr"] for group in saved["optimizer"]["param_groups"]] == pytest.approx([5e-4] * len(rates))
+    assert [group["initial_lr"] for group in saved["optimizer"]["param_groups"]] == pytest.approx(
+        [5e-4] * len(rates)
+    )
 
 
 def _losses_of_one_rank(rank, values, file):
@@ -178,7 +180,8 @@ def _runner():
 def test_all_ranks_end_when_the_loss_of_one_is_not_finite(values, tmp_path, capfd):
     context = torch.multiprocessing.get_context("fork")
     ranks = [
-        context.Process(target=_losses_of_one_rank, args=(rank, values, tmp_path / "store")) for rank in (0, 1)
+        context.Process(target=_losses_of_one_rank, args=(rank, values, tmp_path / "store"))
+        for rank in (0, 1)
     ]
     for rank in ranks:
         rank.start()
@@ -205,7 +208,9 @@ def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_pat
     with pytest.raises(SystemExit) as ended:
         train(tmp_path / "run", spoil=1)
     assert ended.value.code == EXIT_LOSS_NOT_FINITE
-    assert capfd.readouterr().out.count("error[loss-not-finite]: loss_mask is nan in iteration 2 of rank 0") == 1
+    assert (
+        capfd.readouterr().out.count("error[loss-not-finite]: loss_mask is nan in iteration 2 of rank 0") == 1
+    )
 
 
 def test_weights_that_are_not_finite_are_not_saved(capsys):
@@ -215,7 +220,9 @@ def test_weights_that_are_not_finite_are_not_saved(capsys):
     with pytest.raises(SystemExit) as ended:
         hook.before_save_checkpoint(runner, {"state_dict": weights})
     assert ended.value.code == EXIT_LOSS_NOT_FINITE
-    assert "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out
+    assert (
+        "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out
+    )
 
 
 def test_other_devices_go_on_at_the_same_image(train, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import re
 import signal
@@ -112,6 +113,40 @@ def test_resume_says_what_changed(target: runs.Target, capsys: pytest.CaptureFix
     assert "these changed: ranks" in capsys.readouterr().err
 
 
+def test_resume_keeps_mixed_precision_and_learning_rate(
+    target: runs.Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(target, "1", "interrupted")
+    manifest.write(run, {"state": "interrupted", "inputs": {"ranks": 2, "amp": True, "lr": 0.5}})
+    plain: dict[str, object] = {"ranks": 2, "amp": False, "lr": None}
+    assert train._continued(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
+    train._resumable(target, plain)
+    assert capsys.readouterr().err == ""
+    train._resumable(target, plain | {"lr": 0.25})
+    assert "these changed: lr\n" in capsys.readouterr().err
+    assert manifest.digest_inputs(plain) != manifest.digest_inputs(plain | {"amp": True})
+
+
+@pytest.mark.parametrize("text", ["fast", "0", "-1", "nan", "inf"])
+def test_a_learning_rate_is_a_positive_number(text: str) -> None:
+    assert (train._check_lr("5e-5"), train._check_lr("")) == (5e-5, None)
+    assert fails("usage", train._check_lr, text).found == f"LR={text}"
+
+
+def test_a_training_that_diverges_goes_on_from_its_checkpoint_at_half_the_rate(target: runs.Target) -> None:
+    for name, checkpoint, hint in (
+        ("1", True, "make train RESUME=1 LR=0.0005"),
+        ("2", False, "make train LR=0.0005"),
+    ):
+        log = make_run(target, name, "running", checkpoint=checkpoint) / "train.log"
+        log.write_text(LOGS["loss-not-finite"])
+        error = runs._failure("train.sh", 1, log)
+        assert (error.name, error.hint) == ("loss-not-finite", hint)
+        assert error.found
+        assert error.found.startswith("loss_cls is nan in iteration 9")
+        assert error.found.endswith("pictures: a.jpg")
+
+
 def test_two_trainings_in_one_folder(target: runs.Target) -> None:
     run = make_run(target, "1", "running")
     with (run / ".lock").open("w") as held:
@@ -169,6 +204,9 @@ def test_which_checkpoint_is_evaluated(target: runs.Target, tmp_path: Path) -> N
 
 
 LOGS = {
+    "loss-not-finite": "runtime: OMP_NUM_THREADS=1\nx - INFO - error[interrupted]: saved interrupted.pth after iteration 7\n"
+    "runtime: OMP_NUM_THREADS=1\nerror[loss-not-finite]: loss_cls is nan in iteration 9 of rank 1, learning rate 0.0002 "
+    "(LR=0.001), pictures: a.jpg\nRuntimeError: OPS function error: HcclAllreduce, error code is 9\n",
     "interrupted": "x - mmengine - INFO - error[interrupted]: saved interrupted.pth after iteration 7\n",
     "checkpoint-mismatch": "vitdet.checkpoint.CheckpointError: the checkpoint is not one of this model\nmissing: a\n",
     "checkpoint-unreadable": "CheckpointError: x.pth is refused, because reading it could run code: os.system\n",
@@ -303,6 +341,12 @@ def test_pictures_are_files_folders_and_globs(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/odd") == ["odd"], "what is named outright is tried"
     fails("usage", infer.find_images, " ")
     assert "IMAGES=nowhere/*.jpg" in fails("data-missing", infer.find_images, "nowhere/*.jpg").what
+    odd = tmp_path / os.fsdecode("中.jpg".encode("gbk"))  # as a zip from a Chinese Windows is unpacked
+    odd.touch()
+    found = infer.find_images(str(odd))
+    again = json.loads(json.dumps([str(file) for file in found]))
+    assert [Path(name).is_file() for name in again] == [True]
+    assert paths.shorten(found[0]) == f"{tmp_path}/\\xd6\\xd0.jpg"
 
 
 @pytest.mark.parametrize(("score", "bad"), [("2", "skip"), ("much", "skip"), ("0.3", "ignore")])

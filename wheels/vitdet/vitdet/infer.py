@@ -3,9 +3,9 @@
     python -m vitdet.infer --config vitdet-b_coco.py --checkpoint b.pth --images list.json --out FOLDER
 
 `list.json` holds file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them,
-and `\\xNN` where they are printed and in the names of drawn pictures. Written to FOLDER: `pictures/`, and `results.json` with the detections in pixels of the
-picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. Batch 1, as in the port
-reports.
+and `\\xNN` where they are printed and in the names of drawn pictures. Written to FOLDER: `pictures/`, and `results.json`
+with the detections in pixels of the picture as it is seen (turned by its EXIF orientation), what was skipped, and
+milliseconds. Batch 1, as in the port reports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bitmaps of an image's objects that exist only when they are used: bit for bit mmdet's, in a fraction of memory and time.
+"""Bitmaps of an image's objects that exist only when used: bit for bit mmdet's, in a fraction of memory and time.
 
 Flipping, resizing to the nearest pixel, cropping and padding choose whole rows and columns. So a mask of an augmented
 image is the mask as annotated, some of its rows and some of its columns; only these choices go from step to step, and
