@@ -105,6 +105,7 @@ def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path:
         "rgb.jpg": photo,
         "grey.jpg": photo.convert("L"),
         "cmyk.jpg": photo.convert("CMYK"),
+        os.fsdecode("中.jpg".encode("gbk")): photo,  # as a zip from a Chinese Windows is unpacked
     }.items():
         image.save(tmp_path / name)
         names[name] = (90, 60)
@@ -120,6 +121,7 @@ def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path:
     arguments = [f"--images={tmp_path / 'list.json'}", "--score=0"]
     shown = run("infer.sh", environ | given, *arguments)
     assert "runtime: ASCEND_RT_VISIBLE_DEVICES=3\n" in shown
+    assert f"{tmp_path}/\\xd6\\xd0.jpg: " in shown
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(Path(item["file"]).name, "truncated" in item["reason"]) for item in results["skipped"]] == [
         ("half.jpg", True)

@@ -71,6 +71,9 @@ def test_a_training_ends_in_a_named_error_and_resumes(
     assert checkpoint
     assert "make train RESUME=1" in message
     if name == "npu-lost":
+        again = train(environ, tmp_path / "run", RESUME="1", DEVICES=devices, LR="1e30", AMP="1")
+        assert again[::2] == (EXIT_CODES["loss-not-finite"], checkpoint), again[1]
+        assert "make train RESUME=1 LR=5e+29" in again[1]
         assert train(environ, tmp_path / "run", RESUME="1", DEVICES=devices)[::2] == (0, "epoch_6.pth")
         assert f"resumed epoch: {Path(checkpoint).stem[-1]}" in (tmp_path / "run" / "train.log").read_text()
 
