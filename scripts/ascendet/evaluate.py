@@ -14,7 +14,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, manifest, paths, runs
+from ascendet import assets, datasets, manifest, paths, runs
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 from ascendet.score import CLASSES, IMAGES, METRICS, PREDICTIONS
 
@@ -33,8 +34,8 @@ def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
     count = check_count(args.images)
     target = runs.check_target(args)
-    # An overfitted model is evaluated on the images that it was trained on; others need no training set here.
-    data = runs.check_data(target.dataset, *(() if "overfit" in target.model else ("val2017",)))
+    data = datasets.require(target.dataset, "val")
+    check_splits(data, datasets.find(target.dataset).named(("val",)))
     checkpoint = runs.find_checkpoint(target, args.checkpoint)
     runs.prepare(target)
     final = runs.folder_beside(target, checkpoint, f"eval-{count}" if count else "eval")

@@ -22,7 +22,7 @@ from ascendet import (
     __version__,
     assets,
     container,
-    data,
+    datasets,
     devices,
     engine,
     env,
@@ -93,7 +93,7 @@ def check_target(args: argparse.Namespace) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model or data set that the stack does not have: `model-unknown`, `dataset-unknown`."""
+    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
@@ -102,14 +102,7 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
             found=f"MODEL={model}",
             hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
         )
-    if dataset not in stack.datasets:
-        raise AscendetError(
-            "dataset-unknown",
-            f"the {stack.name} stack has no data set {dataset!r}",
-            expected=", ".join(stack.datasets),
-            found=f"DATASET={dataset}",
-            hint=f"DATASET={stack.datasets[0]}",
-        )
+    datasets.find(dataset)
 
 
 def prepare(target: Target) -> None:
@@ -128,20 +121,20 @@ def software(target: Target) -> dict[str, object]:
 
 
 def check_config(target: Target) -> Path:
-    """The installed configuration of the model on the data set, or `error[config-missing]`."""
+    """Return the model's installed configuration, or raise `error[config-missing]`."""
     if target.container:
         configs = paths.WHEELS / "vitdet" / "vitdet" / "configs"  # what the image was built from
     else:
         configs = next(env.stack_home(target.stack).glob("lib/python*/site-packages/vitdet/configs"))
-    config = configs / f"{target.model}_{target.dataset}.py"
+    config = configs / f"{target.model}.py"
     if not config.is_file():
         known = sorted(file.stem for file in configs.glob("*.py"))
         raise AscendetError(
             "config-missing",
-            f"there is no configuration of {target.model} for {target.dataset}",
+            f"there is no configuration of {target.model}",
             expected=", ".join(known),
             found=config.name,
-            hint="MODEL={} DATASET={}".format(*known[0].split("_", 1)),
+            hint=f"MODEL={known[0]}",
         )
     return config
 
@@ -206,22 +199,6 @@ def busy(folder: Path) -> AscendetError:
         found=f"its lock {paths.shorten(folder / '.lock')} is held",
         hint="wait for it or stop it; without RESUME=1 a training gets a folder of its own",
     )
-
-
-def check_data(dataset: str, *splits: str) -> Path:
-    """The data set's folder, with these splits of COCO, or `error[data-missing]`. Making it is for `make data`."""
-    if dataset == "coco":
-        return data.check_coco(splits or data.SPLITS)
-    folder = assets.root() / dataset
-    if not (folder / "annotations").is_dir():
-        raise AscendetError(
-            "data-missing",
-            f"the data set {dataset} is not here",
-            expected=f"{paths.shorten(folder)}/annotations",
-            found="no such folder",
-            hint=f"make data DATASET={dataset}",
-        )
-    return folder
 
 
 # Settings that train.sh, eval.sh and infer.sh keep where the caller has set them; the same names as in runtime.sh.
@@ -367,8 +344,8 @@ def execute(
     ------
     AscendetError
         `interrupted`, `run-busy`, `checkpoint-mismatch`, `checkpoint-unreadable`, `disk-full`, `npu-out-of-memory`,
-        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `run-failed`; from a container also what
-        `engine.explain` names.
+        `npu-lost`, `npu-timeout`, `hccl-timeout`, `hccl-link-down`, `loss-not-finite`, `run-failed`; from a container
+        also what `engine.explain` names.
     """
     command = ["bash", str(paths.ROOT / "scripts" / script), *arguments]
     name = None
@@ -509,6 +486,20 @@ def _hardware_failure(script: str, log: Path, text: str) -> AscendetError | None
 _SAVED = re.compile(r"error\[interrupted\]: (saved \S+ after iteration \d+)")
 
 
+# The last words of vitdet's LossHook.
+_DIVERGED = re.compile(r"error\[loss-not-finite\]: (.*learning rate \S+ \(LR=(\S+)\).*)")
+
+
+def _diverged(log: Path, text: str) -> AscendetError | None:
+    """The error for a training whose losses or weights are not finite; it goes on before that, at half the rate."""
+    found = _DIVERGED.search(text)
+    if not found:
+        return None
+    resume = "RESUME=1 " if last_checkpoint(log.parent) else ""
+    hint = f"make train {resume}LR={float(found[2]) / 2:g}"
+    return AscendetError("loss-not-finite", "the training diverges", found=found[1], hint=hint)
+
+
 def _interrupted(script: str, log: Path) -> AscendetError:
     """The error for a run that was asked to stop; a training says what it saved."""
     saved = _SAVED.findall(log.read_text(encoding="utf-8", errors="replace")[-20_000:])
@@ -523,7 +514,11 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
     if code == 75:
         return busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
+    lines = lines[starts[-1] :] if starts else lines  # a training that goes on writes into the same log
     text = "\n".join(lines[-400:])
+    if diverged := _diverged(log, text):
+        return diverged
     if _SAVED.search(text):  # another machine of this training was asked to stop
         return _interrupted(script, log)
     known = engine.explain(text)
@@ -548,7 +543,7 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
             "data-invalid",
             "the data set cannot be used",
             found=unusable[1],
-            hint="make data-check, or another DATASET",
+            hint="make data-check with the same DATASET, or another one",
         )
     if "No space left on device" in text or manifest.is_full(log.parent):
         error = manifest.disk_full(log.parent)

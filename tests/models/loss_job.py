@@ -43,10 +43,12 @@ def configuration(model: str, whose: str) -> Any:
         cfg = Config.fromfile(str(checkout / THEIR_B)).model
         cfg.neck.update(backbone_channel=96, in_channels=[24, 48, 96, 96])
     else:
-        import vitdet
+        import vitdet.data
 
-        name = {"tiny": "vitdet-tiny_shapes", "b": "vitdet-b_coco"}[model]
-        cfg = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"{name}.py")).model
+        whole = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"vitdet-{model}.py"))
+        if model == "tiny":
+            vitdet.data.set_classes(whole, ("triangle", "rectangle", "star"))
+        cfg = whole.model
         cfg.neck.in_channels = 96
     if model == "b":
         # Windows of 7 in a map of 16, so that they are padded, as ViTDet-B's are.
@@ -65,11 +67,11 @@ def configuration(model: str, whose: str) -> Any:
     return cfg
 
 
-def random_batch(size: int, classes: int) -> dict[str, Any]:
-    """Two images of `size` pixels a side, one with more boxes than a block holds, with masks of half of each box."""
+def random_batch(size: int, classes: int, counts: tuple[int, ...] = (3, 40)) -> dict[str, Any]:
+    """Images of `size` pixels a side with so many boxes each (40: more than a block holds), half of each box a mask."""
     random = np.random.default_rng(0)
     samples = []
-    for count in (3, 40):
+    for count in counts:
         corner, side = random.uniform(0, size * 0.7, (count, 2)), random.uniform(4, size * 0.3, (count, 2))
         boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float32)
         masks = np.zeros((count, size, size), np.uint8)
@@ -89,6 +91,17 @@ def random_batch(size: int, classes: int) -> dict[str, Any]:
         )
     images = [torch.from_numpy(random.integers(0, 256, (3, size, size), np.uint8)) for _ in samples]
     return {"inputs": images, "data_samples": samples}
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Draw all weights anew; the same ones for equal models."""
+    torch.manual_seed(0)
+    for key, value in model.named_parameters():
+        with torch.no_grad():
+            if value.ndim == 1:  # norms and biases
+                value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
+            else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
+                value.normal_(0.0, value[0].numel() ** -0.5)
 
 
 def use_smooth_activation() -> None:
@@ -118,13 +131,7 @@ def main() -> None:
         assert report.complete, str(report)
         model.load_state_dict(content["state_dict"])
     else:
-        torch.manual_seed(0)
-        for key, value in model.named_parameters():
-            with torch.no_grad():
-                if value.ndim == 1:  # norms and biases
-                    value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
-                else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
-                    value.normal_(0.0, value[0].numel() ** -0.5)
+        randomise(model)
         content["state_dict"] = {key: value.clone() for key, value in model.state_dict().items()}
     size = cfg.backbone.img_size
     batch = model.data_preprocessor(random_batch(size, cfg.roi_head.bbox_head.num_classes), True)

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 import vitdet
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
-from vitdet.masks import DeferredMasks
+from pycocotools import mask as coco_mask
+from vitdet.data import fill
+from vitdet.masks import DeferredMasks, LoadDeferredAnnotations, ReadyMasks, encode
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
 
@@ -27,6 +33,12 @@ def _blobs(random, objects, height, width):
         centre = (int(random.integers(width)), int(random.integers(height)))
         cv2.circle(mask, centre, int(random.integers(1, max(2, height // 2))), 1, thickness=-1)
     return masks
+
+
+def _deferred(bitmaps):
+    """The masks, run-length encoded."""
+    encoded = [coco_mask.encode(np.asfortranarray(bitmap)) for bitmap in bitmaps]
+    return DeferredMasks.of(encoded, *bitmaps.shape[1:])
 
 
 def _step(random, height, width):
@@ -57,7 +69,7 @@ def _apply(masks, name, arguments):
 def test_any_sequence_of_changes_equals_mmdets(seed):
     random = np.random.default_rng(seed)
     annotated = _blobs(random, int(random.integers(0, 6)), *(int(side) for side in random.integers(1, 90, 2)))
-    stock, ours = BitmapMasks(annotated, *annotated.shape[1:]), DeferredMasks(annotated)
+    stock, ours = BitmapMasks(annotated, *annotated.shape[1:]), _deferred(annotated)
     for _ in range(6):
         change = _step(random, stock.height, stock.width)
         stock, ours = _apply(stock, *change), _apply(ours, *change)
@@ -79,7 +91,7 @@ class _Samples(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         annotated = _blobs(np.random.default_rng(index), index, 30, 40)
-        return DeferredMasks(annotated).crop(np.array([3, 4, 20, 15]))
+        return _deferred(annotated).crop(np.array([3, 4, 20, 15]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -87,22 +99,113 @@ def test_the_training_gets_masks_made(workers):
     """A worker has chosen the rows and columns; padding to the size that they have copies nothing."""
     loader = torch.utils.data.DataLoader(_Samples(), batch_size=None, num_workers=workers)
     for index, received in enumerate(loader):
-        assert ("masks" in vars(received)) == (workers > 0)
+        assert isinstance(received, ReadyMasks if workers else DeferredMasks)
         assert np.array_equal(received.masks, _Samples()[index].masks)
         assert received.pad((received.height, received.width)) is received
         assert received.masks.flags.writeable
 
 
+def test_annotations_of_every_kind_equal_mmdets():
+    """Polygons in pieces, out of the image, of too few points; RLE in all its forms; and what is at the borders."""
+    random, height, width = np.random.default_rng(0), 61, 83
+    bitmaps = np.concatenate([_blobs(random, 5, height, width), np.ones((1, height, width), np.uint8)])
+    bitmaps[0, -1, -1] = bitmaps[0, 0, 0] = 1
+    encoded = [coco_mask.encode(np.asfortranarray(one)) for one in bitmaps]
+    counts = [np.diff(np.flatnonzero(np.diff(one.T.ravel(), prepend=2, append=2))).tolist() for one in bitmaps]
+    masks = [
+        *({"size": [height, width], "counts": one["counts"].decode()} for one in encoded),
+        *(
+            {"size": [height, width], "counts": [0, *runs] if one[0, 0] else runs}
+            for one, runs in zip(bitmaps, counts, strict=True)
+        ),
+        *([random.uniform(-9, 90, 2 * points).tolist()] for points in (3, 4, 9)),
+        [random.uniform(0, 40, 8).tolist(), random.uniform(30, 61, 10).tolist(), [1, 2, 3]],
+        [[1, 1, 2, 2]],
+        [],
+        {"size": [height, width]},
+    ]
+    loaded = []
+    for loader in (LoadAnnotations, LoadDeferredAnnotations):
+        entries = [{"mask": mask, "ignore_flag": 0} for mask in masks]
+        results = {"ori_shape": (height, width), "instances": entries}
+        loader(with_bbox=False, with_label=False, with_mask=True)(results)
+        loaded.append(results)
+    theirs, ours = (results["gt_masks"] for results in loaded)
+    assert np.array_equal(ours.masks[: len(bitmaps)], bitmaps)
+    assert np.array_equal(ours.masks, theirs.masks)
+    assert torch.equal(ours.get_bboxes("hbox").tensor, theirs.get_bboxes("hbox").tensor)
+    assert np.array_equal(loaded[0]["gt_ignore_flags"], loaded[1]["gt_ignore_flags"])
+
+
+@pytest.mark.parametrize(
+    ("size", "counts", "reason"),
+    [([9, 8], [72], r"\[9, 8\] pixels in an image of \[8, 9\]"), ([8, 9], [7, 60], "67.* pixels, the image 8 x 9")],
+)
+def test_rle_of_another_size_is_refused(size, counts, reason):
+    rle = encode({"size": size, "counts": counts}, *size)
+    with pytest.raises(ValueError, match=reason):
+        DeferredMasks.of([rle], 8, 9).masks  # noqa: B018
+
+
+# A data loader's worker of ViTDet-B loads a picture of 4000 x 5000 pixels with so many objects of all sizes; the most
+# memory of any worker so far, in MB.
+WORKER = """
+import json, os, resource, sys
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+from pathlib import Path
+import cv2, numpy as np, torch_npu, vitdet
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+folder = Path(os.environ["ASCENDET_DATA"], "coco")
+(folder / "annotations").mkdir(parents=True)
+(folder / "train2017").mkdir()
+cv2.imwrite(str(folder / "train2017" / "1.jpg"), np.zeros((4000, 5000, 3), np.uint8))
+init_default_scope("mmdet")
+cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs" / "vitdet-b_coco.py").train_dataloader
+cfg.update(num_workers=1, batch_size=1, persistent_workers=False)
+cfg.dataset.metainfo = dict(classes=("thing",))
+for count in map(int, sys.argv[1:]):
+    random = np.random.default_rng(0)
+    things = []
+    for number in range(1, count + 1):
+        x, y = random.uniform(0, 4000), random.uniform(0, 3000)
+        w, h = random.uniform(4, 1000, 2) if number % 8 == 0 else random.uniform(4, 80, 2)
+        outline = [[x, y, x + w, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h / 2]]
+        things.append(dict(id=number, image_id=1, category_id=1, bbox=[x, y, w, h], area=w * h, iscrowd=0,
+                           segmentation=outline))
+    content = dict(images=[dict(id=1, file_name="1.jpg", width=5000, height=4000)], annotations=things,
+                   categories=[dict(id=1, name="thing")])
+    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    for batch in Runner.build_dataloader(cfg, seed=0):
+        masks = batch["data_samples"][0].gt_instances.masks
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    print(f"{count} objects, {len(masks)} seen: {most} MB")
+"""
+
+
+def test_memory_does_not_grow_by_a_picture_per_object(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WORKER, "4", "64"],
+        env=os.environ | {"ASCENDET_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    few, many = (int(line.split()[-2]) for line in done.stdout.splitlines() if " seen: " in line)
+    assert many - few < 60 * 4, "the picture's bitmap would be 20 MB per object"
+
+
 def test_masks_of_several_images_are_joined():
     parts = [_blobs(np.random.default_rng(seed), 2, 9, 11) for seed in range(3)]
     joined = DeferredMasks.cat(
-        [DeferredMasks(parts[0]), BitmapMasks(parts[1], 9, 11), DeferredMasks(parts[2])]
+        [_deferred(parts[0]), BitmapMasks(parts[1], 9, 11), _deferred(parts[2])]
     )
     assert np.array_equal(joined.masks, np.concatenate(parts))
 
 
 def test_a_copy_is_changed_alone():
-    masks = DeferredMasks(_blobs(np.random.default_rng(0), 2, 9, 11)).flip()
+    masks = _deferred(_blobs(np.random.default_rng(0), 2, 9, 11)).flip()
     other = copy.deepcopy(masks)
     other.masks[:] = 0
     assert masks.masks.any()
@@ -115,7 +218,7 @@ def test_a_copy_is_changed_alone():
 )
 def test_what_interpolates_or_fills_is_mmdets(name, arguments):
     annotated = _blobs(np.random.default_rng(0), 3, 9, 11)
-    stock, ours = BitmapMasks(annotated, 9, 11), DeferredMasks(annotated)
+    stock, ours = BitmapMasks(annotated, 9, 11), _deferred(annotated)
     assert np.array_equal(_apply(ours, name, arguments).masks, _apply(stock, name, arguments).masks)
 
 
@@ -127,7 +230,7 @@ def test_polygons_stay_mmdets(coco):
 
 def test_an_unknown_direction_is_refused():
     with pytest.raises(ValueError, match="'sideways'"):
-        DeferredMasks(np.zeros((1, 2, 2), np.uint8)).flip("sideways")
+        _deferred(np.zeros((1, 2, 2), np.uint8)).flip("sideways")
 
 
 @pytest.fixture
@@ -157,12 +260,14 @@ def coco(tmp_path, monkeypatch):
             )
     init_default_scope("mmdet")
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
-    cfg = Config.fromfile(CONFIGS / "vitdet-b_coco.py")
+    cfg = Config.fromfile(CONFIGS / "vitdet-b.py")
     categories = [
         {"id": k, "name": name} for k, name in enumerate(DATASETS.get("CocoDataset").METAINFO["classes"], 1)
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "coco" / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    for split in ("train2017", "val2017"):
+        (tmp_path / "coco" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    fill(cfg)
     return cfg.train_dataloader.dataset
 
 

@@ -4,15 +4,18 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import vitdet
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
@@ -20,6 +23,7 @@ from mmengine.registry import HOOKS
 from PIL import Image
 from vitdet.dataset import CheckedCocoDataset, DataError
 from vitdet.images import ImageError, decode
+from vitdet.losses import EXIT_LOSS_NOT_FINITE, LossHook
 from vitdet.recipe import RecipeRunner, choose_batch, fit
 from vitdet.resume import EXIT_INTERRUPTED, INTERRUPTED, ResumableSampler
 
@@ -58,7 +62,7 @@ def train(data, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(work_dir, *, stop=None, by_iteration=False, resume=False, **changed):
-        cfg = Config.fromfile(CONFIGS / "vitdet-tiny_shapes.py")
+        cfg = Config.fromfile(CONFIGS / "vitdet-tiny.py")
         cfg.work_dir, cfg.experiment_name, cfg.resume = (
             str(work_dir),
             f"{work_dir.name}{stop}{resume}",
@@ -66,6 +70,7 @@ def train(data, monkeypatch):
         )
         cfg.train_cfg.update(max_epochs=2, val_begin=9)
         if by_iteration:
+            cfg.schedule = None
             cfg.train_cfg = dict(type="ResumableIterLoop", max_iters=2, val_begin=99)
             cfg.default_hooks.checkpoint.update(by_epoch=False, interval=99)
         cfg.merge_from_dict(changed)
@@ -98,15 +103,106 @@ def test_a_training_that_was_stopped_within_an_epoch_repeats_the_uninterrupted_o
     assert first | rest == whole
 
 
-def test_so_does_one_in_iterations_with_accumulation_and_a_worker(train, tmp_path):
+def test_so_does_one_in_iterations_with_accumulation_a_worker_and_mixed_precision(
+    train, tmp_path, monkeypatch
+):
     # The recipe's 2 steps of 4 images are 4 iterations here; an epoch has 3.
     how = {"by_iteration": True, "train_dataloader.num_workers": 1}
+    single = train(tmp_path / "single", stop=0, **how)
+    monkeypatch.setenv("AMP", "1")
     whole = train(tmp_path / "whole", **how)
     first = train(tmp_path / "parts", stop=0, **how)
     assert list(first) == [0, 1], "the signal came within a step, which ends with the next iteration"
+    scaler = torch.load(tmp_path / "parts" / INTERRUPTED, weights_only=True)["optimizer"]["loss_scaler"]
+    assert scaler["_growth_tracker"] == 1, "the scaler has made a step"
     rest = train(tmp_path / "parts", resume=True, **how)
     assert list(rest) == [2, 3]
     assert first | rest == whole
+    assert first == pytest.approx(single, rel=0.02)
+    assert first != single
+
+
+def test_a_loss_that_is_not_finite_ends_a_training_that_goes_on_at_a_lower_rate(
+    train, tmp_path, monkeypatch, capfd
+):
+    train(tmp_path / "run", stop=0)
+    monkeypatch.setenv("LR", "1e30")
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "run", resume=True)
+    assert ended.value.code == EXIT_LOSS_NOT_FINITE
+    out = capfd.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("error[loss-not-finite]: "))
+    # Steps end with iterations 2 and 4; the second one spoils the weights.
+    assert re.search(r" loss_rpn_cls is (nan|inf), .* in iteration 5 of rank 0, ", line)
+    assert re.search(r"learning rate \S+ \(LR=1e\+30\), pictures: \S+/shapes/train/\S+, \S+$", line)
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == str(tmp_path / "run" / "epoch_1.pth")
+    assert {file.name for file in (tmp_path / "run").glob("*.pth")} == {"epoch_1.pth", INTERRUPTED}
+    monkeypatch.setenv("LR", "5e-4")
+    assert list(train(tmp_path / "run", resume=True)) == [3, 4, 5]
+    saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=True)
+    assert saved["meta"]["lr"] == 5e-4
+    rates = {group["lr"] for group in saved["optimizer"]["param_groups"]}
+    assert all(0 < rate < 5e-4 * 0.2 for rate in rates), "the warm-up goes on, at the lower rate"
+    assert {group["initial_lr"] for group in saved["optimizer"]["param_groups"]} == {pytest.approx(5e-4)}
+
+
+def _losses_of_one_rank(rank, values, file):
+    """Read losses by the hook, in a process group of two; rank 1's are `values`."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    os.environ["LOCAL_RANK"] = str(rank)
+    runner = _runner()
+    hook = LossHook()
+    hook.before_train(runner)
+    for runner.iter, value in enumerate(values if rank else [1.0] * len(values)):
+        outputs = {"loss": torch.tensor(value), "loss_cls": torch.tensor(value), "acc": torch.tensor(np.nan)}
+        batch = {"data_samples": [DetDataSample(metainfo={"img_path": f"{rank}/{runner.iter}-\udcd6.jpg"})]}
+        hook.after_train_iter(runner, runner.iter, batch, outputs)
+    hook.before_val(runner)
+    log = runner.message_hub.get_scalar("train/loss_cls").data[0]
+    assert log.tolist() == (values if rank else [1.0] * len(values))
+
+
+def _runner():
+    """Of mmengine's runner, what the hook touches."""
+    return SimpleNamespace(
+        iter=0,
+        epoch=0,
+        max_epochs=1,
+        max_iters=9,
+        hooks=[],
+        message_hub=MessageHub(f"losses{os.getpid()}"),
+        train_dataloader=range(99),
+        optim_wrapper=SimpleNamespace(param_groups=[{"lr": 0.01, "initial_lr": 0.1}]),
+    )
+
+
+@pytest.mark.parametrize("values", [[3.0, 2.0, 1.0], [3.0, np.inf, np.nan]])
+def test_all_ranks_end_when_the_loss_of_one_is_not_finite(values, tmp_path, capfd):
+    context = torch.multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=_losses_of_one_rank, args=(rank, values, tmp_path / "store")) for rank in (0, 1)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    finite = np.isfinite(values).all()
+    assert [rank.exitcode for rank in ranks] == [0 if finite else EXIT_LOSS_NOT_FINITE] * 2
+    line = (
+        "error[loss-not-finite]: loss_cls is inf in iteration 2 of rank 1, learning rate 0.01 (LR=0.1), "
+        "pictures: 1/1-\\xd6.jpg\n"
+    )
+    assert capfd.readouterr().out == ("" if finite else line), "each machine's first rank tells it"
+
+
+def test_weights_that_are_not_finite_are_not_saved(capsys):
+    hook, runner = LossHook(), _runner()
+    hook.before_train(runner)
+    weights = {"good": torch.ones(2), "count": torch.tensor(3), "bad": torch.tensor([1.0, np.nan])}
+    with pytest.raises(SystemExit) as ended:
+        hook.before_save_checkpoint(runner, {"state_dict": weights})
+    assert ended.value.code == EXIT_LOSS_NOT_FINITE
+    assert "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out
 
 
 def test_other_devices_go_on_at_the_same_image(train, tmp_path):
@@ -148,7 +244,7 @@ def test_the_batch_is_the_recipe_s(ranks, per_rank, expected):
 
 @pytest.mark.parametrize("ranks", [1, 3, 4, 16, 64])
 def test_a_training_sees_as_many_images_on_any_number_of_devices(ranks):
-    recipe, cfg = (Config.fromfile(CONFIGS / "vitdet-b_coco.py") for _ in range(2))
+    recipe, cfg = (Config.fromfile(CONFIGS / "vitdet-b.py") for _ in range(2))
     batch = fit(cfg, ranks)
     per_iteration = ranks * cfg.train_dataloader.batch_size
     images = 64 * recipe.train_cfg.max_iters
@@ -307,7 +403,8 @@ def annotated(scene, tmp_path):
         ),
         (lambda c: c["images"].clear(), "has no images"),
         (lambda c: c["annotations"].clear(), "no image with an object to train on"),
-        (lambda c: c["categories"].pop(), "has 1 of the 2 classes"),
+        (lambda c: c["categories"].pop(), "has other classes than the model: 1: red; not 2: red, green"),
+        (lambda c: c["categories"].reverse(), "2: green, red; not 2: red, green"),
         (lambda c: c["images"][0].pop("file_name"), "is no COCO instances file: KeyError"),
         (lambda c: c["annotations"][0].update(id=2), "not unique"),
     ],

@@ -102,8 +102,14 @@ def test_waits_of_a_training_step(counted: dict[str, Counters]) -> None:
     steps = counters["steps"][1:-1]  # the first one also makes the constants
     assert max(step["host_syncs"] for step in steps) <= 2 * (6 + 2 + 1 + 4) + 3
     found = waits(counters)
-    for file in ("assigners", "losses", "bbox_overlaps", "sampling_result", "anchor_head"):
+    for file in ("assigners", "losses", "message_hub", "bbox_overlaps", "sampling_result", "anchor_head"):
         assert not [name for name in found if file in name], found
+
+
+def test_mixed_precision_learns_the_same(counted: dict[str, Counters]) -> None:
+    half, single = (counted[name]["losses"] for name in ("mixed precision", "training"))
+    assert half == pytest.approx(single[: len(half)], rel=0.01)
+    assert half[0] != single[0]
 
 
 def test_mixed_precision_leaves_boxes_in_single(counted: dict[str, Counters]) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ import torch_npu  # noqa: F401  registers the device
 import vitdet
 from cann_sim import counters
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
+from vitdet.data import fill
 
 STEPS = {"backbone": 4, "region proposals": 6, "training": 4, "mixed precision": 2}
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -24,8 +27,9 @@ CONFIGS = Path(vitdet.__file__).parent / "configs"
 
 def tiny() -> Config:
     """The tiny model with ViTDet-B's augmentation and drop path, at the tiny model's image size."""
-    cfg = Config.fromfile(str(CONFIGS / "vitdet-tiny_shapes.py"))
-    recipe = Config.fromfile(str(CONFIGS / "vitdet-b_coco.py"))
+    cfg = Config.fromfile(str(CONFIGS / "vitdet-tiny.py"))
+    fill(cfg)
+    recipe = Config.fromfile(str(CONFIGS / "vitdet-b.py"))
     size = (cfg.model.backbone.img_size,) * 2
     pipeline = copy.deepcopy(recipe.train_pipeline)
     for transform in pipeline:
@@ -83,17 +87,26 @@ def main() -> None:
     model = MODELS.build(cfg.model).to(device).train()
     results["region proposals"] = count(region_proposals, STEPS["region proposals"])
 
-    for name, wrapper in (("training", "OptimWrapper"), ("mixed precision", "AmpOptimWrapper")):
+    for name, wrapper in (("training", "OptimWrapper"), ("mixed precision", "MixedPrecisionOptimWrapper")):
+        set_random_seed(0)
         model = MODELS.build(cfg.model)
         model.init_weights()
         model = model.to(device).train()
         optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper})
-        results[name] = count(
-            lambda index, model=model, optimizer=optimizer: model.train_step(
-                copy.deepcopy(batches[index]), optimizer
-            ),
-            STEPS[name],
+        hook, runner = vitdet.LossHook(), SimpleNamespace(
+            epoch=0, iter=0, max_epochs=1, max_iters=len(batches), hooks=[], message_hub=MessageHub(name),
+            train_dataloader=loader, optim_wrapper=optimizer,
         )
+        hook.before_train(runner)
+
+        def train(index: int, model: Any = model, optimizer: Any = optimizer, hook: Any = hook, runner: Any = runner) -> None:
+            set_random_seed(index)
+            batch = copy.deepcopy(batches[index])
+            hook.after_train_iter(runner, index, batch, model.train_step(batch, optimizer))
+
+        results[name] = count(train, STEPS[name])
+        hook.read(runner)
+        results[name]["losses"] = runner.message_hub.get_scalar("train/loss").data[0].tolist()
     Path(sys.argv[1]).write_text(json.dumps(results))
 
 

@@ -11,9 +11,10 @@ from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
 from vitdet.evaluated import NumberedCocoMetric, PredictionsHook
+from vitdet.losses import LossHook
 from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
-from vitdet.optim import LayerDecayOptimizerConstructor
+from vitdet.optim import LayerDecayOptimizerConstructor, MixedPrecisionOptimWrapper
 from vitdet.preprocess import FixedShapePreprocessor
 from vitdet.pyramid import LN2d, SimpleFPN
 from vitdet.recipe import RecipeHook, RecipeRunner
@@ -37,6 +38,8 @@ __all__ = [
     "LayerDecayOptimizerConstructor",
     "LoadCheckedImage",
     "LoadDeferredAnnotations",
+    "LossHook",
+    "MixedPrecisionOptimWrapper",
     "NumberedCocoMetric",
     "PlainCheckpointHook",
     "PredictionsHook",

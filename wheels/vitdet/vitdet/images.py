@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,16 @@ Pixels = npt.NDArray[np.uint8]
 
 class ImageError(ValueError):
     """A file that is no whole image; the message names it and says why."""
+
+
+def printable(name: str) -> str:
+    r"""Return a file name as text that can be printed: bytes that are not UTF-8 become `\xNN`.
+
+    >>> print(printable("\udcd6\udcd0.jpg"))
+    \xd6\xd0.jpg
+    """
+    text = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", name)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pixels:
@@ -58,12 +69,12 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pi
 
 
 def read(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
-    """`decode` a file; also ImageError where it cannot be read."""
+    """`decode` a file, which errors name `printable`; also ImageError where it cannot be read."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from error
-    return decode(content, str(path), size)
+        raise ImageError(f"{printable(str(path))}: {error.strerror}") from error
+    return decode(content, printable(str(path)), size)
 
 
 def _check_whole_jpeg(content: bytes, name: str) -> None:

@@ -1,10 +1,14 @@
-"""Layer-wise learning-rate decay (BEiT, arXiv 2106.08254; ViTDet, arXiv 2203.16527, appendix A.2)."""
+"""Layer-wise learning-rate decay (BEiT, arXiv 2106.08254; ViTDet, arXiv 2203.16527, appendix A.2); mixed precision."""
 
 from __future__ import annotations
 
-from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from typing import Any
+
+import torch
+from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.device import is_npu_available
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
 
@@ -56,3 +60,19 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 f"{group['name']}: {len(members)} tensors, lr {group['lr']:.3g}, weight decay {group['weight_decay']}",
                 logger="current",
             )
+
+
+@OPTIM_WRAPPERS.register_module()
+class MixedPrecisionOptimWrapper(AmpOptimWrapper):  # type: ignore[misc]  # mmengine has no types
+    """mmengine's `AmpOptimWrapper`, float16 with a dynamic loss scale on NPUs, which refuses to run on CPUs.
+
+    There it is bfloat16, autocast's choice for a CPU, scaled all the same.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        if is_npu_available():
+            super().__init__(**kwargs)
+        else:
+            OptimWrapper.__init__(self, **kwargs)
+            self.loss_scaler = torch.amp.GradScaler("cpu")
+            self.cast_dtype = self._scale_update_param = None

@@ -4,6 +4,7 @@ _base_ = "mmdet::_base_/default_runtime.py"
 custom_imports = dict(imports=["vitdet"])
 runner_type = "RecipeRunner"  # the same images per step on any number of devices
 
+default_hooks = dict(runtime_info=dict(type="LossHook"))
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 custom_hooks = [
