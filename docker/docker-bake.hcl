@@ -18,6 +18,7 @@ target "vitdet" {
     BASE_IMAGE = "quay.io/ascend/cann:8.5.0-${CHIP}-ubuntu22.04-py3.11"
     PYTHON     = "3.11"
     IMPORTS    = "torch,torch_npu,mmcv._ext torch_npu,torch,mmcv._ext"
+    FAMILY     = "vitdet"
   }
 }
 
@@ -29,5 +30,6 @@ target "blendmask" {
     BASE_IMAGE = "quay.io/ascend/cann:8.5.1-${CHIP}-ubuntu22.04-py3.11"
     PYTHON     = "3.11"
     IMPORTS    = "torch,torch_npu torch_npu,torch"
+    FAMILY     = ""
   }
 }

@@ -131,7 +131,11 @@ def build_arguments(stack: Stack) -> dict[str, str]:
     specs = [Spec.load(name) for name in stack.wheels]
     ours = [spec.native.module for spec in specs if spec.native]
     orders = (["torch", "torch_npu", *ours], ["torch_npu", "torch", *ours])
-    return {"PYTHON": stack.python, "IMPORTS": " ".join(map(",".join, orders))}
+    return {
+        "PYTHON": stack.python,
+        "IMPORTS": " ".join(map(",".join, orders)),
+        "FAMILY": next((str(spec.family["package"]) for spec in specs if spec.family), ""),
+    }
 
 
 def latest(args: argparse.Namespace) -> Image:

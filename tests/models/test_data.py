@@ -14,6 +14,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from vitdet import launch
 from vitdet.checkpoint import CheckpointError, drop_class_layers
 from vitdet.data import DataError, classes_of, count_pictures, fill, find_split, set_classes
 from vitdet.infer import Detector
@@ -225,7 +226,7 @@ def test_an_evaluation_of_other_classes_is_refused(renamed, checkpoint, tmp_path
     """As many classes, so every shape fits."""
     cfg = renamed("one", "two", "three")
     cfg.work_dir, cfg.experiment_name, cfg.load_from = str(tmp_path / "run"), "other", str(checkpoint)
-    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    launch.leave_training_out(cfg)
     with pytest.raises(
         CheckpointError, match="its 3 classes are dog, cat, cow; those of the data set are 3: one, two"
     ):

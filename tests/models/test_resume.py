@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import vitdet
+from ascendet_common import images
+from ascendet_common.images import ImageError, decode
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -22,7 +24,6 @@ from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
 from PIL import Image
 from vitdet.dataset import CheckedCocoDataset, DataError
-from vitdet.images import ImageError, decode
 from vitdet.losses import EXIT_LOSS_NOT_FINITE, LossHook
 from vitdet.recipe import RecipeRunner, choose_batch, fit
 from vitdet.resume import EXIT_INTERRUPTED, INTERRUPTED, ResumableSampler
@@ -111,7 +112,7 @@ def test_so_does_one_in_iterations_with_accumulation_a_worker_and_mixed_precisio
     # The recipe's 2 steps of 4 images are 4 iterations here; an epoch has 3.
     how = {"by_iteration": True, "train_dataloader.num_workers": 1}
     single = train(tmp_path / "single", stop=0, **how)
-    monkeypatch.setenv("AMP", "1")
+    how["amp"] = True
     whole = train(tmp_path / "whole", **how)
     first = train(tmp_path / "parts", stop=0, **how)
     assert list(first) == [0, 1], "the signal came within a step, which ends with the next iteration"
@@ -136,8 +137,7 @@ def test_a_loss_that_is_not_finite_ends_a_training_that_goes_on_at_a_lower_rate(
     assert re.search(r" learning rate \S+ \(LR=0\.001\), pictures: \S+/shapes/train/\S+, \S+$", line)
     assert (tmp_path / "run" / "last_checkpoint").read_text() == str(tmp_path / "run" / "epoch_1.pth")
     assert {file.name for file in (tmp_path / "run").glob("*.pth")} == {"epoch_1.pth"}
-    monkeypatch.setenv("LR", "5e-4")
-    assert list(train(tmp_path / "run", resume=True)) == [3, 4, 5]
+    assert list(train(tmp_path / "run", resume=True, lr=5e-4)) == [3, 4, 5]
     saved = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=True)
     assert saved["meta"]["lr"] == 5e-4
     rates = [group["lr"] for group in saved["optimizer"]["param_groups"]]
@@ -383,7 +383,7 @@ def test_damaged_images_are_named(scene, tmp_path):
         with pytest.raises(ImageError, match=r"^photo\.jpg: "):
             decode(content, "photo.jpg")
     with pytest.raises(ImageError, match="No such file"):
-        vitdet.images.read(tmp_path / "none.jpg")
+        images.read(tmp_path / "none.jpg")
 
 
 @pytest.fixture

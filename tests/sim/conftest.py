@@ -44,6 +44,7 @@ def script_environ(data: Path) -> dict[str, str]:
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ASCENDET_DATA": str(data),
+        "FAMILY": "vitdet",
         "MODEL": "vitdet-tiny",
         "DATASET": "shapes",
         "OMP_NUM_THREADS": "1",

@@ -42,6 +42,7 @@ def start(
         **given,
         "RANK": str(rank),
         "DEVICES": "0",
+        "FAMILY": "vitdet",
         "MODEL": "vitdet-tiny",
         "DATASET": "shapes",
         "ASCENDET_DATA": str(data),

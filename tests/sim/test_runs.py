@@ -61,14 +61,13 @@ def run(script: str, environ: Environ, *arguments: str) -> str:
 def test_several_devices_evaluate_as_one(environ: Environ, random_weights: Path, tmp_path: Path) -> None:
     found = {}
     for devices in ("0", "2,5"):
-        out = tmp_path / f"on {devices}" / "predictions"
-        given = {"WORK_DIR": str(out.parent), "OUT": str(out), "CHECKPOINT": str(random_weights)}
-        part = ["--cfg-options", "test_dataloader.dataset.indices=3"]
-        run("eval.sh", environ | given | {"DEVICES": devices}, *part)
-        images = json.loads(Path(f"{out}.images.json").read_text())
+        work = tmp_path / f"on {devices}"
+        given = {"WORK_DIR": str(work), "CHECKPOINT": str(random_weights)}
+        run("eval.sh", environ | given | {"DEVICES": devices}, "--images=3")
+        images = json.loads((work / "images.json").read_text())
         assert images["annotations"] == f"{environ['ASCENDET_DATA']}/shapes/annotations/instances_val.json"
         assert len(images["images"]) == 3
-        found[devices] = json.loads(Path(f"{out}.segm.json").read_text())
+        found[devices] = json.loads((work / "predictions.json").read_text())
     one, two = found.values()
     assert len(one) == len(two) > 0
     assert [item["image_id"] for item in one] == [item["image_id"] for item in two]
@@ -117,7 +116,7 @@ def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path:
     (tmp_path / "half.jpg").write_bytes((tmp_path / "rgb.jpg").read_bytes()[:900])
     files = [str(tmp_path / name) for name in ("half.jpg", *names)]
     (tmp_path / "list.json").write_text(json.dumps(files))
-    given = {"CHECKPOINT": str(random_weights), "OUT": str(tmp_path / "out"), "DEVICES": "3,4"}
+    given = {"CHECKPOINT": str(random_weights), "WORK_DIR": str(tmp_path / "out"), "DEVICES": "3,4"}
     arguments = [f"--images={tmp_path / 'list.json'}", "--score=0"]
     shown = run("infer.sh", environ | given, *arguments)
     assert "runtime: ASCEND_RT_VISIBLE_DEVICES=3\n" in shown
@@ -149,7 +148,9 @@ def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path:
         check=False,
     )
     assert refused.returncode == 1
-    assert f"ImageError: {tmp_path}/half.jpg: image file is truncated" in refused.stderr
+    error = json.loads((tmp_path / "out" / "error.json").read_text())
+    assert error["name"] == "image-damaged"
+    assert error["what"].startswith(f"{tmp_path}/half.jpg: image file is truncated")
 
 
 def test_a_signal_to_one_rank_stops_all_and_torchrun_goes_on(environ: Environ, tmp_path: Path) -> None:
@@ -178,8 +179,16 @@ def test_a_signal_to_one_rank_stops_all_and_torchrun_goes_on(environ: Environ, t
     finally:
         torchrun.kill()
     text = log.read_text()
-    assert "recipe: 4 images per step = 2 devices x 2 images x 1 accumulated (recipe: 4)" in text
+    rows = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    notes = [row["text"] for row in rows if row["phase"] == "note"]
+    recipe = (
+        "recipe: 4 images per step = 2 devices x 2 images x 1 accumulated (recipe: 4), learning rate 0.001"
+    )
+    assert notes.count(recipe) == 2, "each attempt says it"
     saved = torch.load(tmp_path / "interrupted.pth", weights_only=True)["meta"]["iter"]
     assert text.count(f"error[interrupted]: saved interrupted.pth after iteration {saved}") == 1
     assert f"iter: {saved}" in text.partition("resumed epoch")[2].partition("\n")[0]
+    assert f"resumed after step {saved}" in notes
+    assert [row["step"] for row in rows if row["phase"] == "train"] == list(range(1, 9))
+    assert not (tmp_path / "error.json").exists(), "the second attempt does not tell the first one's"
     assert torch.load(tmp_path / "epoch_4.pth", weights_only=True)["meta"]["iter"] == 8

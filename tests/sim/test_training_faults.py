@@ -25,9 +25,9 @@ def environ(make_shapes: MakeShapes) -> dict[str, str]:
 # `make train` without its choice of a folder, in the tool's own environment.
 TRAIN = """
 import os, pathlib, sys
-from ascendet import errors, runs
+from ascendet import errors, program
 try:
-    runs.execute("train.sh", os.environ, pathlib.Path(sys.argv[1], "train.log"))
+    program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log")))
 except errors.AscendetError as error:
     sys.stderr.write(error.render())
     sys.exit(error.exit_code)

@@ -42,6 +42,20 @@ def test_resume_says_what_changed(aim: Target, capsys: pytest.CaptureFixture[str
     assert "these changed: ranks" in capsys.readouterr().err
 
 
+def test_resume_keeps_mixed_precision_and_learning_rate(
+    aim: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(aim, "1", "interrupted")
+    manifest.write(run, {"state": "interrupted", "inputs": {"ranks": 2, "amp": True, "lr": 0.5}})
+    plain: dict[str, object] = {"ranks": 2, "amp": False, "lr": None}
+    assert folders.continued(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
+    folders.find_resumable(aim, plain)
+    assert capsys.readouterr().err == ""
+    folders.find_resumable(aim, plain | {"lr": 0.25})
+    assert "these changed: lr\n" in capsys.readouterr().err
+    assert manifest.digest_inputs(plain) != manifest.digest_inputs(plain | {"amp": True})
+
+
 def test_two_trainings_in_one_folder(aim: Target) -> None:
     run = make_run(aim, "1", "running")
     with (run / ".lock").open("w") as held:

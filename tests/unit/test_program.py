@@ -64,6 +64,18 @@ def test_failures_are_named_by_the_program(name: str, script: Path, tmp_path: Pa
     assert (error.what, error.found) == ("it says", STATED[name])
 
 
+@pytest.mark.parametrize(("checkpoint", "command"), [(True, "RESUME=1 LR=0.0005"), (False, "LR=0.0005")])
+def test_a_training_that_diverges_goes_on_at_half_the_rate(
+    checkpoint: bool, command: str, script: Path, tmp_path: Path
+) -> None:
+    content = {"name": "loss-not-finite", "what": "it diverges", "advice": {"LR": "0.0005"}}
+    script.write_text(f"echo '{json.dumps(content)}' >{tmp_path}/error.json\nexit 35\n")
+    if checkpoint:
+        (tmp_path / "e.pth").touch()
+        (tmp_path / "last_checkpoint").write_text("e.pth")
+    assert fails("loss-not-finite", execute, tmp_path).hint == f"make train {command}"
+
+
 def test_an_error_of_an_earlier_attempt_is_not_told_again(script: Path, tmp_path: Path) -> None:
     (tmp_path / "error.json").write_text('{"name": "data-invalid", "what": "before"}')
     script.write_text("echo '[rank0]: ValueError: now'\nexit 1\n")

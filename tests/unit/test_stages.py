@@ -136,6 +136,12 @@ def test_a_run_has_a_folder_of_its_own(
     assert fails("usage", train.execute, parser.parse_args(words)).found == f"RUN={name}"
 
 
+@pytest.mark.parametrize("text", ["fast", "0", "-1", "nan", "inf"])
+def test_a_learning_rate_is_a_positive_number(text: str) -> None:
+    assert (train._check_lr("5e-5"), train._check_lr("")) == (5e-5, None)
+    assert fails("usage", train._check_lr, text).found == f"LR={text}"
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "٣"])
 def test_epochs_are_a_number(text: str) -> None:
     fails("usage", train._check_epochs, text)

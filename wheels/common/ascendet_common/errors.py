@@ -62,6 +62,13 @@ class RunError(Exception):
         }
 
 
+def forget() -> None:
+    """Remove what an earlier attempt reported; the first rank does it before it begins."""
+    folder = os.environ.get("WORK_DIR")
+    if folder and os.environ.get("RANK", "0") == "0":
+        Path(folder, FILE).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
     """Write `error.json` into WORK_DIR when the block raises a `RunError`; the exception goes on.

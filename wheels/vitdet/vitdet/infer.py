@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 from ascendet_common import progress
-from ascendet_common.errors import reporting
+from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels, printable
 from ascendet_common.images import read as read_image
 from ascendet_common.watch import Watch, summarize
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
     parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
     args = parser.parse_args()
+    forget()
     with reporting():
         detector = Detector(launch.load_config(args), os.environ["CHECKPOINT"])
         files = json.loads(args.images.read_text(encoding="utf-8"))

@@ -44,3 +44,9 @@ def join_ranks(cfg: Config) -> None:
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
+
+
+def leave_training_out(cfg: Config) -> None:
+    """Make a configuration one of a prediction, whose data set needs no split to train on."""
+    for name in ("train_cfg", "train_dataloader", "optim_wrapper", "param_scheduler"):
+        cfg.pop(name, None)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import os
 
-from ascendet_common.errors import reporting
+from ascendet_common.errors import forget, reporting
 from mmengine.registry import RUNNERS
 
 from vitdet import launch
-
-_OF_TRAINING = ("train_cfg", "train_dataloader", "optim_wrapper", "param_scheduler")
 
 
 def main() -> None:
@@ -24,11 +22,11 @@ def main() -> None:
     parser = launch.parser("Write a checkpoint's predictions on the validation split.")
     parser.add_argument("--images", type=int, help="how many, from the first on; all by default")
     args = parser.parse_args()
+    forget()
     with reporting():
         cfg = launch.load_config(args)
         launch.join_ranks(cfg)
-        for name in _OF_TRAINING:
-            cfg.pop(name, None)
+        launch.leave_training_out(cfg)
         cfg.load_from = os.environ["CHECKPOINT"]
         cfg.custom_hooks.append(dict(type="PredictionsHook"))
         if args.images:

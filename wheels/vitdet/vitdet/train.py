@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ascendet_common.errors import reporting
+from ascendet_common.errors import forget, reporting
 from mmengine.registry import RUNNERS
 
 from vitdet import launch
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="learning rate; the recipe's by default")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     args = parser.parse_args()
+    forget()
     with reporting():
         cfg = launch.load_config(args)
         for name in ("epochs", "lr", "amp"):  # for vitdet.recipe
