@@ -93,24 +93,13 @@ def main() -> None:
         model.init_weights()
         model = model.to(device).train()
         optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper})
-        hook, runner = (
-            vitdet.LossHook(),
-            SimpleNamespace(
-                epoch=0,
-                iter=0,
-                max_epochs=1,
-                max_iters=len(batches),
-                hooks=[],
-                message_hub=MessageHub(name),
-                train_dataloader=loader,
-                optim_wrapper=optimizer,
-            ),
+        hook, runner = vitdet.LossHook(), SimpleNamespace(
+            epoch=0, iter=0, max_epochs=1, max_iters=len(batches), hooks=[], message_hub=MessageHub(name),
+            train_dataloader=loader, optim_wrapper=optimizer,
         )
         hook.before_train(runner)
 
-        def train(
-            index: int, model: Any = model, optimizer: Any = optimizer, hook: Any = hook, runner: Any = runner
-        ) -> None:
+        def train(index: int, model: Any = model, optimizer: Any = optimizer, hook: Any = hook, runner: Any = runner) -> None:
             set_random_seed(index)
             batch = copy.deepcopy(batches[index])
             hook.after_train_iter(runner, index, batch, model.train_step(batch, optimizer))

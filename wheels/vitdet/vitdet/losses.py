@@ -113,9 +113,7 @@ def describe(bad: list[tuple[Step, str, float]], runner: Runner) -> str:
 
 def shown_rate(lr: float, runner: Runner) -> str:
     """Return a learning rate beside the one that the schedule starts from, of which the tool proposes half."""
-    start = runner.optim_wrapper.param_groups[0].get(
-        "initial_lr", lr
-    )  # a training without a schedule has none
+    start = runner.optim_wrapper.param_groups[0].get("initial_lr", lr)  # a training without a schedule has none
     return f"learning rate {lr:.3g} (LR={start:g})"
 
 
