@@ -146,9 +146,11 @@ def test_a_picture_that_the_crop_emptied_is_trained_on(recipe):
     size = (128, 128)
     for step in recipe.pipeline:
         step.update(dict.fromkeys({"scale", "crop_size", "size"} & step.keys(), size))
-    samples = list(draw(DATASETS.build(recipe), 200))
-    emptied = next(one for one in samples if not len(one["data_samples"].gt_instances))
-    whole = next(one for one in samples if len(one["data_samples"].gt_instances))
+    dataset = DATASETS.build(recipe)
+    emptied, whole = (
+        next(one for one in draw(dataset, 200) if len(one["data_samples"].gt_instances) == count)
+        for count in (0, 1)
+    )
     model = MODELS.build(Config.fromfile(CONFIGS / "vitdet-tiny_shapes.py").model).train()
     for batch in ([emptied], [emptied, emptied], [emptied, whole], [whole, emptied]):
         data = model.data_preprocessor(pseudo_collate(copy.deepcopy(batch)), True)

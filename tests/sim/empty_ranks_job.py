@@ -9,6 +9,7 @@ that its images had in each step, the losses, and what its weights are in the en
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -59,9 +60,9 @@ class RecordHook(Hook):
         Path(f"{self.out}.{get_rank()}.json").write_text(json.dumps(found))
 
 
-def configuration(name: str, steps: int, folder: Path) -> Config:
+def configuration(plain: Config, name: str, steps: int, folder: Path) -> Config:
     """One of TRAININGS: pictures in their order, those without objects too, no validation, no checkpoint."""
-    cfg = tiny()
+    cfg = copy.deepcopy(plain)
     cfg.merge_from_dict(TRAININGS[name])
     cfg.launcher, cfg.work_dir, cfg.experiment_name = "pytorch", str(folder / name), name
     cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt = False
@@ -78,8 +79,9 @@ def configuration(name: str, steps: int, folder: Path) -> Config:
 def main() -> None:
     steps, folder = int(sys.argv[1]), Path(sys.argv[2])
     init_default_scope("mmdet")
+    plain = tiny()
     for name in TRAININGS:
-        RUNNERS.build(configuration(name, steps, folder)).train()
+        RUNNERS.build(configuration(plain, name, steps, folder)).train()
     torch.distributed.destroy_process_group()
 
 
