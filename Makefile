@@ -20,7 +20,7 @@ AMP ?=
 LR ?=
 # The run folder's name; where empty, the time it was started at, and for make curves the latest.
 RUN ?=
-# The checkpoint to evaluate; where empty, the latest training's last one.
+# The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=
 # make eval: how many images, from the first on. make infer: files, folders, globs.
 IMAGES ?=
@@ -49,6 +49,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MIRROR ?=
 # ACCEPT_NEW=1 takes files whose digest nobody has published, and records it.
 ACCEPT_NEW ?=
+# make data: take in a data set of your own from this folder or zip; the part that becomes the validation split where it has
+# none, and what decides which pictures these are.
+FROM ?=
+VAL ?=
+SEED ?= 0
+# make train: passes over the data set, where not the recipe's.
+EPOCHS ?=
 # KEEP=0 removes archives once they are unpacked; KEEP=1 fetches them even so, for a bundle.
 KEEP ?=
 # The bundle to take in.
@@ -120,18 +127,18 @@ shell: ## A shell on DEVICES, in the environment or (RUN_IN=docker) in the image
 
 ##@ Data, training, evaluation
 .PHONY: data weights data-check bundle unbundle train eval infer curves
-data: ## Make or fetch DATASET: shapes, coco, coco-val, coco-val200; MIRROR=cn, KEEP=0 removes archives
-	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' $(FETCH)
+data: ## Make or fetch DATASET of requirements/datasets.toml, or take in your own: DATASET=mydata FROM=folder VAL=0.1
+	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' --from '$(FROM)' --val '$(VAL)' --seed '$(SEED)' $(FETCH)
 weights: ## Fetch the checkpoints that STACK's models start from
 	@$(PY) weights --stack '$(STACK)' $(FETCH)
-data-check: ## Verify all data and weights that are here, byte by byte; JSON=1 for machines
-	@$(PY) data --check $(if $(JSON),--json)
+data-check: ## Verify all data and weights that are here, byte by byte; with DATASET=…, what its annotations say; JSON=1
+	@$(PY) data --check $(if $(filter command environment,$(origin DATASET)),--dataset '$(DATASET)') $(if $(JSON),--json)
 bundle: ## Pack all that STACK and DATASET need for a site without a network, with IMAGE if given
 	@$(PY) bundle --stack '$(STACK)' --dataset '$(DATASET)' --image '$(IMAGE)'
 unbundle: ## There: take in FILE=bundle
 	@$(PY) bundle --unpack '$(FILE)'
-train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues, AMP=1 is in mixed precision, LR=5e-5
-	@$(PY) train $(TARGET) --run '$(RUN)' --lr '$(LR)' $(if $(AMP),--amp) $(if $(RESUME),--resume)
+train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues, CHECKPOINT starts from a file; EPOCHS, LR, AMP=1
+	@$(PY) train $(TARGET) --run '$(RUN)' --checkpoint '$(CHECKPOINT)' --epochs '$(EPOCHS)' --lr '$(LR)' $(if $(AMP),--amp) $(if $(RESUME),--resume)
 eval: ## COCO numbers of the latest training, or of CHECKPOINT; IMAGES=200 for a part
 	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)'
 infer: ## Detect and draw objects in IMAGES='a.jpg folder *.png' on the first of DEVICES; JSON, latency

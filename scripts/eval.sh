@@ -13,7 +13,8 @@ source "${BASH_SOURCE[0]%/*}/runtime.sh"
 configs=$(package_folder vitdet)/configs
 tools=$(package_folder mmdet)/.mim/tools
 
-export OUT=${OUT:?} # vitdet's PredictionsHook takes it from here
+export DATASET=${DATASET:?} # the configuration takes it from here
+export OUT=${OUT:?}         # vitdet's PredictionsHook takes it from here
 lock_work_dir "${WORK_DIR:?}"
-launch "${DEVICES:?}" "$tools/test.py" "$configs/${MODEL:?}_${DATASET:?}.py" "${CHECKPOINT:?}" \
+launch "${DEVICES:?}" "$tools/test.py" "$configs/${MODEL:?}.py" "${CHECKPOINT:?}" \
     --launcher pytorch --work-dir "$WORK_DIR" "$@"

@@ -23,7 +23,7 @@ Content = tuple[int, int]
 
 
 def unpack(path: Path, folder: Path, *, top: str, limit: int) -> dict[str, Content]:
-    """Unpack the members below `top/` into `folder`, flat or not; what they are, by name below `top`.
+    """Unpack the members below `top/`, or all where that is empty, into `folder`; return what they are, by name.
 
     `folder` may hold what an earlier call left: members that are whole are not written again. `limit` is what all
     members together may take, in bytes.
@@ -66,13 +66,13 @@ def check_members(
             raise _invalid(path, f"member {info.filename!r} points outside")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _invalid(path, f"member {info.filename!r} is neither a file nor a folder")
-        if name.parts[:1] != (top,):
+        if top and name.parts[:1] != (top,):
             raise _invalid(path, f"member {info.filename!r} is not below {top}/")
         if info.flag_bits & 1:
             raise _invalid(path, f"member {info.filename!r} is encrypted")
         if info.is_dir():
             continue
-        below = str(name.relative_to(top))
+        below = str(name.relative_to(top)) if top else str(PurePosixPath(file_name(info)))
         if below in members or below == ".":
             raise _invalid(path, f"member {info.filename!r} is there twice")
         total += info.file_size
@@ -80,6 +80,16 @@ def check_members(
             raise _invalid(path, f"unpacks to more than {limit} bytes")
         members[below] = info
     return members
+
+
+def file_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name as the file system has it: bytes that are no UTF-8 stay as they are.
+
+    Without the flag for UTF-8, zipfile takes a name for code page 437, which hardly anybody writes.
+    """
+    if info.flag_bits & 0x800:
+        return info.filename
+    return os.fsdecode(info.filename.encode("cp437"))
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

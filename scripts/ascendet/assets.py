@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from ascendet.fetch import Fetched
 
 UNKNOWN = "unknown"
-# COCO 2017's archives by the folder that each unpacks to, and what of it a data set needs; `shapes` is made anywhere.
-ANNOTATIONS = "annotations"
-ARCHIVES = {
-    ANNOTATIONS: "annotations_trainval2017.zip",
-    "train2017": "train2017.zip",
-    "val2017": "val2017.zip",
-}
-DATASETS = {
-    "shapes": (),
-    "coco": tuple(ARCHIVES),
-    "coco-val": (ANNOTATIONS, "val2017"),
-    "coco-val200": (ANNOTATIONS,),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ascendet import __version__, assets, env, lock, manifest, paths
+from ascendet import __version__, assets, datasets, env, lock, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -154,17 +154,10 @@ def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
 
 
 def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
-    if dataset not in assets.DATASETS:
-        raise AscendetError(
-            "dataset-unknown",
-            f"there is no data set {dataset!r}",
-            expected=", ".join(assets.DATASETS),
-            found=f"DATASET={dataset}",
-            hint="make bundle DATASET=coco",
-        )
-    known = assets.load()
-    archives = [assets.ARCHIVES[part] for part in assets.DATASETS[dataset]]
-    for name in (*archives, *stack.weights) if archives else ():
+    one, known = datasets.find(dataset), assets.load()
+    whole = datasets.load().get(one.part_of, one)
+    archives = [whole.archives[part] for part in _parts(one) if part in whole.archives]
+    for name in () if one.generator else (*archives, *stack.weights):
         if not assets.find(known[name]):
             fetching = f"make weights STACK={stack.name}"
             if name in archives:
@@ -176,11 +169,13 @@ def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
                 hint=f"{fetching} && make bundle DATASET={dataset}",
             )
         yield f"store/{known[name].folder}/{name}", known[name].path
-    if dataset == "coco-val200":
-        folder = assets.root() / dataset
-        if not (folder / "annotations").is_dir():
-            raise AscendetError("data-missing", f"{dataset} is not here", hint=f"make data DATASET={dataset}")
-        yield from _tree(folder, f"store/{dataset}")
+    if not one.generator and one.home == one.name and not one.archives:  # pictures that are in no archive
+        yield from _tree(datasets.require(dataset), f"store/{dataset}")
+
+
+def _parts(one: datasets.Dataset) -> list[str]:
+    """Return what a data set needs of its archives: not the pictures that it has in a folder of its own."""
+    return [datasets.ANNOTATIONS, *(() if one.pictures else one.splits)]
 
 
 def _tree(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

@@ -1,9 +1,8 @@
 """`make data`: the data sets, each in a folder of its own below `assets.root()`, all laid out like COCO.
 
-`shapes` is generated from a seed, anywhere; it stands in where COCO is not at hand. `coco` is fetched and unpacked;
-`coco-val` is the same folder without the training images, and `coco-val200` a data set of its own: the first 200
-validation images, by id, fetched one by one, with the annotations of these. mmdet reads the folder
-`ASCENDET_DATA`/coco, detectron2 `DETECTRON2_DATASETS`/coco; both are the same.
+Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
+with FROM the user's own is taken in. mmdet reads the folder `ASCENDET_DATA`/coco, detectron2
+`DETECTRON2_DATASETS`/coco; both are the same.
 """
 
 from __future__ import annotations
@@ -23,16 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascendet import archive, assets, env, fetch, lock, manifest, paths
+from ascendet import archive, assets, datasets, env, fetch, intake, lock, manifest, paths
+from ascendet.annotations import print_check
+from ascendet.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
-SHAPES = {"seed": 0, "train": 600, "val": 120}  # images per split
-_GENERATOR = Path(__file__).with_name("shapes.py")
-# What training and evaluation read of COCO 2017, and how many images it has.
-_COCO = {"train2017": 118_287, "val2017": 5_000}
-SPLITS = tuple(_COCO)
-_SUBSET = 200
 # Names and places of a zip's members are at its end: about 100 bytes for each of val2017.zip's 5,001.
 _DIRECTORY = 2**21
 # What each unpacked folder holds, for `make data-check`: names, sizes, CRC-32.
@@ -52,7 +47,16 @@ class Choices:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
-    parser.add_argument("--dataset", default="shapes", help="shapes, coco, coco-val or coco-val200")
+    parser.add_argument(
+        "--dataset",
+        default="",
+        help="one of requirements/datasets.toml (empty: shapes), or a new name with --from",
+    )
+    parser.add_argument("--from", dest="origin", default="", help="the folder or zip of your own data set")
+    parser.add_argument(
+        "--val", default="", help="what part of a data set without one becomes the validation split"
+    )
+    parser.add_argument("--seed", default="0", help="decides which pictures these are")
     assets.add_options(parser)
     parser.add_argument(
         "--keep",
@@ -60,124 +64,132 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default="",
         help="0 removes archives once they are unpacked, 1 has them all",
     )
-    parser.add_argument("--check", action="store_true", help="verify everything that is here, file by file")
+    parser.add_argument(
+        "--check", action="store_true", help="verify everything that is here, or a data set's annotations"
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
     """Make the data set, or check that it is there; say what it holds."""
+    if args.check and args.dataset:
+        one = datasets.find(args.dataset)
+        print_check(datasets.check(one, ()), list(one.splits), as_json=args.json)
+        return
     if args.check:
         _print_check(check_everything(), as_json=args.json)
         return
+    args.dataset = args.dataset or "shapes"
     choices = Choices(mirror=args.mirror, accept_new=args.accept_new, keep=args.keep)
-    splits: object
-    if args.dataset == "shapes":
-        folder = ensure_shapes(Stack.load(args.stack))
-        splits = (manifest.read(folder) or {}).get("splits")
-    elif args.dataset in ("coco", "coco-val"):
-        wanted = [part for part in assets.DATASETS[args.dataset] if part in SPLITS]
-        folder = ensure_coco(wanted, choices)
-        splits = {split: _COCO[split] for split in wanted}
-    elif args.dataset == "coco-val200":
-        folder = ensure_subset(choices)
-        splits = {"val2017": _SUBSET}
+    if args.origin:
+        options = intake.check_options(args.dataset, args.origin, args.val, args.seed)
+        folder = intake.take_in(options)
     else:
-        raise AscendetError(
-            "dataset-unknown",
-            f"there is no data set {args.dataset!r}",
-            expected=", ".join(assets.DATASETS),
-            found=f"DATASET={args.dataset}",
-            hint="make data DATASET=shapes",
-        )
+        folder = ensure(datasets.find(args.dataset), Stack.load(args.stack), choices)
+    splits = (manifest.read(folder) or {}).get("splits") or dict(datasets.find(args.dataset).splits)
     if args.json:
         print(json.dumps({"dataset": args.dataset, "folder": str(folder), "splits": splits}))
     else:
         print(f"{paths.shorten(folder)}: {json.dumps(splits)}")
 
 
-# -- shapes --
+def ensure(one: Dataset, stack: Stack, choices: Choices) -> Path:
+    """Make or fetch what is missing of a data set, and return its folder."""
+    if one.generator:
+        return ensure_generated(one, stack)
+    if one.pictures:
+        return ensure_pictures(one, choices)
+    if one.archives or one.part_of:
+        whole = datasets.load()[one.home]
+        return ensure_archives(whole, list(one.splits), choices)
+    return datasets.check(one, list(one.splits))
 
 
-def ensure_shapes(stack: Stack) -> Path:
-    """Generate `shapes` unless it is there already; the folder under its fixed name.
+# -- generated --
 
-    The link `shapes` names the folder that the current generator, seed and libraries make.
+
+def ensure_generated(one: Dataset, stack: Stack) -> Path:
+    """Generate a data set unless it is there already, and return the folder under its fixed name.
+
+    The link of that name leads to the folder that the current generator, seed and libraries make.
     """
+    program = paths.ROOT / "scripts" / "ascendet" / one.generator
     python = env.ensure_base(stack)
     inputs = {
-        "generator": manifest.digest_file(_GENERATOR),
+        "generator": manifest.digest_file(program),
         "lock": manifest.digest_file(lock.packages_lock(stack.packages)),
         # Sines and square roots may differ in the last bit between machines, and a pixel with them.
         "machine": platform.machine(),
-        **SHAPES,
+        "seed": one.seed,
+        **one.splits,
     }
-    with manifest.stage("data/.shapes", inputs) as stage:
+    with manifest.stage(f"data/.{one.name}", inputs) as stage:
         if not stage.fresh:
-            stage.record(splits=_generate(python, stage.path))
-    link = assets.root() / "shapes"
-    assets.point(link, stage.final)
-    return link
+            stage.record(splits=_generate(one, program, python, stage.path))
+    assets.point(one.folder, stage.final)
+    return one.folder
 
 
-def _generate(python: Path, out: Path) -> object:
-    """Run the generator into `out`; what it counted, by split."""
-    arguments = [text for name, value in SHAPES.items() for text in (f"--{name}", str(value))]
+def _generate(one: Dataset, program: Path, python: Path, out: Path) -> object:
+    """Run the generator into `out`, and return what it counted, by split."""
+    settings = {"seed": one.seed, **one.splits}
+    arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     done = subprocess.run(
-        [python, _GENERATOR, "--out", out, *arguments], capture_output=True, text=True, check=False
+        [python, program, "--out", out, *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
         if manifest.is_full(out):
             raise manifest.disk_full(out)
         raise AscendetError(
             "command-failed",
-            "the data set shapes could not be generated",
+            f"the data set {one.name} could not be generated",
             found=(done.stderr.strip().splitlines() or ["no message"])[-1],
-            hint=f"make env STACK=vitdet, or by hand: {python} {_GENERATOR} --out <folder>",
+            hint=f"make env STACK=vitdet, or by hand: {python} {program} --out <folder>",
         )
     return json.loads(done.stdout)
 
 
-# -- COCO --
+# -- archives --
 
 
-def ensure_coco(splits: Sequence[str], choices: Choices) -> Path:
-    """Have COCO with these splits, fetching and unpacking what is missing; its folder.
+def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Path:
+    """Fetch and unpack what is missing of a data set with these splits, and return its folder.
 
     Raises
     ------
     AscendetError
         What `assets.ensure` and `archive.unpack` raise; `data-invalid` where images and annotations disagree.
     """
-    folder = assets.root() / "coco"
+    wanted = [ANNOTATIONS, *splits]
     if choices.keep == "1":
-        names = [assets.ARCHIVES[part] for part in (assets.ANNOTATIONS, *splits)]
+        names = [one.archives[part] for part in wanted]
         assets.ensure(names, mirror=choices.mirror, accept_new=choices.accept_new)
     with contextlib.suppress(AscendetError):
-        return check_coco(splits)
-    folder = assets.place("coco")
+        return datasets.check(one, splits)
+    folder = assets.place(one.name)
     with manifest.full_disk_named(folder), assets.unwritable_named(folder):
-        lock = manifest.locked(folder.resolve() / ".lock", "coco")
+        lock = manifest.locked(folder.resolve() / ".lock", one.name)
         with lock:
-            missing = [part for part in (assets.ANNOTATIONS, *splits) if not _is_whole(folder, part)]
+            missing = [part for part in wanted if not _is_whole(one, part)]
             for part in missing:
                 if (folder / part).exists():  # the user's: what we unpack appears whole
                     shown = paths.shorten(folder / part)
-                    raise _invalid(
+                    raise datasets.invalid(
                         folder / part, "nothing, or all of it", "a part of it", f"mv '{shown}' <elsewhere>"
                     )
             known = assets.load()
-            archives = [known[assets.ARCHIVES[part]] for part in missing]
-            manifest.check_space(folder, sum(one.unpacked for one in archives), "ASCENDET_DATA")
+            archives = [known[one.archives[part]] for part in missing]
+            manifest.check_space(folder, sum(asset.unpacked for asset in archives), "ASCENDET_DATA")
             assets.ensure(
-                [one.name for one in archives], mirror=choices.mirror, accept_new=choices.accept_new
+                [asset.name for asset in archives], mirror=choices.mirror, accept_new=choices.accept_new
             )
-            for part, one in zip(missing, archives, strict=True):
-                _unpack(folder, part, one)
+            for part, asset in zip(missing, archives, strict=True):
+                _unpack(one, folder, part, asset)
                 if choices.keep == "0":
-                    one.path.unlink()
-    return check_coco(splits)
+                    asset.path.unlink()
+    return datasets.check(one, splits)
 
 
-def _unpack(folder: Path, part: str, asset: assets.Asset) -> None:
+def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
     """Unpack one archive into `folder`/`part`, which appears when it is whole and checked."""
     temp = folder / f".tmp-{part}"
     print(f"{paths.shorten(folder / part)}: unpacking {asset.name}", file=sys.stderr, flush=True)
@@ -186,63 +198,27 @@ def _unpack(folder: Path, part: str, asset: assets.Asset) -> None:
     for name, expected in asset.members.items():
         found = manifest.digest_file(temp / name) if name in members else "no such member"
         if found != expected:
-            raise _invalid(
+            raise datasets.invalid(
                 temp / name, f"sha256:{expected}", f"sha256:{found}", f"rm '{asset.path}' && make data"
             )
-    if part != assets.ANNOTATIONS:
-        check_images(temp, folder / assets.ANNOTATIONS / f"instances_{part}.json")
+    if part != ANNOTATIONS:
+        check_images(temp, folder / ANNOTATIONS / f"instances_{part}.json")
     checklists = folder / _CHECKLISTS / part
     checklists.mkdir(parents=True, exist_ok=True)
     manifest.write(checklists, {"archive": asset.sha256, "members": members})
     os.sync()  # a hundred thousand files at once, before the folder's name says that they are there
     temp.rename(folder / part)
-    parts = {one: (manifest.read(folder / _CHECKLISTS / one) or {}).get("archive") for one in assets.ARCHIVES}
-    manifest.write(folder, {"stage": "data/coco", "key": manifest.digest_inputs(parts), "archives": parts})
+    parts = {name: (manifest.read(folder / _CHECKLISTS / name) or {}).get("archive") for name in one.archives}
+    manifest.write(
+        folder, {"stage": f"data/{one.name}", "key": manifest.digest_inputs(parts), "archives": parts}
+    )
 
 
-def _is_whole(folder: Path, part: str) -> bool:
+def _is_whole(one: Dataset, part: str) -> bool:
     """A quick look: the annotations are there, or as many images as there should be."""
-    if part == assets.ANNOTATIONS:
-        return all((folder / part / f"instances_{split}.json").is_file() for split in _COCO)
-    return (folder / part).is_dir() and _count(folder / part) == _COCO[part]
-
-
-def _count(folder: Path) -> int:
-    with os.scandir(folder) as entries:
-        return sum(entry.name.endswith(".jpg") for entry in entries)
-
-
-def check_coco(splits: Sequence[str] = SPLITS) -> Path:
-    """COCO's folder, with annotations and images of these splits.
-
-    Raises
-    ------
-    AscendetError
-        `data-missing` lists what is not there; `data-invalid` where a split has another number of images.
-    """
-    folder = assets.root() / "coco"
-    wanted = [f"annotations/instances_{split}.json" for split in splits or ("val2017",)] + list(splits)
-    missing = [name for name in wanted if not (folder / name).exists()]
-    if missing:
-        raise AscendetError(
-            "data-missing",
-            "the data set coco is not here",
-            expected="\n".join(f"{paths.shorten(folder)}/{name}" for name in wanted),
-            found="none of them" if len(missing) == len(wanted) else f"without {', '.join(missing)}",
-            hint=f"make data DATASET={'coco' if 'train2017' in splits else 'coco-val'}\n"
-            "or with what you have: ASCENDET_DATA=<folder that holds coco>; or without COCO: make data DATASET=shapes",
-        )
-    for split in splits:
-        found = _count(folder / split)
-        if found != _COCO[split]:
-            shown = paths.shorten(folder / split)
-            raise _invalid(
-                folder / split,
-                f"{_COCO[split]} images",
-                f"{found} images",
-                f"mv '{shown}' <elsewhere> && make data DATASET=coco",
-            )
-    return folder
+    if part == ANNOTATIONS:
+        return all((one.folder / part / f"instances_{split}.json").is_file() for split in one.splits)
+    return datasets.count_pictures(one.folder / part) == one.splits[part]
 
 
 def check_images(folder: Path, annotations: Path) -> None:
@@ -272,7 +248,7 @@ def check_images(folder: Path, annotations: Path) -> None:
         if size != listed[name]:
             problems.append(f"{name} is {size[0]} x {size[1]}, not {listed[name][0]} x {listed[name][1]}")
     if problems:
-        raise _invalid(
+        raise datasets.invalid(
             folder,
             f"the {len(listed)} images of {annotations.name}",
             _few(problems),
@@ -288,7 +264,7 @@ def list_images(annotations: Path) -> list[dict[str, object]]:
         start = text.index("[", text.index(":", start))
         images: list[dict[str, object]] = json.JSONDecoder().raw_decode(text, start)[0]
     except ValueError as error:
-        raise _invalid(
+        raise datasets.invalid(
             annotations,
             "COCO annotations",
             f"no list of images ({error})",
@@ -297,48 +273,48 @@ def list_images(annotations: Path) -> list[dict[str, object]]:
     return images
 
 
-# -- the first 200 validation images --
+# -- the first pictures of another data set --
 
 
-def ensure_subset(choices: Choices) -> Path:
-    """Have `coco-val200`; its folder.
+def ensure_pictures(one: Dataset, choices: Choices) -> Path:
+    """Fetch the first pictures, by id, of the data set that this one is a part of, and return its folder.
 
-    Each image is held to the CRC-32 that the directory of val2017.zip states and to its size in the annotations, all
-    together to the digest of `val200` in the lock.
+    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all
+    together to the digest in the lock.
     """
-    folder = assets.root() / "coco-val200"
-    if (folder / assets.ANNOTATIONS).is_dir():
+    folder = one.folder
+    if (folder / ANNOTATIONS).is_dir():
         return folder
-    asset = assets.load()["val200"]
-    if not asset.digests and not choices.accept_new and not _is_whole(assets.root() / "coco", "val2017"):
+    ((split, count),) = one.splits.items()
+    whole, asset = datasets.load()[one.part_of], assets.load()[one.pictures]
+    if not asset.digests and not choices.accept_new and not _is_whole(whole, split):
         raise assets.unknown_digest([asset])
-    coco = ensure_coco((), choices)
-    folder = assets.place("coco-val200")
-    images = folder / "val2017"
+    source = ensure_archives(whole, (), choices) / ANNOTATIONS / f"instances_{split}.json"
+    folder = assets.place(one.name)
+    images = folder / split
     with (
         manifest.full_disk_named(folder),
         assets.unwritable_named(folder),
-        manifest.locked(folder.resolve() / ".lock", "coco-val200"),
+        manifest.locked(folder.resolve() / ".lock", one.name),
     ):
-        if (folder / assets.ANNOTATIONS).is_dir():
+        if (folder / ANNOTATIONS).is_dir():
             return folder
-        source = coco / assets.ANNOTATIONS / "instances_val2017.json"
-        chosen = sorted(list_images(source), key=lambda image: int(str(image["id"])))[:_SUBSET]
+        chosen = sorted(list_images(source), key=lambda image: int(str(image["id"])))[:count]
         names = [str(image["file_name"]) for image in chosen]
         images.mkdir(exist_ok=True)
-        if _is_whole(coco, "val2017"):
+        if _is_whole(whole, split):
             for name in names:
-                shutil.copy2(coco / "val2017" / name, images / name)
+                shutil.copy2(whole.folder / split / name, images / name)
         else:
-            _fetch_images(asset, names, images, choices.mirror)
-        temp = folder / f".tmp-{assets.ANNOTATIONS}"
+            _fetch_images(asset, assets.load()[whole.archives[split]], names, images, choices.mirror)
+        temp = folder / f".tmp-{ANNOTATIONS}"
         temp.mkdir(exist_ok=True)
         _write_subset(source, temp / source.name, {image["id"] for image in chosen})
         check_images(images, temp / source.name)
         digest = _digest_images(images)
         if not asset.digests:
             if choices.accept_new:
-                assets.record("val200", digest)
+                assets.record(asset.name, digest)
         elif digest != asset.sha256:
             shown = paths.shorten(images)
             raise AscendetError(
@@ -346,22 +322,23 @@ def ensure_subset(choices: Choices) -> Path:
                 f"{shown} does not hold the images that the lock names",
                 expected=f"sha256:{asset.sha256}",
                 found=f"sha256:{digest} (of the lines that sha256sum prints)",
-                hint=f"rm -r '{shown}' && make data DATASET=coco-val200",
+                hint=f"rm -r '{shown}' && make data DATASET={one.name}",
             )
-        manifest.write(folder, {"stage": "data/coco-val200", "key": digest[:16], "images": digest})
-        temp.rename(folder / assets.ANNOTATIONS)
+        manifest.write(folder, {"stage": f"data/{one.name}", "key": digest[:16], "images": digest})
+        temp.rename(folder / ANNOTATIONS)
     return folder
 
 
-def _fetch_images(asset: assets.Asset, names: Sequence[str], images: Path, mirror: str) -> None:
-    whole = assets.load()["val2017.zip"]
+def _fetch_images(
+    asset: assets.Asset, whole: assets.Asset, names: Sequence[str], images: Path, mirror: str
+) -> None:
     contents = _zip_directory(whole, mirror)
     bases = [base for base in asset.sources(mirror) if not base.endswith(f"/{asset.name}")]
     if mirror.startswith("http"):
-        bases.insert(0, f"{mirror.rstrip('/')}/val2017")
+        bases.insert(0, f"{mirror.rstrip('/')}/{images.name}")
     files = []
     for name in names:
-        size, crc = contents[f"val2017/{name}"]
+        size, crc = contents[f"{images.name}/{name}"]
         if not (images / name).is_file() or archive.content(images / name) != (size, crc):
             urls = tuple(f"{base}/{name}" for base in bases)
             files.append(
@@ -410,43 +387,49 @@ def check_everything() -> dict[str, list[str]]:
     for asset in assets.load().values():
         if asset.path.is_file() and asset.digests:
             found[f"{asset.folder}/{asset.name}"] = _problems(functools.partial(assets.verify, asset))
-    coco = assets.root() / "coco"
-    for part in (assets.ANNOTATIONS, *_COCO):
-        if (coco / part).is_dir():
-            found[f"coco/{part}"] = _check_part(coco, part)
-    subset = assets.root() / "coco-val200"
-    if (subset / assets.ANNOTATIONS).is_dir():
-        digest = _digest_images(subset / "val2017")
-        stated = (manifest.read(subset) or {}).get("images")
-        found["coco-val200"] = (
-            [] if digest == stated else [f"the images are sha256:{digest}, not sha256:{stated}"]
-        )
-        found["coco-val200"] += _problems(
-            lambda: check_images(subset / "val2017", subset / assets.ANNOTATIONS / "instances_val2017.json")
-        )
-    shapes = assets.root() / "shapes"
-    outputs = (manifest.read(shapes) or {}).get("outputs")
-    if isinstance(outputs, dict):
-        found["shapes"] = [
-            f"{name} is damaged or missing"
-            for name, digest in outputs.items()
-            if not (shapes / name).is_file() or manifest.digest_file(shapes / name) != digest
-        ]
+    for one in datasets.load().values():
+        found |= _check_dataset(one)
+    for name in datasets.taken_in():
+        found |= intake.check(datasets.find(name))
     return found
 
 
-def _check_part(coco: Path, part: str) -> list[str]:
-    stated = (manifest.read(coco / _CHECKLISTS / part) or {}).get("members")
+def _check_dataset(one: Dataset) -> dict[str, list[str]]:
+    """Return the problems of a data set of datasets.toml by part."""
+    folder = one.folder
+    if one.archives:
+        parts = [part for part in one.archives if (folder / part).is_dir()]
+        return {f"{one.name}/{part}": _check_part(one, part) for part in parts}
+    if one.pictures and (folder / ANNOTATIONS).is_dir():
+        return {one.name: _check_pictures(one)}
+    outputs = (manifest.read(folder) or {}).get("outputs")
+    if one.generator and isinstance(outputs, dict):
+        return {one.name: manifest.damaged(folder, outputs)}
+    return {}
+
+
+def _check_pictures(one: Dataset) -> list[str]:
+    (split,) = one.splits
+    digest = _digest_images(one.folder / split)
+    stated = (manifest.read(one.folder) or {}).get("images")
+    problems = [] if digest == stated else [f"the images are sha256:{digest}, not sha256:{stated}"]
+    annotations = one.folder / ANNOTATIONS / f"instances_{split}.json"
+    return problems + _problems(lambda: check_images(one.folder / split, annotations))
+
+
+def _check_part(one: Dataset, part: str) -> list[str]:
+    folder = one.folder / part
+    stated = (manifest.read(one.folder / _CHECKLISTS / part) or {}).get("members")
     problems = []
     if isinstance(stated, dict):
-        problems += archive.compare(coco / part, {name: (size, crc) for name, (size, crc) in stated.items()})
-    if part == assets.ANNOTATIONS:  # also where the user brought the folder
-        for name, digest in assets.load()[assets.ARCHIVES[part]].members.items():
-            if (coco / part / name).is_file() and manifest.digest_file(coco / part / name) != digest:
+        problems += archive.compare(folder, {name: (size, crc) for name, (size, crc) in stated.items()})
+    if part == ANNOTATIONS:  # also where the user brought the folder
+        for name, digest in assets.load()[one.archives[part]].members.items():
+            if (folder / name).is_file() and manifest.digest_file(folder / name) != digest:
                 problems.append(f"{name} is not sha256:{digest}")
         return problems
     return problems + _problems(
-        lambda: check_images(coco / part, coco / assets.ANNOTATIONS / f"instances_{part}.json")
+        lambda: check_images(folder, one.folder / ANNOTATIONS / f"instances_{part}.json")
     )
 
 
@@ -478,9 +461,3 @@ def _print_check(found: dict[str, list[str]], *, as_json: bool) -> None:
 
 def _few(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])])
-
-
-def _invalid(path: Path, expected: str, found: str, hint: str) -> AscendetError:
-    return AscendetError(
-        "data-invalid", f"{paths.shorten(path)} is not complete", expected=expected, found=found, hint=hint
-    )

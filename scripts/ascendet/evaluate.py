@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,16 +14,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ascendet import assets, manifest, paths, runs
+from ascendet import assets, datasets, manifest, paths, runs
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
-from ascendet.score import class_table, table
+from ascendet.score import CLASSES, IMAGES, METRICS, PREDICTIONS
 
-METRICS = "metrics.json"
-CLASSES = "classes.json"
-# COCO's result format: image_id, category_id, score, bbox [x, y, width, height] and segmentation of every detection.
-PREDICTIONS = "predictions.json"
 _LOG = "eval.log"
-REFERENCE = paths.ROOT / "tests" / "reference"
+BANDS = paths.REQUIREMENTS / "bands"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +34,8 @@ def execute(args: argparse.Namespace) -> None:
     """Evaluate; print and store the numbers."""
     count = check_count(args.images)
     target = runs.check_target(args)
-    # An overfitted model is evaluated on the images that it was trained on; others need no training set here.
-    data = runs.check_data(target.dataset, *(() if "overfit" in target.model else ("val2017",)))
+    data = datasets.require(target.dataset, "val")
+    check_splits(data, datasets.find(target.dataset).named(("val",)))
     checkpoint = runs.find_checkpoint(target, args.checkpoint)
     runs.prepare(target)
     final = runs.folder_beside(target, checkpoint, f"eval-{count}" if count else "eval")
@@ -51,15 +50,18 @@ def execute(args: argparse.Namespace) -> None:
         inputs = [assets.root(), data.resolve(), checkpoint]
         subset = ["--cfg-options", f"test_dataloader.dataset.indices={count}"] if count else []
         runs.execute("eval.sh", environ, work / _LOG, target, inputs, subset)
-        numbers, classes = score_files(work)
-        images = json.loads((work / "predictions.images.json").read_text(encoding="utf-8"))["images"]
-        verdicts = judge(target.model, target.dataset, numbers) if not count else []
+        numbers = score_or_keep(work, final)
+        evaluated = json.loads((work / IMAGES).read_text(encoding="utf-8"))
+        annotations, images = Path(evaluated["annotations"]), evaluated["images"]
+        digest = manifest.digest_file(annotations)
+        verdicts = [] if count else judge(target.model, target.dataset, numbers, digest)
         facts = {
             "stage": "evaluate",
             "inputs": {
                 "model": target.model,
                 "dataset": target.dataset,
                 "data": (manifest.read(data) or {}).get("key"),
+                "annotations": digest,
                 "checkpoint": manifest.digest_file(checkpoint),
                 "images": len(images),
             },
@@ -71,11 +73,11 @@ def execute(args: argparse.Namespace) -> None:
             "acceptance": verdicts,
         }
         manifest.write(work, facts)
-    print(f"\n{class_table(classes)}\n\n{table(numbers)}\n")
-    for verdict in verdicts:
+    for verdict in verdicts or [f"no acceptance band: {len(images)} images are a part of {target.dataset}"]:
         print(verdict)
     print(
-        f"{len(images)} images; stored in {paths.shorten(final)}: {METRICS}, {CLASSES}, {PREDICTIONS} ({line})"
+        f"{len(images)} images; stored in {paths.shorten(final)}: {METRICS}, {CLASSES}, {PREDICTIONS} ({line})\n"
+        f"ids in {PREDICTIONS} are those of {paths.shorten(annotations)}"
     )
 
 
@@ -94,46 +96,84 @@ def check_count(text: str) -> int:
     return int(text)
 
 
-def score_files(work: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """COCO's numbers, and each class's AP, for what eval.sh left in `work`; both are stored there, too.
+def score_or_keep(work: Path, final: Path) -> dict[str, dict[str, float]]:
+    """Score what eval.sh left in `work`; where that fails, the predictions stay in `<final>-failed`.
 
     Its two result files become one, `predictions.json`: that of masks holds the boxes as well.
 
     Raises
     ------
     AscendetError
-        `command-failed`.
+        `score-failed`, with the command that scores the kept predictions.
     """
     (work / "predictions.segm.json").rename(work / PREDICTIONS)
     (work / "predictions.bbox.json").unlink()
-    command = [sys.executable, "-m", "ascendet.score", "--images", str(work / "predictions.images.json")]
-    command += ["--results", str(work / PREDICTIONS), "--out", str(work / METRICS)]
-    command += ["--classes", str(work / CLASSES)]
+    try:
+        return score_files(work)
+    except BaseException as error:
+        kept = final.with_name(f"{final.name}-failed")
+        shutil.rmtree(kept, ignore_errors=True)
+        work.rename(kept)
+        print(f"predictions stay in {paths.shorten(kept)}", file=sys.stderr, flush=True)
+        if isinstance(error, AscendetError):
+            error.hint = scoring_command(kept)
+        raise
+
+
+def scoring_command(folder: Path) -> str:
+    """Return what a user types at the repository's root to score a folder of predictions."""
+    program = [paths.shorten(Path(sys.executable)), "-m", "ascendet.score", paths.shorten(folder)]
+    return f"PYTHONPATH=scripts {shlex.join(program)}"
+
+
+def score_files(folder: Path) -> dict[str, dict[str, float]]:
+    """Return COCO's numbers for a folder's predictions; they and each class's are printed and stored there, too.
+
+    Raises
+    ------
+    AscendetError
+        `score-failed`.
+    """
     environ = os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "ascendet.score", str(folder)]
+    sys.stdout.flush()
+    done = subprocess.run(command, env=environ, stderr=subprocess.PIPE, text=True, check=False)
+    sys.stderr.write(done.stderr)  # the evaluator's warnings
     if done.returncode:
         raise AscendetError(
-            "command-failed",
+            "score-failed",
             "the predictions cannot be scored",
-            found=(done.stderr.strip().splitlines() or ["no message"])[-1],
-            hint=" ".join(command),
+            found=(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1],
+            hint=scoring_command(folder),
         )
-    numbers, classes = (json.loads((work / name).read_text(encoding="utf-8")) for name in (METRICS, CLASSES))
-    return numbers, classes
+    numbers: dict[str, dict[str, float]] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return numbers
 
 
 def judge(
-    model: str, dataset: str, numbers: dict[str, dict[str, float]], folder: Path = REFERENCE
+    model: str, dataset: str, numbers: dict[str, dict[str, float]], digest: str, folder: Path = BANDS
 ) -> list[str]:
-    """Where the AP of boxes and masks lies against the acceptance band of a model on a data set; none without one."""
+    """Say where the AP of boxes and masks lies against the acceptance band of a model on a data set.
+
+    A band holds for the annotation file that it was measured on, whose SHA-256 it names; `digest` is that of the
+    evaluated one. Where there is no band, or nothing that it could be applied to, the lines say why.
+    """
     file = folder / f"{model}_{dataset}.toml"
     if not file.is_file():
-        return []
+        return [f"no acceptance band: nobody has measured one of {model} on {dataset}"]
     bands: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    if digest != bands["annotations"]:
+        return [
+            f"no acceptance band: that of {model} on {dataset} was measured on other annotations "
+            f"(sha256:{bands['annotations'][:12]}…, these are {digest[:12]}…)"
+        ]
     verdicts = []
     for kind, name in (("bbox", "boxes"), ("segm", "masks")):
         low, high = bands["AP"][kind]
         value = numbers[kind]["AP"]
+        if value < 0:
+            verdicts.append(f"{name}: no acceptance band: there is nothing to measure")
+            continue
         where = "below" if value < low else "above" if value > high else "inside"
         verdicts.append(f"{name}: AP {value:.3f} is {where} {low:.3f} to {high:.3f} ({bands['source']})")
     return verdicts

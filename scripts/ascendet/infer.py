@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ascendet import manifest, paths, runs
+from ascendet import assets, datasets, manifest, paths, runs
 from ascendet.errors import AscendetError
 
 RESULTS = "results.json"
@@ -45,7 +45,10 @@ def execute(args: argparse.Namespace) -> None:
         )
         arguments = [f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"]
         folders = sorted({file.parent for file in files})
-        runs.execute("infer.sh", environ, work / _LOG, target, [checkpoint, *folders], arguments)
+        # For the classes of a checkpoint that does not say them; one that does needs no data set here.
+        data = datasets.find(target.dataset).folder
+        inputs = [checkpoint, *folders, *([assets.root(), data.resolve()] if data.is_dir() else [])]
+        runs.execute("infer.sh", environ, work / _LOG, target, inputs, arguments)
         results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
         facts = {
             "stage": "infer",

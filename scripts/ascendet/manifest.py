@@ -96,6 +96,15 @@ def write(folder: Path, content: Mapping[str, object]) -> None:
     temp.rename(folder / MANIFEST)
 
 
+def damaged(folder: Path, outputs: Mapping[str, object]) -> list[str]:
+    """Return a sentence for each file of a manifest's `outputs` that is not as it says."""
+    return [
+        f"{name} is damaged or missing"
+        for name, digest in outputs.items()
+        if not (folder / name).is_file() or digest_file(folder / name) != digest
+    ]
+
+
 @dataclass(kw_only=True)
 class Stage:
     """What a stage's body sees. `path` is the folder to fill; `fresh` says that it is filled already."""

@@ -22,7 +22,7 @@ from ascendet import (
     __version__,
     assets,
     container,
-    data,
+    datasets,
     devices,
     engine,
     env,
@@ -93,7 +93,7 @@ def check_target(args: argparse.Namespace) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model or data set that the stack does not have: `model-unknown`, `dataset-unknown`."""
+    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
@@ -102,14 +102,7 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
             found=f"MODEL={model}",
             hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
         )
-    if dataset not in stack.datasets:
-        raise AscendetError(
-            "dataset-unknown",
-            f"the {stack.name} stack has no data set {dataset!r}",
-            expected=", ".join(stack.datasets),
-            found=f"DATASET={dataset}",
-            hint=f"DATASET={stack.datasets[0]}",
-        )
+    datasets.find(dataset)
 
 
 def prepare(target: Target) -> None:
@@ -128,20 +121,20 @@ def software(target: Target) -> dict[str, object]:
 
 
 def check_config(target: Target) -> Path:
-    """The installed configuration of the model on the data set, or `error[config-missing]`."""
+    """Return the model's installed configuration, or raise `error[config-missing]`."""
     if target.container:
         configs = paths.WHEELS / "vitdet" / "vitdet" / "configs"  # what the image was built from
     else:
         configs = next(env.stack_home(target.stack).glob("lib/python*/site-packages/vitdet/configs"))
-    config = configs / f"{target.model}_{target.dataset}.py"
+    config = configs / f"{target.model}.py"
     if not config.is_file():
         known = sorted(file.stem for file in configs.glob("*.py"))
         raise AscendetError(
             "config-missing",
-            f"there is no configuration of {target.model} for {target.dataset}",
+            f"there is no configuration of {target.model}",
             expected=", ".join(known),
             found=config.name,
-            hint="MODEL={} DATASET={}".format(*known[0].split("_", 1)),
+            hint=f"MODEL={known[0]}",
         )
     return config
 
@@ -206,22 +199,6 @@ def busy(folder: Path) -> AscendetError:
         found=f"its lock {paths.shorten(folder / '.lock')} is held",
         hint="wait for it or stop it; without RESUME=1 a training gets a folder of its own",
     )
-
-
-def check_data(dataset: str, *splits: str) -> Path:
-    """The data set's folder, with these splits of COCO, or `error[data-missing]`. Making it is for `make data`."""
-    if dataset == "coco":
-        return data.check_coco(splits or data.SPLITS)
-    folder = assets.root() / dataset
-    if not (folder / "annotations").is_dir():
-        raise AscendetError(
-            "data-missing",
-            f"the data set {dataset} is not here",
-            expected=f"{paths.shorten(folder)}/annotations",
-            found="no such folder",
-            hint=f"make data DATASET={dataset}",
-        )
-    return folder
 
 
 # Settings that train.sh, eval.sh and infer.sh keep where the caller has set them; the same names as in runtime.sh.
@@ -566,7 +543,7 @@ def _failure(script: str, code: int, log: Path) -> AscendetError:
             "data-invalid",
             "the data set cannot be used",
             found=unusable[1],
-            hint="make data-check, or another DATASET",
+            hint="make data-check with the same DATASET, or another one",
         )
     if "No space left on device" in text or manifest.is_full(log.parent):
         error = manifest.disk_full(log.parent)

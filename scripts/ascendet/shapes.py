@@ -6,9 +6,10 @@ Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a progra
 
 Triangles, rectangles and stars of many sizes lie over each other on a textured ground, rotated, cut by the image's
 edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots) and leans to a colour,
-and the ground is paler than what lies on it. An object's annotation is what can be seen of it. Some images hold a
-swarm of tiny objects, annotated as one crowd region (RLE, `iscrowd` 1), as COCO does. Equal arguments and library
-versions give equal bytes.
+and the ground is paler than what lies on it. An object's annotation is what can be seen of it, in several pieces where
+others cut it. Some images hold a swarm of tiny objects, annotated as one crowd region (RLE, `iscrowd` 1). As in COCO
+there are images of nothing or of a crowd only, objects of some 4 px, and masks as polygons or as RLE. Equal arguments
+and library versions give equal bytes.
 """
 
 from __future__ import annotations
@@ -34,10 +35,15 @@ Image = npt.NDArray[np.float32]  # (height, width, 3), 0…255
 
 IMAGE_SIZES = ((256, 256), (256, 208), (208, 256))  # (height, width) in pixels
 RADIUS = (18.0, 90.0)  # of the circle around an object, in pixels; drawn log-uniformly
+TINY_RADIUS = (2.0, 3.0)
+TINY_AREA = 5**2  # below this an object counts as tiny, in pixels
 MIN_VISIBLE = 0.7  # the part of an object that others may not cover
-MIN_AREA = 60.0  # of what is seen, in pixels
 HUE_SPREAD = 1 / 6  # to both sides of a class's hue, in turns
+EMPTY_SHARE = 0.05  # of the images
 CROWD_SHARE = 0.12  # of the images
+ALONE_SHARE = 0.15  # of the crowds: nothing else is in their image
+TINY_SHARE = 0.05  # of the images: one tiny object each
+RLE_SHARE = 0.1  # of the objects: their mask is not stored as polygons
 SUPERSAMPLE = 4
 
 
@@ -105,39 +111,56 @@ CATEGORIES = (
 
 @dataclass(kw_only=True)
 class Thing:
-    """Something in a scene: its category, what to paint, and what of it is still seen."""
+    """Something in a scene: its category, what to paint, what of it is still seen, and how that is annotated."""
 
     category: int
     outlines: list[Points]
     visible: BaseGeometry
     crowd: bool
+    rle: bool
 
 
 def make_scene(rng: np.random.Generator, height: int, width: int) -> list[Thing]:
     """Place things from the back to the front so that enough of each stays visible."""
     frame = box(0, 0, width, height)
-    wanted = int(rng.integers(3, 7))
     things: list[Thing] = []
+    if rng.random() < EMPTY_SHARE:
+        return things
     if rng.random() < CROWD_SHARE:
         things.append(_make_crowd(rng, frame))
-    for _ in range(8 * wanted):
+        if rng.random() < ALONE_SHARE:
+            return things
+    if rng.random() < TINY_SHARE:
+        _add_objects(rng, things, frame, 1, TINY_RADIUS)
+    _add_objects(rng, things, frame, int(rng.integers(3, 7)) - len(things), RADIUS)
+    return things
+
+
+def _add_objects(
+    rng: np.random.Generator, things: list[Thing], frame: BaseGeometry, count: int, radii: tuple[float, float]
+) -> None:
+    """Put up to `count` objects in front of what is there."""
+    _, _, width, height = frame.bounds
+    wanted = len(things) + count
+    for _ in range(8 * count):
         if len(things) >= wanted:
             break
         category = int(rng.integers(len(CATEGORIES)))
-        radius = math.exp(rng.uniform(math.log(RADIUS[0]), math.log(RADIUS[1])))
+        radius = math.exp(rng.uniform(math.log(radii[0]), math.log(radii[1])))
         outline = _place(rng, CATEGORIES[category], radius, rng.uniform(0, 1, 2) * (width, height))
-        shape = Polygon(outline).intersection(frame)
-        remains = [thing.visible.difference(shape) for thing in things]
-        covers_too_much = any(
-            not _is_fit(rest) or rest.area < MIN_VISIBLE * _area_of(thing)
-            for thing, rest in zip(things, remains, strict=True)
+        new = Thing(
+            category=category,
+            outlines=[outline],
+            visible=Polygon(outline).intersection(frame),
+            crowd=False,
+            rle=bool(rng.random() < RLE_SHARE),
         )
-        if covers_too_much or not _is_fit(shape) or shape.area < MIN_VISIBLE * Polygon(outline).area:
-            continue
-        for thing, rest in zip(things, remains, strict=True):
-            thing.visible = rest
-        things.append(Thing(category=category, outlines=[outline], visible=shape, crowd=False))
-    return things
+        remains = [thing.visible.difference(new.visible) for thing in things]
+        seen = [(new, new.visible), *zip(things, remains, strict=True)]
+        if all(_is_seen(thing, rest) for thing, rest in seen):
+            for thing, rest in zip(things, remains, strict=True):
+                thing.visible = rest
+            things.append(new)
 
 
 def _make_crowd(rng: np.random.Generator, frame: BaseGeometry) -> Thing:
@@ -153,7 +176,7 @@ def _make_crowd(rng: np.random.Generator, frame: BaseGeometry) -> Thing:
         if not shape.is_empty and swarm.disjoint(shape):
             outlines.append(outline)
             swarm = swarm.union(shape)
-    return Thing(category=category, outlines=outlines, visible=swarm, crowd=True)
+    return Thing(category=category, outlines=outlines, visible=swarm, crowd=True, rle=True)
 
 
 def _place(rng: np.random.Generator, category: Category, radius: float, centre: Points) -> Points:
@@ -168,11 +191,11 @@ def _area_of(thing: Thing) -> float:
     return float(sum(Polygon(outline).area for outline in thing.outlines))
 
 
-def _is_fit(shape: BaseGeometry) -> bool:
-    """Whether COCO's polygons can express it (areas, no holes) and it is large enough to be seen."""
-    parts = list(_polygons(shape))
+def _is_seen(thing: Thing, rest: BaseGeometry) -> bool:
+    """Whether the rest of a thing is enough of it, and COCO's polygons can express it (areas, no holes)."""
+    parts = list(_polygons(rest))
     whole = sum(part.area for part in parts)
-    return whole >= MIN_AREA and not any(part.interiors for part in parts)
+    return whole >= MIN_VISIBLE * _area_of(thing) and not any(part.interiors for part in parts)
 
 
 def _polygons(shape: BaseGeometry) -> Iterator[Polygon]:
@@ -235,7 +258,11 @@ def annotate(thing: Thing, height: int, width: int) -> dict[str, Any] | None:
     area = int(coco_mask.area(rle))
     if area == 0:
         return None
-    segmentation: Any = _uncompressed(coco_mask.decode(rle)) if thing.crowd else polygons
+    segmentation: Any = polygons
+    if thing.crowd:
+        segmentation = _uncompressed(coco_mask.decode(rle))
+    elif thing.rle:  # compressed, as tools write it
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
     return {
         "category_id": thing.category + 1,
         "iscrowd": int(thing.crowd),
@@ -273,7 +300,7 @@ def make_split(out: Path, split: str, count: int, seed: int) -> None:
         for entry in filter(None, (annotate(thing, height, width) for thing in things)):
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **entry})
     content = {
-        "info": {"description": "shapes: generated by Ascendet", "version": "1", "seed": seed},
+        "info": {"description": "shapes: generated by Ascendet", "version": "2", "seed": seed},
         "categories": [
             {"id": number, "name": category.name, "supercategory": "shape"}
             for number, category in enumerate(CATEGORIES, 1)
@@ -291,7 +318,7 @@ def check_split(out: Path, split: str) -> dict[str, int]:
     Raises
     ------
     ValueError
-        Naming the first annotation that is wrong.
+        Naming the first image or annotation that is wrong.
     """
     content = json.loads((out / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8"))
     images = {image["id"]: image for image in content["images"]}
@@ -299,20 +326,44 @@ def check_split(out: Path, split: str) -> dict[str, int]:
         pixels = cv2.imread(str(out / split / image["file_name"]))
         if pixels is None or pixels.shape != (image["height"], image["width"], 3):
             raise ValueError(f"{split}/{image['file_name']} is missing or of another size")
+    objects: list[tuple[dict[str, Any], int]] = []  # and of how many pieces
+    crowds: list[tuple[dict[str, Any], int]] = []
     for entry in content["annotations"]:
-        height, width = images[entry["image_id"]]["height"], images[entry["image_id"]]["width"]
-        rle = coco_mask.frPyObjects(entry["segmentation"], height, width)
-        rle = rle if entry["iscrowd"] else coco_mask.merge(rle)
+        image = images[entry["image_id"]]
+        rle = as_rle(entry["segmentation"], image["height"], image["width"])
         if int(coco_mask.area(rle)) != entry["area"] or coco_mask.toBbox(rle).tolist() != entry["bbox"]:
             raise ValueError(f"{split}: annotation {entry['id']} has an area or box that is not its mask's")
-    areas = [entry["area"] for entry in content["annotations"] if not entry["iscrowd"]]
+        pieces = cv2.connectedComponents(coco_mask.decode(rle))[0] - 1
+        (crowds if entry["iscrowd"] else objects).append((entry, pieces))
+    with_object, with_crowd = ({entry["image_id"] for entry, _ in part} for part in (objects, crowds))
     return {
         "images": len(images),
-        "objects": len(areas),
-        "small": sum(area < 32**2 for area in areas),
-        "large": sum(area > 96**2 for area in areas),
-        "crowds": len(content["annotations"]) - len(areas),
+        "empty": len(images.keys() - with_object - with_crowd),
+        "only crowd": len(with_crowd - with_object),
+        "objects": len(objects),
+        "tiny": sum(entry["area"] < TINY_AREA for entry, _ in objects),
+        "small": sum(entry["area"] < 32**2 for entry, _ in objects),
+        "large": sum(entry["area"] > 96**2 for entry, _ in objects),
+        "in pieces": sum(pieces > 1 for _, pieces in objects),
+        "as RLE": sum(isinstance(entry["segmentation"], dict) for entry, _ in objects),
+        "crowds": len(crowds),
     }
+
+
+def as_rle(segmentation: Any, height: int, width: int) -> Any:
+    """Return an annotation's mask as pycocotools' run-length code: polygons, or RLE as in COCO's files, or compressed.
+
+    Raises
+    ------
+    ValueError
+        For an RLE of another size.
+    """
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if segmentation["size"] != [height, width]:
+        raise ValueError(f"an RLE of size {segmentation['size']} in an image of {[height, width]}")
+    compressed = isinstance(segmentation["counts"], str)
+    return segmentation if compressed else coco_mask.frPyObjects(segmentation, height, width)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -40,7 +40,6 @@ class Stack:
     packages: str
     wheels: tuple[str, ...]
     models: tuple[str, ...]
-    datasets: tuple[str, ...]
     weights: tuple[str, ...]
     soc: tuple[str, ...]
     upstreams: Mapping[str, Upstream]

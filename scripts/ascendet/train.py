@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ascendet import assets, manifest, paths, runs
+from ascendet import assets, datasets, manifest, paths, runs
+from ascendet.annotations import check_splits
 from ascendet.errors import AscendetError
 
 LOG = "train.log"
@@ -25,6 +26,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     parser.add_argument("--lr", default="", help="learning rate; empty: the recipe's")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
+    parser.add_argument(
+        "--checkpoint", default="", help="the file to start from, of the same or other classes"
+    )
+    parser.add_argument("--epochs", default="", help="passes over the data set; empty: the recipe's")
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -32,14 +37,13 @@ def execute(args: argparse.Namespace) -> None:
     lr = _check_lr(args.lr)
     target = runs.check_target(args)
     _check_name(args.run)
+    _check_epochs(args.epochs)
     machine = _machine(target, args.run)
-    data = runs.check_data(target.dataset)
-    if not any(data.glob("annotations/instances_train*.json")):
-        raise AscendetError(
-            "data-missing", f"{target.dataset} has nothing to train on", hint="make data train DATASET=coco"
-        )
+    data = datasets.require(target.dataset, "train", "val")
+    check_splits(data, datasets.find(target.dataset).named(("train", "val")))
+    start = runs.find_checkpoint(target, args.checkpoint) if args.checkpoint else None
     runs.prepare(target)
-    inputs = {**_inputs(target, data), "amp": args.amp, "lr": lr}
+    inputs = {**_inputs(target, data, args.epochs, start), "amp": args.amp, "lr": lr}
     finished = None if args.run else _find(target, inputs)
     if finished:
         runs.link_latest(finished)
@@ -50,6 +54,7 @@ def execute(args: argparse.Namespace) -> None:
         run.mkdir(parents=True, exist_ok=True)
     else:
         run = _resumable(target, inputs, args.run) if args.resume else _new_run(target, args.run)
+    epochs = _kept_epochs(run, inputs) if args.resume else args.epochs
     if args.resume:
         inputs = _continued(run, inputs)
     environ = runs.run_environ(target, run) | {
@@ -57,12 +62,14 @@ def execute(args: argparse.Namespace) -> None:
         "AMP": "1" if inputs["amp"] else "",
         "LR": str(inputs["lr"] or ""),
     }
+    environ |= {"CHECKPOINT": str(start)} if start else {}
+    options = ["--cfg-options", f"epochs={epochs}"] if epochs else []
     line = runs.describe(target, environ)
     print(f"{target.model} on {target.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
-    given = [assets.root(), data.resolve()]
+    given = [assets.root(), data.resolve(), *([start] if start else [])]
     if machine:
         print(f"machine {machine} lends its devices: losses and checkpoints are machine 0's", flush=True)
-        runs.execute("train.sh", environ, run / f"train-{machine}.log", target, given)
+        runs.execute("train.sh", environ, run / f"train-{machine}.log", target, given, options)
         print("trained: see machine 0")
         return
     runs.link_latest(run)
@@ -74,7 +81,7 @@ def execute(args: argparse.Namespace) -> None:
         **runs.facts(target, line),
     }
     with _state(run, facts):
-        runs.execute("train.sh", environ, run / LOG, target, given)
+        runs.execute("train.sh", environ, run / LOG, target, given, options)
     checkpoint = runs.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
     print(f"trained: {paths.shorten(checkpoint)}")
@@ -84,6 +91,35 @@ def _check_name(run: str) -> None:
     """`error[usage]` for what is not the name of a folder of its own."""
     if run and (Path(run).name != run or run in ("latest", "..")):
         raise AscendetError("usage", "RUN names a folder", found=f"RUN={run}", hint="RUN=first")
+
+
+def _check_epochs(text: str) -> None:
+    """Raise `error[usage]` for what is not a number of passes."""
+    if text and not (text.isascii() and text.isdecimal() and int(text)):
+        raise AscendetError(
+            "usage", "EPOCHS must be a number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
+        )
+
+
+def _kept_epochs(run: Path, inputs: dict[str, object]) -> str:
+    """Return the epochs that a resumed run was started with, and record them in `inputs`.
+
+    Raises
+    ------
+    AscendetError
+        `usage`: others are asked for, which would tear its schedule.
+    """
+    before = (manifest.read(run) or {}).get("inputs")
+    known = str(before.get("epochs", "")) if isinstance(before, dict) else ""
+    if inputs.get("epochs", known) != known:
+        raise AscendetError(
+            "usage",
+            "EPOCHS must be left out, or be what the run was started with",
+            expected=f"EPOCHS={known}" if known else "the recipe's: none",
+            found=f"EPOCHS={inputs['epochs']}",
+            hint="make train RESUME=1; for other epochs, without RESUME=1 and with CHECKPOINT=<its last checkpoint>",
+        )
+    return known
 
 
 def _check_lr(text: str) -> float | None:
@@ -117,10 +153,12 @@ def _machine(target: runs.Target, run: str) -> int:
     return int(rank)
 
 
-def _inputs(target: runs.Target, data: Path) -> dict[str, object]:
-    """What the result depends on: not which devices, but how many, for they make the batch size."""
+def _inputs(target: runs.Target, data: Path, epochs: str, start: Path | None) -> dict[str, object]:
+    """Return what the result depends on: not which devices, but how many, for they make the batch size."""
     dataset = manifest.read(data) or {}
     return {
+        **({"epochs": epochs} if epochs else {}),
+        **({"start": manifest.digest_file(start)} if start else {}),
         "model": target.model,
         "dataset": target.dataset,
         "data": dataset.get("key"),

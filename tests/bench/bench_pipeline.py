@@ -26,6 +26,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
+from vitdet.data import fill
 from vitdet.preprocess import pad_boxes
 
 IMAGES, POLYGONS, WIDTH, HEIGHT = 64, 7, 640, 480
@@ -62,7 +63,8 @@ def make_coco(folder: Path) -> None:
     names = CocoDataset.METAINFO["classes"]
     categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    for split in ("train2017", "val2017"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
 def seconds(dataset: CocoDataset, ours: bool, images: int) -> float:
@@ -94,7 +96,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_coco(Path(folder) / "coco")
         os.environ["ASCENDET_DATA"] = folder
-        cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs" / "vitdet-b_coco.py")
+        cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs" / "vitdet-b.py")
+        fill(cfg)
         ours = cfg.train_dataloader.dataset
         stock = copy.deepcopy(ours)
         stock.type = "CocoDataset"

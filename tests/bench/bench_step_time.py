@@ -24,6 +24,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from vitdet.data import fill
 
 GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
 BATCHES = 4
@@ -73,12 +74,13 @@ def load(name):
             command = [sys.executable, GENERATOR, "--out", f"{data}/shapes", "--train", "16", "--val", "1"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             os.environ["ASCENDET_DATA"] = data
-            cfg = Config.fromfile(configs / "vitdet-tiny_shapes.py")
+            cfg = Config.fromfile(configs / "vitdet-tiny.py")
+            fill(cfg)
             loader = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
             batches = [next(loader) for _ in range(BATCHES)]
     else:
         if name == "vitdet-b":
-            cfg = Config.fromfile(configs / "vitdet-b_coco.py")
+            cfg = Config.fromfile(configs / "vitdet-b.py")
             cfg.model.backbone.update(img_size=512, init_cfg=None, drop_path_rate=0.0)
             cfg.model.data_preprocessor.batch_augments[0].size = (512, 512)
         else:

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ascendet import assets, cli, data, env, lock, paths, runs, stack
+from ascendet import assets, cli, data, datasets, env, lock, paths, stack
 from ascendet.errors import AscendetError
 from PIL import Image
 from servers import HostileServer
@@ -43,9 +43,14 @@ class Coco:
 
     def __init__(self, server: HostileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = server
-        self.lock = folder / "lock" / "data.toml"
-        shutil.copytree(paths.LOCK, folder / "lock")
-        monkeypatch.setattr(paths, "LOCK", folder / "lock")
+        self.lock = folder / "requirements" / "lock" / "data.toml"
+        shutil.copytree(paths.REQUIREMENTS, folder / "requirements")
+        monkeypatch.setattr(paths, "REQUIREMENTS", folder / "requirements")
+        monkeypatch.setattr(paths, "LOCK", folder / "requirements" / "lock")
+        table = folder / "requirements" / "datasets.toml"
+        counts = {"118_287": str(COUNTS["train2017"]), "5_000": str(COUNTS["val2017"]), "= 200": "= 4"}
+        for old, new in counts.items():
+            table.write_text(table.read_text().replace(old, new))
         annotations: dict[str, bytes] = {}
         archives: dict[str, bytes] = {}
         for split, count in COUNTS.items():
@@ -87,8 +92,6 @@ class Coco:
 
 @pytest.fixture
 def coco(server: HostileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Coco:
-    monkeypatch.setattr(data, "_COCO", COUNTS)
-    monkeypatch.setattr(data, "_SUBSET", 4)
     return Coco(server, tmp_path, monkeypatch)
 
 
@@ -128,7 +131,7 @@ def test_coco_arrives_once(coco: Coco, capsys: pytest.CaptureFixture[str]) -> No
     shutil.rmtree(paths.BUILD)
     assert run("data", "--dataset", "coco") == 0
     assert coco.asked() == []
-    assert runs.check_data("coco") == folder
+    assert datasets.require("coco") == folder
     assert run("data", "--check") == 0
     shown = capsys.readouterr().out
     assert "ok       coco/train2017" in shown
@@ -141,9 +144,9 @@ def test_the_training_set_comes_later(coco: Coco, capsys: pytest.CaptureFixture[
     assert shown["splits"] == {"val2017": 9}
     folder = Path(shown["folder"])
     assert not (folder / "train2017").exists()
-    assert runs.check_data("coco", "val2017") == folder
+    assert datasets.require("coco", "val") == folder
     with pytest.raises(AscendetError, match="data-missing"):
-        runs.check_data("coco")
+        datasets.require("coco")
     assert not any("train" in path and path != "/zips/annotations_trainval2017.zip" for path in coco.asked())
     assert run("data", "--dataset", "coco") == 0
     assert set(coco.asked()) == {"/zips/train2017.zip"}
@@ -435,7 +438,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
     program = f"""
         import socket, sys
         from pathlib import Path
-        from ascendet import cli, data, env, paths, stack
+        from ascendet import cli, env, paths, stack
         from dataclasses import replace
         try:
             socket.create_connection(("127.0.0.1", {weights.server.server_port}), 1)
@@ -446,7 +449,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
         paths.BUILD, paths.CACHE = Path({str(paths.BUILD)!r}), Path({str(paths.CACHE)!r})
         paths.LOCK = Path({str(paths.LOCK)!r})
         cli._enter_tools = lambda argv: None
-        data._COCO = {COUNTS!r}
+        paths.REQUIREMENTS = Path({str(paths.REQUIREMENTS)!r})
         one = replace(stack.Stack.load("vitdet"), weights=("old.pth",))
         stack.Stack.load = lambda name: one
         for argv in (["bundle", "--unpack", {str(packed)!r}], ["data", "--dataset", "coco-val"], ["weights"]):

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import container, data, engine, evaluate, image, infer, manifest, paths, train
+from ascendet import container, data, datasets, engine, evaluate, image, infer, manifest, paths, train
 from ascendet.errors import AscendetError
 from conftest import STACK
 from test_image import make_node
@@ -86,7 +86,7 @@ def test_training_and_evaluation_in_the_image(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """`make train` and `make eval` with RUN_IN=docker, on a few images of the data set."""
-    small_data(data.ensure_shapes(STACK), tmp_path / "data" / "shapes")
+    small_data(data.ensure_generated(datasets.find("shapes"), STACK), tmp_path / "data" / "shapes")
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("NPU", "sim")
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")

@@ -2,8 +2,9 @@
 
 `tiny theirs` is ViTDet-tiny with mmdet's own region proposal head and preprocessing; which mmdet that is, PYTHONPATH
 says. `b theirs` is mmdetection's ViTDet-B out of the checkout that MMDETECTION names, on a narrow and shallow backbone
-and small images. Theirs has random weights and writes them to FILE with everything else, ours reads them there and adds
-its own. Samplers take all that there is, so that nothing is left to chance.
+and small images; `b` has a smooth activation on both sides. Theirs has random weights and writes them to FILE with
+everything else, ours reads them there and adds its own. Samplers take all that there is, so that nothing is left to
+chance.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ def configuration(model: str, whose: str) -> Any:
         cfg = Config.fromfile(str(checkout / THEIR_B)).model
         cfg.neck.update(backbone_channel=96, in_channels=[24, 48, 96, 96])
     else:
-        import vitdet
+        import vitdet.data
 
-        name = {"tiny": "vitdet-tiny_shapes", "b": "vitdet-b_coco"}[model]
-        cfg = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"{name}.py")).model
+        whole = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / f"vitdet-{model}.py"))
+        if model == "tiny":
+            vitdet.data.set_classes(whole, ("triangle", "rectangle", "star"))
+        cfg = whole.model
         cfg.neck.in_channels = 96
     if model == "b":
         # Windows of 7 in a map of 16, so that they are padded, as ViTDet-B's are.
@@ -64,11 +67,11 @@ def configuration(model: str, whose: str) -> Any:
     return cfg
 
 
-def random_batch(size: int, classes: int) -> dict[str, Any]:
-    """Two images of `size` pixels a side, one with more boxes than a block holds, with masks of half of each box."""
+def random_batch(size: int, classes: int, counts: tuple[int, ...] = (3, 40)) -> dict[str, Any]:
+    """Images of `size` pixels a side with so many boxes each (40: more than a block holds), half of each box a mask."""
     random = np.random.default_rng(0)
     samples = []
-    for count in (3, 40):
+    for count in counts:
         corner, side = random.uniform(0, size * 0.7, (count, 2)), random.uniform(4, size * 0.3, (count, 2))
         boxes = np.concatenate([corner, corner + side], axis=1).astype(np.float32)
         masks = np.zeros((count, size, size), np.uint8)
@@ -90,8 +93,31 @@ def random_batch(size: int, classes: int) -> dict[str, Any]:
     return {"inputs": images, "data_samples": samples}
 
 
+def randomise(model: torch.nn.Module) -> None:
+    """Draw all weights anew; the same ones for equal models."""
+    torch.manual_seed(0)
+    for key, value in model.named_parameters():
+        with torch.no_grad():
+            if value.ndim == 1:  # norms and biases
+                value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
+            else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
+                value.normal_(0.0, value[0].numel() ** -0.5)
+
+
+def use_smooth_activation() -> None:
+    """Make every ReLU a GELU: modules and heads call `torch.nn.functional.relu` by this name.
+
+    Two programs that place a proposal one ulp apart give some unit an input of 1e-7 and of -1e-7, and a ReLU's gradient
+    is 1 and 0 there: the comparison would be one of rounding.
+    """
+    functional = torch.nn.functional
+    functional.relu = lambda input, inplace=False: functional.gelu(input)
+
+
 def main() -> None:
     name, whose, file = sys.argv[1:]
+    if name == "b":
+        use_smooth_activation()
     init_default_scope("mmdet")
     cfg = configuration(name, whose)
     from mmdet.registry import MODELS
@@ -105,13 +131,7 @@ def main() -> None:
         assert report.complete, str(report)
         model.load_state_dict(content["state_dict"])
     else:
-        torch.manual_seed(0)
-        for key, value in model.named_parameters():
-            with torch.no_grad():
-                if value.ndim == 1:  # norms and biases
-                    value.normal_(1.0 if key.endswith("weight") else 0.0, 0.05)
-                else:  # of its inputs' size, so that no score is so near to 1 that it equals another one
-                    value.normal_(0.0, value[0].numel() ** -0.5)
+        randomise(model)
         content["state_dict"] = {key: value.clone() for key, value in model.state_dict().items()}
     size = cfg.backbone.img_size
     batch = model.data_preprocessor(random_batch(size, cfg.roi_head.bbox_head.num_classes), True)
@@ -138,6 +158,7 @@ def main() -> None:
         "gradients": {key: value.grad for key, value in model.named_parameters()},
         "gradients of features": [one.grad for one in features_of_heads],
         "boxes": [one.pred_instances.bboxes for one in found],
+        "labels": [one.pred_instances.labels for one in found],
         "scores": [one.pred_instances.scores for one in found],
     }
     torch.save(content, file)

@@ -64,7 +64,7 @@ def test_vitdet_b_has_the_published_keys_and_shapes():
             key, shape = line.split(" ", 1)
             published[key] = torch.empty([int(size) for size in re.findall(r"\d+", shape)], device="meta")
     with torch.device("meta"):
-        model = _build("vitdet-b_coco")
+        model = _build("vitdet-b")
     report = compare(model, published)
     assert report.complete, str(report)
     assert report.matched == len(published) == 245

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.checkpoint import compare, load_pretrained, weights_of
 
-CONFIG = Path(vitdet.__file__).parent / "configs" / "vitdet-b_coco.py"
+CONFIG = Path(vitdet.__file__).parent / "configs" / "vitdet-b.py"
 KEYS = Path(__file__).parents[1] / "fixtures" / "vitdet-b_state_dict.txt"
 
 

@@ -64,7 +64,7 @@ def train(data, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(work_dir, *, stop=None, spoil=None, by_iteration=False, resume=False, **changed):
-        cfg = Config.fromfile(CONFIGS / "vitdet-tiny_shapes.py")
+        cfg = Config.fromfile(CONFIGS / "vitdet-tiny.py")
         cfg.work_dir, cfg.experiment_name, cfg.resume = (
             str(work_dir),
             f"{work_dir.name}{stop}{resume}",
@@ -72,6 +72,7 @@ def train(data, monkeypatch):
         )
         cfg.train_cfg.update(max_epochs=2, val_begin=9)
         if by_iteration:
+            cfg.schedule = None
             cfg.train_cfg = dict(type="ResumableIterLoop", max_iters=2, val_begin=99)
             cfg.default_hooks.checkpoint.update(by_epoch=False, interval=99)
         cfg.merge_from_dict(changed)
@@ -264,7 +265,7 @@ def test_the_batch_is_the_recipe_s(ranks, per_rank, expected):
 
 @pytest.mark.parametrize("ranks", [1, 3, 4, 16, 64])
 def test_a_training_sees_as_many_images_on_any_number_of_devices(ranks):
-    recipe, cfg = (Config.fromfile(CONFIGS / "vitdet-b_coco.py") for _ in range(2))
+    recipe, cfg = (Config.fromfile(CONFIGS / "vitdet-b.py") for _ in range(2))
     batch = fit(cfg, ranks)
     per_iteration = ranks * cfg.train_dataloader.batch_size
     images = 64 * recipe.train_cfg.max_iters
@@ -423,7 +424,8 @@ def annotated(scene, tmp_path):
         ),
         (lambda c: c["images"].clear(), "has no images"),
         (lambda c: c["annotations"].clear(), "no image with an object to train on"),
-        (lambda c: c["categories"].pop(), "has 1 of the 2 classes"),
+        (lambda c: c["categories"].pop(), "has other classes than the model: 1: red; not 2: red, green"),
+        (lambda c: c["categories"].reverse(), "2: green, red; not 2: red, green"),
         (lambda c: c["images"][0].pop("file_name"), "is no COCO instances file: KeyError"),
         (lambda c: c["annotations"][0].update(id=2), "not unique"),
     ],

@@ -63,8 +63,50 @@ def test_the_set_holds_what_it_promises(folder):
     areas = np.array([entry["area"] for entry in objects])
     assert (areas < 32**2).any(), "small objects"
     assert (areas > 96**2).any(), "large objects"
-    assert any(len(entry["segmentation"]) > 1 for entry in objects), "objects that others cut in two"
+    polygons = [entry["segmentation"] for entry in objects if isinstance(entry["segmentation"], list)]
+    assert any(len(pieces) > 1 for pieces in polygons), "objects that others cut in two"
+    coded = [entry["segmentation"] for entry in objects if isinstance(entry["segmentation"], dict)]
+    assert all(isinstance(rle["counts"], str) for rle in coded), "compressed, as tools write it"
+    assert 0.02 < len(coded) / len(objects) < 0.3
     assert len({entry["id"] for entry in content["annotations"]}) == len(content["annotations"])
+
+
+def test_it_holds_what_coco_holds():
+    """Of 200 scenes: nothing, a crowd and nothing else, a tiny object among others."""
+    scenes = [shapes.make_scene(np.random.default_rng(seed), 256, 256) for seed in range(200)]
+    kinds = [[thing.crowd for thing in scene] for scene in scenes]
+    areas = [thing.visible.area for scene in scenes for thing in scene if not thing.crowd]
+    assert 0 < kinds.count([]) < 30
+    assert 0 < kinds.count([True]) < 15
+    tiny = [area for area in areas if area < shapes.TINY_AREA]
+    assert 0 < len(tiny) < 30
+    assert min(tiny) < 4**2
+    assert max(map(len, scenes)) == 6
+
+
+def test_a_split_is_counted(folder):
+    content = _annotations(folder, "train")
+    counts = shapes.check_split(folder, "train")
+    assert counts["images"] == 24
+    assert counts["objects"] + counts["crowds"] == len(content["annotations"])
+    assert counts["crowds"] == sum(entry["iscrowd"] for entry in content["annotations"])
+    assert counts["tiny"] <= counts["small"] < counts["objects"]
+    assert counts["in pieces"] > 0
+    assert counts["as RLE"] > 0
+    annotated = {entry["image_id"] for entry in content["annotations"]}
+    assert counts["empty"] == 24 - len(annotated)
+
+
+def test_an_rle_of_another_size_is_found(folder, tmp_path):
+    copy = _make(tmp_path / "copy")
+    file = copy / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    coded = next(entry for entry in content["annotations"] if isinstance(entry["segmentation"], dict))
+    coded["segmentation"]["size"].reverse()
+    coded["segmentation"]["size"][0] += 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="an RLE of size"):
+        shapes.check_split(copy, "train")
 
 
 def test_masks_do_not_overlap_and_boxes_touch(folder):
@@ -75,8 +117,7 @@ def test_masks_do_not_overlap_and_boxes_touch(folder):
         total = np.zeros((image["height"], image["width"]), int)
         boxes = []
         for entry in (entry for entry in content["annotations"] if entry["image_id"] == image["id"]):
-            rle = coco_mask.frPyObjects(entry["segmentation"], image["height"], image["width"])
-            total += coco_mask.decode(rle if entry["iscrowd"] else coco_mask.merge(rle))
+            total += coco_mask.decode(shapes.as_rle(entry["segmentation"], image["height"], image["width"]))
             boxes.append(entry["bbox"])
         assert (total > 1).mean() < 0.01  # rounding along shared edges
         overlaps |= bool((np.triu(coco_mask.iou(boxes, boxes, [0] * len(boxes)), 1) > 0.05).any())
@@ -108,8 +149,9 @@ def test_the_truth_as_predictions_scores_one(folder, kind):
     for entry in content["annotations"]:
         if entry["iscrowd"]:
             continue
-        rle = coco_mask.merge(coco_mask.frPyObjects(entry["segmentation"], *sizes[entry["image_id"]]))
-        rle["counts"] = rle["counts"].decode()
+        rle = shapes.as_rle(entry["segmentation"], *sizes[entry["image_id"]])
+        if isinstance(rle["counts"], bytes):
+            rle["counts"] = rle["counts"].decode()
         results.append(
             {key: entry[key] for key in ("image_id", "category_id", "bbox")}
             | {"score": 0.9, "segmentation": rle}

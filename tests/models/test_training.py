@@ -1,6 +1,7 @@
 """ViTDet-tiny trains, stops, resumes and is evaluated, through mmengine's runner as mmdet's tools build it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from vitdet.checkpoint import CheckpointError
+from vitdet.data import DataError, fill
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
 GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
@@ -48,7 +50,8 @@ def config(data, monkeypatch):
     monkeypatch.setenv("ASCENDET_DATA", str(data))
 
     def make(work_dir, **changed):
-        cfg = Config.fromfile(CONFIGS / "vitdet-tiny_shapes.py")
+        cfg = Config.fromfile(CONFIGS / "vitdet-tiny.py")
+        fill(cfg)
         cfg.work_dir = str(work_dir)
         cfg.experiment_name = work_dir.name
         cfg.train_dataloader.batch_size = 4
@@ -142,8 +145,15 @@ def _dataset(cfg):
     return DATASETS.build(cfg)
 
 
-def test_the_published_recipe_s_images_have_one_size(coco):
-    cfg = Config.fromfile(CONFIGS / "vitdet-b_coco.py")
+def _filled(model, dataset, monkeypatch, training=True):
+    monkeypatch.setenv("DATASET", dataset)
+    cfg = Config.fromfile(CONFIGS / f"{model}.py")
+    fill(cfg, training=training)
+    return cfg
+
+
+def test_the_published_recipe_s_images_have_one_size(coco, monkeypatch):
+    cfg = _filled("vitdet-b", "coco", monkeypatch)
     train, val = _dataset(cfg.train_dataloader.dataset), _dataset(cfg.val_dataloader.dataset)
     for _ in range(3):  # the jitter is drawn anew each time
         sample = train[0]
@@ -152,27 +162,27 @@ def test_the_published_recipe_s_images_have_one_size(coco):
     assert val[0]["inputs"].shape == (3, 1024, 1024)
 
 
-def test_the_subset_is_evaluated_with_its_own_annotations(tmp_path, monkeypatch):
-    monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
-    cfg = Config.fromfile(CONFIGS / "vitdet-b_coco-val200.py")
-    for loader, evaluator in (
-        (cfg.val_dataloader, cfg.val_evaluator),
-        (cfg.test_dataloader, cfg.test_evaluator),
-    ):
-        assert loader.dataset.data_root == f"{tmp_path}/coco-val200/"
-        assert evaluator.ann_file == f"{tmp_path}/coco-val200/{loader.dataset.ann_file}"
-    assert cfg.model == Config.fromfile(CONFIGS / "vitdet-b_coco.py").model
+def test_a_part_is_evaluated_with_its_own_annotations(coco, tmp_path, monkeypatch):
+    (tmp_path / "coco-val200" / "annotations").mkdir(parents=True)
+    file = tmp_path / "coco-val200" / "annotations" / "instances_val2017.json"
+    shutil.copy(tmp_path / "coco" / "annotations" / file.name, file)
+    cfg = _filled("vitdet-b", "coco-val200", monkeypatch, training=False)
+    assert cfg.test_dataloader.dataset.data_root == f"{tmp_path}/coco-val200/"
+    assert cfg.test_dataloader.dataset.ann_file == "annotations/instances_val2017.json"
+    assert cfg.test_evaluator.ann_file == str(file)
+    with pytest.raises(DataError, match="no split for train"):
+        _filled("vitdet-b", "coco-val200", monkeypatch)
 
 
-def test_the_tiny_model_takes_coco_with_its_80_classes(coco):
-    cfg = Config.fromfile(CONFIGS / "vitdet-tiny_coco.py")
+def test_the_tiny_model_takes_coco_with_its_80_classes(coco, monkeypatch):
+    cfg = _filled("vitdet-tiny", "coco", monkeypatch)
     train = _dataset(cfg.train_dataloader.dataset)
     assert len(train.metainfo["classes"]) == 80
     assert max(train[0]["inputs"].shape) == 128
 
 
-def test_overfitting_evaluates_the_images_that_it_trains_on(coco):
-    cfg = Config.fromfile(CONFIGS / "vitdet-b-overfit_coco.py")
+def test_overfitting_evaluates_the_images_that_it_trains_on(coco, monkeypatch):
+    cfg = _filled("vitdet-b-overfit", "coco", monkeypatch)
     train, val = _dataset(cfg.train_dataloader.dataset), _dataset(cfg.val_dataloader.dataset)
     assert len(train) == len(val) == 8
     for index in range(8):

@@ -19,6 +19,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from vitdet.attention import Attention
+from vitdet.data import fill
 
 
 def fused_on_the_cpu(self: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def build(device: torch.device) -> tuple[torch.nn.Module, list[Any]]:
     """The model with seeded weights, and its batches; the same on every device."""
     from mmdet.registry import MODELS
 
-    cfg = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / "vitdet-tiny_shapes.py"))
+    cfg = Config.fromfile(str(Path(vitdet.__file__).parent / "configs" / "vitdet-tiny.py"))
+    fill(cfg)
     init_default_scope("mmdet")
     set_random_seed(0)  # numpy's and Python's too: they draw the flips of the batches
     model = MODELS.build(cfg.model)

@@ -33,14 +33,16 @@ def random_weights(environ: Environ, tmp_path_factory: pytest.TempPathFactory) -
     """A checkpoint of ViTDet-tiny as it is before training."""
     file = tmp_path_factory.mktemp("weights") / "random.pth"
     code = """
-import sys, torch, vitdet
+import sys, torch, vitdet.data
 from pathlib import Path
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 init_default_scope("mmdet")
 torch.manual_seed(0)
-model = MODELS.build(Config.fromfile(Path(vitdet.__file__).parent / "configs/vitdet-tiny_shapes.py").model)
+cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs/vitdet-tiny.py")
+vitdet.data.set_classes(cfg, ("triangle", "rectangle", "star"))
+model = MODELS.build(cfg.model)
 model.init_weights()
 torch.save({"state_dict": model.state_dict()}, sys.argv[1])
 """

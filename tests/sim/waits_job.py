@@ -19,6 +19,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
+from vitdet.data import fill
 
 STEPS = {"backbone": 4, "region proposals": 6, "training": 4, "mixed precision": 2}
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -26,8 +27,9 @@ CONFIGS = Path(vitdet.__file__).parent / "configs"
 
 def tiny() -> Config:
     """The tiny model with ViTDet-B's augmentation and drop path, at the tiny model's image size."""
-    cfg = Config.fromfile(str(CONFIGS / "vitdet-tiny_shapes.py"))
-    recipe = Config.fromfile(str(CONFIGS / "vitdet-b_coco.py"))
+    cfg = Config.fromfile(str(CONFIGS / "vitdet-tiny.py"))
+    fill(cfg)
+    recipe = Config.fromfile(str(CONFIGS / "vitdet-b.py"))
     size = (cfg.model.backbone.img_size,) * 2
     pipeline = copy.deepcopy(recipe.train_pipeline)
     for transform in pipeline:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from ascendet import data, env, manifest
+from ascendet import assets, data, datasets, env, manifest, paths
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -25,12 +26,24 @@ print(json.dumps({"train": {"images": int(args.train)}}))
 """
 
 
+def requirements(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> None:
+    """A copy of requirements/ with another datasets.toml."""
+    shutil.copytree(paths.REQUIREMENTS, folder / "requirements")
+    file = folder / "requirements" / "datasets.toml"
+    text = file.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    monkeypatch.setattr(paths, "REQUIREMENTS", folder / "requirements")
+
+
 @pytest.fixture
 def generator(build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A generator that needs no stack, in place of the real one (which tests/models runs)."""
     program = tmp_path / "generator.py"
     program.write_text(GENERATOR)
-    monkeypatch.setattr(data, "_GENERATOR", program)
+    requirements(tmp_path, monkeypatch, ('generator = "shapes.py"', f'generator = "{program}"'))
     monkeypatch.setattr(env, "ensure_base", lambda stack: Path(sys.executable))
     monkeypatch.delenv("ASCENDET_DATA", raising=False)
     return program
@@ -56,9 +69,9 @@ def test_shapes_is_made_once(generator: Path, build: Path, capsys: pytest.Captur
 
 
 def test_another_generator_makes_another_folder(generator: Path, build: Path) -> None:
-    first = data.ensure_shapes(STACK).resolve()
+    first = data.ensure_generated(datasets.find("shapes"), STACK).resolve()
     generator.write_text(GENERATOR + "\n")
-    second = data.ensure_shapes(STACK).resolve()
+    second = data.ensure_generated(datasets.find("shapes"), STACK).resolve()
     assert first != second
     assert first.is_dir()
     assert (build / "data" / "shapes").resolve() == second
@@ -90,14 +103,14 @@ def test_the_data_folder_is_the_user_s_choice(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "mine"))
-    assert data.ensure_shapes(STACK) == tmp_path / "mine" / "shapes"
+    assert data.ensure_generated(datasets.find("shapes"), STACK) == tmp_path / "mine" / "shapes"
     assert (tmp_path / "mine" / "shapes" / "train" / "one.png").is_file()
 
 
 @pytest.fixture
 def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "_COCO", {"train2017": 3, "val2017": 2})
+    requirements(tmp_path, monkeypatch, ("118_287", "3"), ("5_000", "2"))
     folder = tmp_path / "coco"
     (folder / "annotations").mkdir(parents=True)
     for split, count in (("train2017", 3), ("val2017", 2)):
@@ -116,7 +129,7 @@ def test_a_complete_coco_is_accepted(coco: Path, capsys: pytest.CaptureFixture[s
 def test_no_coco_names_the_next_command(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASCENDET_DATA", raising=False)
     with pytest.raises(AscendetError) as caught:
-        data.check_coco()
+        datasets.require("coco")
     assert caught.value.name == "data-missing"
     assert caught.value.found == "none of them"
     assert caught.value.hint.startswith("make data DATASET=coco\n")
@@ -127,7 +140,7 @@ def test_no_coco_names_the_next_command(build: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
     (coco / "annotations" / "instances_train2017.json").unlink()
     with pytest.raises(AscendetError) as caught:
-        data.check_coco()
+        datasets.require("coco")
     assert caught.value.name == "data-missing"
     assert caught.value.found == "without annotations/instances_train2017.json"
 
@@ -135,16 +148,64 @@ def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
 def test_an_incomplete_split_is_named(coco: Path) -> None:
     (coco / "val2017" / f"{0:012d}.jpg").unlink()
     with pytest.raises(AscendetError) as caught:
-        data.check_coco()
+        datasets.require("coco")
     assert caught.value.name == "data-invalid"
     assert caught.value.found == "1 images"
     assert caught.value.hint.endswith("make data DATASET=coco")
 
 
-def test_an_unknown_data_set_is_refused() -> None:
+def test_an_unknown_data_set_is_refused(build: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         execute("imagenet")
     assert caught.value.name == "dataset-unknown"
+    assert "make data DATASET=imagenet FROM=" in caught.value.hint
+    assert caught.value.expected == "shapes, coco, coco-val, coco-val200"
+
+
+def test_a_folder_in_coco_s_layout_is_a_data_set(coco: Path) -> None:
+    """Brought by hand, without a manifest."""
+    (coco.parent / "mine" / "annotations").mkdir(parents=True)
+    (coco.parent / "mine" / "annotations" / "instances_val.json").write_text("{}")
+    (coco.parent / "mine" / "val").mkdir()
+    assert datasets.require("mine", "val") == coco.parent / "mine"
+    assert datasets.taken_in() == ["mine"]
+    with pytest.raises(AscendetError) as caught:
+        datasets.require("mine", "train", "val")
+    assert caught.value.what == "mine has nothing to train on"
+
+
+def test_a_part_of_coco_is_in_its_folder_or_has_its_own(coco: Path) -> None:
+    assert datasets.require("coco-val", "val") == coco
+    with pytest.raises(AscendetError) as caught:
+        datasets.require("coco-val200", "val")
+    assert caught.value.hint.startswith("make data DATASET=coco-val200\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('part_of = "coco"\n', 'part_of = "cocoa"\n'),
+        ('part_of = "coco"\n', ""),
+        ("splits = { val2017 = 200 }", "splits = { odd = 200 }"),
+        ("classes = 3", "classses = 3"),
+        ("[shapes]", "[shapes"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    requirements(tmp_path, monkeypatch, (old, new))
+    with pytest.raises(AscendetError) as caught:
+        datasets.load()
+    assert caught.value.name == "data-lock-invalid"
+
+
+def test_the_table_and_the_lock_name_the_same_files() -> None:
+    wanted = {
+        name for one in datasets.load().values() for name in (*one.archives.values(), one.pictures) if name
+    }
+    assert wanted <= assets.load().keys()
+    assert all((paths.ROOT / "scripts/ascendet" / one.generator).exists() for one in datasets.load().values())
 
 
 def test_a_folder_that_cannot_be_made_is_named(

@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import env, evaluate, infer, manifest, paths, runs, train
+from ascendet import datasets, env, evaluate, infer, manifest, paths, runs, train
 from ascendet.errors import AscendetError
 from ascendet.stack import Stack
 
@@ -69,7 +69,7 @@ def test_names_are_checked_before_anything_is_built(target: runs.Target, build: 
     fails("devices-invalid", check, "vitdet-b", "coco", "9")
     fails("model-unknown", check, "blendmask", "coco", "0", "blendmask")
     for dataset in ("shapes", "coco"):
-        error = fails("data-missing", runs.check_data, dataset)
+        error = fails("data-missing", datasets.require, dataset)
         assert f"make data DATASET={dataset}" in error.hint
     assert not build.exists()
 
@@ -77,10 +77,10 @@ def test_names_are_checked_before_anything_is_built(target: runs.Target, build: 
 def test_missing_configuration_lists_those_there_are(target: runs.Target) -> None:
     configs = env.stack_home(STACK) / "lib/python3.11/site-packages/vitdet/configs"
     configs.mkdir(parents=True)
-    (configs / "vitdet-b_coco.py").touch()
+    (configs / "vitdet-b.py").touch()
     error = fails("config-missing", runs.check_config, target)
-    assert error.expected == "vitdet-b_coco"
-    assert error.hint == "MODEL=vitdet-b DATASET=coco"
+    assert error.expected == "vitdet-b"
+    assert error.hint == "MODEL=vitdet-b"
 
 
 def test_latest_moves_in_one_step(target: runs.Target) -> None:
@@ -362,24 +362,41 @@ def test_a_part_of_the_images_is_evaluated(text: str, count: int) -> None:
 
 
 def test_acceptance_says_where_the_numbers_are(tmp_path: Path) -> None:
-    (tmp_path / "m_d.toml").write_text('source = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n')
+    band = 'annotations = "d16e57"\nsource = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n'
+    (tmp_path / "m_d.toml").write_text(band)
 
     def judge(box: float, mask: float) -> list[str]:
         numbers = {"bbox": {"AP": box}, "segm": {"AP": mask}}
-        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, tmp_path)]
+        return [verdict.split()[4] for verdict in evaluate.judge("m", "d", numbers, "d16e57", tmp_path)]
 
     assert judge(0.5, 0.5) == ["inside", "inside"]
     assert judge(0.499, 0.501) == ["below", "above"]
-    assert evaluate.judge("m", "other", {}, tmp_path) == []
 
 
-@pytest.mark.parametrize("file", sorted(evaluate.REFERENCE.glob("*.toml")), ids=lambda file: file.stem)
+def test_no_band_is_applied_to_what_it_was_not_measured_on(tmp_path: Path) -> None:
+    """Another data set, one of the same name, and one without objects; each says why."""
+    band = 'annotations = "d16e57"\nsource = "here"\n[AP]\nbbox = [0.5, 0.6]\nsegm = [0.4, 0.5]\n'
+    (tmp_path / "m_d.toml").write_text(band)
+    numbers = {"bbox": {"AP": 0.5}, "segm": {"AP": -1.0}}
+    assert evaluate.judge("m", "other", numbers, "d16e57", tmp_path) == [
+        "no acceptance band: nobody has measured one of m on other"
+    ]
+    assert evaluate.judge("m", "d", numbers, "07e4", tmp_path) == [
+        "no acceptance band: that of m on d was measured on other annotations (sha256:d16e57…, these are 07e4…)"
+    ]
+    boxes, masks = evaluate.judge("m", "d", numbers, "d16e57", tmp_path)
+    assert boxes.startswith("boxes: AP 0.500 is inside")
+    assert masks == "masks: no acceptance band: there is nothing to measure"
+
+
+@pytest.mark.parametrize("file", sorted(evaluate.BANDS.glob("*.toml")), ids=lambda file: file.stem)
 def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
     band = tomllib.loads(file.read_text())
     assert file.stem == f"{band['model']}_{band['dataset']}"
     assert band["model"] in STACK.models
-    assert band["dataset"] in STACK.datasets
+    assert band["dataset"] in datasets.load()
     assert band["device"] in ("any", "simulated")
+    assert re.fullmatch(r"[0-9a-f]{64}", band["annotations"])
     assert len(band["source"]) > 20
     assert all(0 < low < high < 1 for low, high in band["AP"].values())
     assert band["AP"].keys() == {"bbox", "segm"}
@@ -443,3 +460,30 @@ def test_a_named_run_is_made_once_and_resumed_by_name(target: runs.Target) -> No
     make_run(target, "z-newer", "interrupted")
     assert train._resumable(target, {}, "mine") == run
     fails("resume-impossible", train._resumable, target, {}, "other")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "٣"])
+def test_epochs_are_a_number(text: str) -> None:
+    fails("usage", train._check_epochs, text)
+
+
+def test_a_resumed_run_keeps_its_epochs(target: runs.Target) -> None:
+    run = make_run(target, "a", "interrupted")
+    assert train._kept_epochs(run, {}) == "", "the recipe's"
+    fails("usage", train._kept_epochs, run, {"epochs": "3"})
+    manifest.write(run, {"inputs": {"epochs": "12"}})
+    assert train._kept_epochs(run, {}) == train._kept_epochs(run, {"epochs": "12"}) == "12"
+    assert "EPOCHS=12" in str(fails("usage", train._kept_epochs, run, {"epochs": "3"}).expected)
+
+
+def test_what_a_training_starts_from_and_how_long_it_takes_make_another_run(
+    target: runs.Target, tmp_path: Path
+) -> None:
+    start = tmp_path / "start.pth"
+    start.write_text("weights")
+    same = [
+        train._inputs(target, tmp_path, epochs, file)
+        for epochs, file in (("", None), ("3", None), ("", start))
+    ]
+    assert len({manifest.digest_inputs(inputs) for inputs in same}) == 3
+    assert "epochs" not in same[0], "runs from before are found"

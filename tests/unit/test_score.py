@@ -15,10 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from ascendet import paths
-from ascendet.score import NAMES, evaluate, restrict, score, table
+from ascendet.errors import AscendetError
+from ascendet.evaluate import score_files, score_or_keep
+from ascendet.score import IMAGES, NAMES, PREDICTIONS, ScoreError, evaluate, restrict, score, table
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from truths import IDS, make_truth, perfect
 
 Json = dict[str, Any]
 SIZE = 240
@@ -192,23 +195,164 @@ def test_only_the_evaluated_images_count() -> None:
     assert score(part, [detection(1, 1, LARGE, 0.9)], "bbox")["AP"] == 1.0
 
 
-def test_as_a_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in IDS if kind != "equal"])
+@pytest.mark.parametrize("of", ["images", "categories", "objects"])
+def test_the_numbers_depend_on_no_id(kind: str, of: str) -> None:
+    """Of detections that are good, bad, and equal in score, so that the order of images matters."""
+    draw = random.Random(0)
+    usual = make_truth(draw, "from one", "from one", "from one")
+    while len(usual["annotations"]) < 20 or len(usual["images"]) < 4 or len(usual["categories"]) < 3:
+        usual = make_truth(draw, "from one", "from one", "from one")
+    results = perfect(usual)
+    for result in results:
+        result["score"] = draw.choice([0.3, 0.6])
+        result["category_id"] = draw.choice([result["category_id"], 1])
+        result["bbox"] = [*result["bbox"][:2], result["bbox"][2] * draw.uniform(0.5, 1), result["bbox"][3]]
+    changed, found = copy.deepcopy(usual), copy.deepcopy(results)
+    # In the order of ids: that of the images decides between equal scores.
+    new = dict(enumerate(sorted(map(IDS[kind], range(20)), key=lambda one: (isinstance(one, str), one)), 1))
+    lists = {"images": changed["images"], "categories": changed["categories"], "objects": []}
+    for entry in lists[of]:
+        entry["id"] = new[entry["id"]]
+    key = {"images": "image_id", "categories": "category_id", "objects": ""}[of]
+    for entry in (*changed["annotations"], *found) if key else ():
+        entry[key] = new[entry[key]]
+    for count, entry in enumerate(changed["annotations"] if of == "objects" else ()):
+        entry["id"] = IDS[kind](count)
+    for measured in ("bbox", "segm"):
+        expected = reference(usual, results, measured)  # type: ignore[arg-type]
+        assert 0 < expected["AP"] < 1
+        assert score(changed, found, measured) == pytest.approx(expected, abs=1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_truth_as_predictions_scores_one(seed: int) -> None:
+    """For whatever ids, with and without objects, crowds and objects of every size, in masks of every form."""
+    draw = random.Random(seed)
+    kinds = list(IDS)
+    truth = make_truth(draw, *draw.choices(kinds[:-1], k=2), draw.choice(kinds))
+    before = copy.deepcopy(truth)
+    something = any(not entry["iscrowd"] for entry in truth["annotations"])
+    for kind in ("bbox", "segm"):
+        numbers, classes = evaluate(truth, perfect(truth), kind)  # type: ignore[arg-type]
+        assert numbers["AP"] == (pytest.approx(1) if something else -1)
+        for name in NAMES[:6]:
+            assert numbers[name] in (pytest.approx(1), -1), name
+        of_objects = {entry["category_id"] for entry in truth["annotations"] if not entry["iscrowd"]}
+        for category in truth["categories"]:
+            expected = pytest.approx(1) if category["id"] in of_objects else -1
+            assert classes[category["name"]] == expected
+    assert truth == before
+
+
+def test_what_cannot_count_is_said() -> None:
+    annotations = truth([(1, 1, LARGE, False), (7, 1, LARGE, False)])
+    with pytest.warns(UserWarning, match="1 of 2 objects do not count"):
+        assert score(annotations, [detection(1, 1, LARGE, 0.9)], "bbox")["AP"] == 1
+    annotations = truth([(1, 1, LARGE, False)])
+    with pytest.warns(UserWarning, match="1 of 2 results do not count"):
+        score(annotations, [detection(1, 1, LARGE, 0.9), detection(1, 3, LARGE, 0.9)], "bbox")
+    annotations["images"][0]["height"] += 1
+    with pytest.warns(UserWarning, match="1 of 1 objects have a mask of another size than their image"):
+        score(annotations, [], "segm")
+
+
+def test_results_of_unknown_images_are_refused() -> None:
+    with pytest.raises(
+        ScoreError, match="results of 2 images that the annotations do not have, such as image 7"
+    ):
+        score(truth([]), [detection(8, 1, LARGE, 0.9), detection(7, 1, LARGE, 0.9)], "bbox")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What an evaluation leaves to be scored: one of two images, its one object found; beside it the annotations."""
     annotations, results = truth([(1, 1, LARGE, False)], images=2), [detection(1, 1, LARGE, 0.9)]
     (tmp_path / "val.json").write_text(json.dumps(annotations))
-    (tmp_path / "images.json").write_text(json.dumps({"annotations": f"{tmp_path}/val.json", "images": [1]}))
-    (tmp_path / "p.json").write_text(json.dumps(results))
-    command = [sys.executable, "-m", "ascendet.score", "--images", tmp_path / "images.json"]
-    command += ["--results", tmp_path / "p.json", "--out", tmp_path / "metrics.json"]
-    command += ["--classes", tmp_path / "classes.json"]
-    subprocess.run(command, cwd=paths.ROOT / "scripts", check=True)
-    assert json.loads((tmp_path / "classes.json").read_text()) == {
+    folder = tmp_path / "an eval"
+    folder.mkdir()
+    (folder / IMAGES).write_text(json.dumps({"annotations": f"{tmp_path}/val.json", "images": [1]}))
+    (folder / PREDICTIONS).write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def raw(folder: Path) -> Path:
+    """The same as eval.sh leaves it."""
+    (folder / PREDICTIONS).rename(folder / "predictions.segm.json")
+    (folder / "predictions.bbox.json").write_text("[]")
+    return folder
+
+
+def test_predictions_stay_when_scoring_fails_and_the_next_command_scores_them(
+    raw: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    annotations, kept = raw.with_name("val.json"), raw.with_name("eval-failed")
+    (kept / "of an earlier failure").mkdir(parents=True)
+    content = annotations.read_text()
+    annotations.write_text(content.replace('"images": [{"id": 1,', '"images": [{"id": 3,'))
+    with pytest.raises(AscendetError) as caught:
+        score_or_keep(raw, raw.with_name("eval"))
+    error = caught.value
+    assert error.name == "score-failed"
+    assert error.found == f"error: {annotations} has not 1 of the 1 evaluated images"
+    assert sorted(file.name for file in kept.iterdir()) == [IMAGES, PREDICTIONS]
+    assert not raw.exists()
+    assert f"predictions stay in {kept}" in capfd.readouterr().err
+    typed = ["bash", "-c", error.hint]
+    again = subprocess.run(typed, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.strip()) == (1, error.found)
+    annotations.write_text(content)
+    done = subprocess.run(typed, cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert "boxes    1.000" in done.stdout
+    assert json.loads((kept / "metrics.json").read_text())["bbox"]["AP"] == 1
+
+
+def test_predictions_stay_when_scoring_is_interrupted(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ascendet.evaluate.score_files", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score_or_keep(raw, raw.with_name("eval"))
+    assert (raw.with_name("eval-failed") / PREDICTIONS).is_file()
+
+
+@pytest.mark.parametrize("broken", [None, "{"])
+def test_annotations_that_cannot_be_read_have_a_name(folder: Path, broken: str | None) -> None:
+    annotations = folder.with_name("val.json")
+    annotations.unlink()
+    if broken:
+        annotations.write_text(broken)
+    with pytest.raises(AscendetError) as caught:
+        score_files(folder)
+    assert caught.value.name == "score-failed"
+    assert str(caught.value.found).startswith(f"error: {annotations} cannot be read: ")
+
+
+def test_warnings_of_the_evaluator_are_shown(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / PREDICTIONS).write_text(json.dumps([detection(1, 9, LARGE, 0.9)]))
+    assert score_files(folder)["bbox"]["AP"] == 0
+    shown = capfd.readouterr()
+    assert (
+        shown.err == "warning: 1 of 1 results do not count: the annotations list no such category or image\n"
+    )
+    assert "boxes    0.000" in shown.out
+
+
+def test_as_a_program(folder: Path) -> None:
+    command = [sys.executable, "-m", "ascendet.score", folder]
+    done = subprocess.run(command, cwd=paths.ROOT / "scripts", check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert json.loads((folder / "classes.json").read_text()) == {
         "1": {"objects": 1, "bbox": 1.0, "segm": 1.0}
     }
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics == {
         kind: {name: -1.0 if name in ("APs", "APm", "ARs", "ARm") else 1.0 for name in NAMES}
         for kind in ("bbox", "segm")
     }
+    assert table(metrics) in done.stdout
     lines = table(metrics).splitlines()
     assert lines[0].split() == list(NAMES)
     assert lines[1].split() == ["boxes", "1.000", "1.000", "1.000", "-", "-", "1.000"] + ["1.000"] * 3 + [

@@ -10,7 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from vitdet.backbone import ViT
 from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
 from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.evaluated import PredictionsHook
+from vitdet.evaluated import NumberedCocoMetric, PredictionsHook
 from vitdet.losses import LossHook
 from vitdet.masks import LoadDeferredAnnotations
 from vitdet.memory import DeviceMemoryHook
@@ -40,6 +40,7 @@ __all__ = [
     "LoadDeferredAnnotations",
     "LossHook",
     "MixedPrecisionOptimWrapper",
+    "NumberedCocoMetric",
     "PlainCheckpointHook",
     "PredictionsHook",
     "RecipeHook",

@@ -31,6 +31,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
+from vitdet.data import differing, meta_classes
+
 # What an unmodified mmengine checkpoint names besides tensors; under numpy 1's module names and numpy 2's.
 _MMENGINE_GLOBALS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
@@ -257,13 +259,77 @@ class PlainCheckpointHook(Hook):
             checkpoint[name] = plain(checkpoint[name], name)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Report on the keys. Only where a training starts from other weights may they differ: fine-tuning."""
+        """Report on the keys, and refuse another model or other classes; a training may start from other classes.
+
+        Then what depends on the classes is left out of the checkpoint, and so made anew.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        report = compare(model, weights_of(checkpoint))
         starting = isinstance(runner._train_loop, BaseLoop) and not runner._resume
+        loader = (
+            runner.cfg.train_dataloader
+            if isinstance(runner._train_loop, BaseLoop)
+            else runner.cfg.test_dataloader
+        )
+        here = tuple((loader.dataset.get("metainfo") or {}).get("classes") or ())
+        stated = meta_classes(checkpoint.get("meta") or {})
+        other = bool(stated and here and stated != here)
+        if starting:
+            made_anew = drop_class_layers(model, checkpoint, by_name=other)
+            if made_anew:
+                print_log(
+                    f"checkpoint: made anew for {', '.join(here)}: {', '.join(made_anew)}", logger="current"
+                )
+                print(
+                    f"recipe: starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}",
+                    flush=True,
+                )
+        elif other:
+            raise CheckpointError(f"the checkpoint is not one of this model: {differing(stated, here)}")
+        report = compare(model, weights_of(checkpoint))
         if not report.complete and not starting:
             raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
+        if starting and not report.matched:
+            raise CheckpointError(f"the checkpoint is not one of this model: nothing of it fits\n{report}")
         print_log(f"checkpoint: {report}", logger="current")
+
+
+def class_layers(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the layers that have something per class, in a detector with boxes and masks."""
+    box, mask = model.roi_head.bbox_head, model.roi_head.mask_head
+    yield "roi_head.bbox_head.fc_cls"
+    if not box.reg_class_agnostic:
+        yield "roi_head.bbox_head.fc_reg"
+    if not mask.class_agnostic:
+        yield "roi_head.mask_head.conv_logits"
+
+
+def drop_class_layers(model: nn.Module, checkpoint: Mapping[str, Any], *, by_name: bool) -> tuple[str, ...]:
+    """Take layers of other classes out of a checkpoint's weights, in place, and return their names.
+
+    Parameters
+    ----------
+    model
+        The detector that is going to be trained.
+    checkpoint
+        mmengine's, with `state_dict`, or bare weights.
+    by_name
+        The classes are known to be others: their layers go even where they have the same shapes.
+    """
+    weights = checkpoint.get("state_dict", checkpoint)
+    own = model.state_dict()
+    gone = []
+    for layer in class_layers(model) if hasattr(model, "roi_head") else ():
+        keys = [key for key in weights if key.removeprefix("module.").startswith(f"{layer}.")]
+        shapes = [
+            own[name].shape == weights[key].shape
+            for key in keys
+            if (name := key.removeprefix("module.")) in own
+        ]
+        if keys and (by_name or not all(shapes)):
+            gone.append(layer)
+            for key in keys:
+                del weights[key]
+    return tuple(gone)
 
 
 @HOOKS.register_module()

@@ -8,15 +8,15 @@ from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.logging import print_log
 
+from vitdet.data import DataError, classes_of, few
 from vitdet.images import ImageError, read
 from vitdet.resume import Draw, seed_draw
 
-
-class DataError(ValueError):
-    """Annotations or images that a training or an evaluation cannot use."""
+__all__ = ["CheckedCocoDataset", "DataError", "LoadCheckedImage"]
 
 
 @DATASETS.register_module()
@@ -27,21 +27,28 @@ class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no typ
     ------
     DataError
         When it is built: an annotation file that is no COCO instances file, without images (or, for training, without
-        any that can be used), that names images which are not there, or that lacks one of the model's classes, of which
-        mmdet would silently number the others anew.
+        any that can be used), that names images which are not there, or whose classes are not the model's: mmdet would
+        number them by their order in the file, or leave some out, silently.
     """
+
+    def COCOAPI(self, file: str) -> COCO:  # mmdet's name for what reads a file
+        """Read annotations whose classes are the model's, in its order."""
+        coco = COCO(file)
+        found, wanted = classes_of(coco.dataset), tuple(self.metainfo["classes"])
+        if found != wanted:
+            raise DataError(
+                f"{file} has other classes than the model: {len(found)}: {few(found)}; not {len(wanted)}: {few(wanted)}"
+            )
+        return coco
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """The annotations, once they are known to fit the images and the classes."""
         try:
             entries = super().load_data_list()
+        except DataError:
+            raise
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise DataError(f"{self.ann_file} is no COCO instances file: {error!r}") from error
-        if len(self.cat_ids) != len(self.metainfo["classes"]):
-            raise DataError(
-                f"{self.ann_file} has {len(self.cat_ids)} of the {len(self.metainfo['classes'])} classes: "
-                + ", ".join(self.metainfo["classes"])
-            )
         if not entries:
             raise DataError(f"{self.ann_file} has no images")
         folder = Path(self.data_prefix["img"])

@@ -1,6 +1,6 @@
 """Detect objects in pictures with one device: drawn pictures, COCO-like results, and where the time goes.
 
-    python -m vitdet.infer --config vitdet-b_coco.py --checkpoint b.pth --images list.json --out FOLDER
+    python -m vitdet.infer --config vitdet-b.py --checkpoint b.pth --images list.json --out FOLDER
 
 `list.json` holds file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them,
 and `\\xNN` where they are printed and in the names of drawn pictures. Written to FOLDER: `pictures/`, and `results.json`
@@ -23,7 +23,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -32,9 +31,10 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
-from torch import nn
+from torch import Tensor, nn
 
 from vitdet.checkpoint import CheckpointError, compare, read, weights_of
+from vitdet.data import DataError, differing, known_classes, meta_classes, set_classes
 from vitdet.images import ImageError, Pixels, printable
 from vitdet.images import read as read_image
 
@@ -65,31 +65,43 @@ class Detector:
     Parameters
     ----------
     cfg
-        A configuration of the vitdet package.
+        A configuration of the vitdet package. Where its data set is here, the checkpoint must have its classes.
     checkpoint
         A file of exactly this model.
 
     Raises
     ------
     CheckpointError
-        A damaged file, or one of another model.
+        A damaged file, or one of another model or other classes.
+    DataError
+        A file that does not say its classes, and there is no data set that does.
     """
 
     def __init__(self, cfg: Config, checkpoint: str) -> None:
         init_default_scope("mmdet")
         cfg.model.backbone.pop("init_cfg", None)  # what training starts from
+        content = read(checkpoint)
+        classes = self._classes(content.get("meta") or {}, Path(cfg.data_root))
+        set_classes(cfg, classes)
         self.model = MODELS.build(cfg.model)
-        self._load(self.model, checkpoint)
+        self._load(self.model, weights_of(content))
         self.model.to(torch.device(get_device())).eval()
         # Pixels come from `images.read`; there are no annotations.
         steps = [step for step in cfg.test_pipeline if not step["type"].startswith("Load")]
         self.pipeline = Compose(steps)
-        info = cfg.test_dataloader.dataset.get("metainfo") or CocoDataset.METAINFO
-        self.meta = {"classes": info["classes"], "palette": "random"}
+        self.meta = {"classes": classes, "palette": "random"}
 
     @staticmethod
-    def _load(model: nn.Module, checkpoint: str) -> None:
-        weights = weights_of(read(checkpoint))
+    def _classes(meta: dict[str, Any], root: Path) -> tuple[str, ...]:
+        stated, here = meta_classes(meta), known_classes(root)
+        if stated and here and stated != here:
+            raise CheckpointError(f"the checkpoint is not one of this model: {differing(stated, here)}")
+        if not stated and not here:
+            raise DataError(f"the checkpoint does not say its classes, and there is no data set {root}")
+        return stated or here
+
+    @staticmethod
+    def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         report = compare(model, weights)
         if not report.complete:
             raise CheckpointError(f"the checkpoint is not one of this model\n{report}")
@@ -171,7 +183,7 @@ def summarize(calls: Sequence[dict[str, float]]) -> dict[str, Any]:
 def main() -> None:
     """Go through the pictures that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="configuration of the model on a data set")
+    parser.add_argument("--config", required=True, help="configuration of the model")
     parser.add_argument("--checkpoint", required=True, help="its weights")
     parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.json and pictures/")

@@ -1,7 +1,8 @@
 """The recipe's batch on any number of devices: images per device, accumulation, learning rate, schedule.
 
 A configuration states its schedule in optimizer steps of `auto_scale_lr.base_batch_size` images, and the batch of one
-device. `fit` turns that into iterations (one forward and backward pass of every device) for the devices there are.
+device. `stretch` makes it that of another data set, or of other epochs; `fit` turns steps into iterations (one forward
+and backward pass of every device) for the devices there are.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS  # mmdet's tools look in no other
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from vitdet.data import fill, is_training
 
 from vitdet.losses import LossHook
 
 # What schedulers of mmengine count in iterations, where they do not count in epochs.
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
+# Warm-up, and what lies between two validations or checkpoints, take at most this part of a training.
+_PART = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,47 @@ def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
     return Batch(
         recipe=recipe, ranks=ranks, per_rank=size, accumulated=max(1, round(recipe / (ranks * size)))
     )
+
+
+def stretch(cfg: Config, pictures: int) -> None:
+    """Change a training's schedule to `cfg.epochs` passes over so many pictures, from those that `cfg.schedule` states.
+
+    The end and the drops of the learning rate move in proportion. Warm-up and intervals stay, unless they would be
+    more than a fifth of a short training. For the epochs and pictures that are stated, nothing changes.
+    """
+    if cfg.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, not {cfg.epochs}")
+    ratio = cfg.epochs / cfg.schedule.epochs
+    scale = ratio * pictures / cfg.schedule.pictures
+    most = max(
+        2, round(cfg.epochs * pictures / cfg.auto_scale_lr.base_batch_size) // _PART
+    )  # a ramp needs two
+
+    def moved(value: float, factor: float) -> Any:
+        return value if value in (0, float("inf")) else max(1, round(value * factor))
+
+    for scheduler in cfg.param_scheduler:
+        by_epoch = scheduler.get("by_epoch", True)
+        for name in (name for name in _SCHEDULE if name in scheduler):
+            warm_up = scheduler.type == "LinearLR" and not by_epoch
+            value = scheduler[name]
+            scheduler[name] = min(value, most) if warm_up else moved(value, ratio if by_epoch else scale)
+        if "milestones" in scheduler:
+            scheduler.milestones = [
+                moved(value, ratio if by_epoch else scale) for value in scheduler.milestones
+            ]
+    train, saving = cfg.train_cfg, cfg.default_hooks.checkpoint
+    if "max_iters" in train:
+        train.max_iters = moved(train.max_iters, scale)
+        train.val_interval = min(train.val_interval, most)
+        if "dynamic_intervals" in train:  # and once more at the end
+            last = train.max_iters // train.val_interval * train.val_interval + 1
+            train.dynamic_intervals = [(last, train.max_iters)]
+        saving.interval = min(saving.interval, most)
+    else:
+        train.max_epochs = moved(train.max_epochs, ratio)
+        train.val_interval = min(train.val_interval, moved(train.val_interval, ratio))
+        saving.interval = min(saving.interval, moved(saving.interval, ratio))
 
 
 def fit(cfg: Config, ranks: int) -> Batch:
@@ -122,9 +168,13 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
-        """Fit a training to the devices, say how, and build the runner."""
+        """Fit a training to the data set and the devices, say how, and build the runner."""
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        if cfg.get("train_cfg"):
+        training = bool(cfg.get("train_cfg")) and is_training()
+        pictures = fill(cfg, training=training)
+        if training:
+            if pictures and cfg.get("schedule"):
+                stretch(cfg, pictures)
             batch, shown = fit(cfg, ranks), ""
             if os.environ.get("LR"):
                 cfg.optim_wrapper.optimizer.lr = float(os.environ["LR"])
@@ -136,6 +186,7 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
             # A rank died and torchrun starts all of them anew: on from the last checkpoint.
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
+            _choose_start(cfg)
         return super().from_cfg(cfg)
 
     def train(self) -> Any:
@@ -147,6 +198,15 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
                 if isinstance(hook, LossHook):
                     hook.explain(self)
             raise
+
+
+def _choose_start(cfg: Config) -> None:
+    """Start from the file that CHECKPOINT names, unless there is a training to resume."""
+    start = os.environ.get("CHECKPOINT")
+    if not start or cfg.get("load_from") or (cfg.get("resume") and find_latest_checkpoint(cfg.work_dir)):
+        return
+    cfg.load_from, cfg.resume = start, False
+    cfg.model.backbone.pop("init_cfg", None)  # it has everything
 
 
 @HOOKS.register_module()

@@ -1,14 +1,14 @@
-"""ViTDet-B: Mask R-CNN on a ViT-B/16 from MAE, COCO, 1024 px, 100 epochs of large-scale jitter.
+"""ViTDet-B: Mask R-CNN on a ViT-B/16 from MAE, 1024 px, 100 epochs of large-scale jitter.
 
-The recipe is the one that mmdetection published with its checkpoint (51.6 box AP, 45.7 mask AP):
-16 cards x 4 images; on fewer cards they are accumulated.
+The recipe is the one that mmdetection published with its checkpoint for COCO (51.6 box AP, 45.7 mask AP):
+16 cards x 4 images; on fewer cards they are accumulated. `vitdet.data` and `vitdet.recipe` fit it to another data set.
 """
 
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "./_base_/runtime.py"]
 
 # The folder that holds the data sets, each in a folder of its own, and weights/.
 data = "{{$ASCENDET_DATA:data}}"
-data_root = data + "/coco/"
+data_root = data + "/{{$DATASET:coco}}/"
 image_size = (1024, 1024)
 norm_cfg = dict(type="LN2d")
 grey = dict(img=(114, 114, 114))
@@ -73,8 +73,7 @@ train_dataloader = dict(
     dataset=dict(
         type="CheckedCocoDataset",
         data_root=data_root,
-        ann_file="annotations/instances_train2017.json",
-        data_prefix=dict(img="train2017/"),
+        split="train",
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
     ),
@@ -88,16 +87,13 @@ val_dataloader = dict(
     dataset=dict(
         type="CheckedCocoDataset",
         data_root=data_root,
-        ann_file="annotations/instances_val2017.json",
-        data_prefix=dict(img="val2017/"),
+        split="val",
         test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="CocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric=["bbox", "segm"]
-)
+val_evaluator = dict(type="NumberedCocoMetric", split="val", metric=["bbox", "segm"])
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
@@ -108,7 +104,10 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
 )
 
-# 100 epochs of 118,000 images at 64 images per step; the rate drops after epochs 88 and 96.
+# `make train EPOCHS=…` changes `epochs`. What follows is stated for the `schedule`: COCO's train2017 has 117,266
+# pictures with objects; 100 epochs of 118,000 at 64 per step, the rate drops after epochs 88 and 96.
+epochs = 100
+schedule = dict(epochs=100, pictures=117_266)
 max_iters = 184375
 interval = 5000
 param_scheduler = [
