@@ -157,14 +157,12 @@ import cv2, numpy as np, torch_npu, vitdet
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from vitdet.data import fill
 folder = Path(os.environ["ASCENDET_DATA"], "coco")
 (folder / "annotations").mkdir(parents=True)
 (folder / "train2017").mkdir()
 cv2.imwrite(str(folder / "train2017" / "1.jpg"), np.zeros((4000, 5000, 3), np.uint8))
 init_default_scope("mmdet")
-cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs" / "vitdet-b_coco.py").train_dataloader
-cfg.update(num_workers=1, batch_size=1, persistent_workers=False)
-cfg.dataset.metainfo = dict(classes=("thing",))
 for count in map(int, sys.argv[1:]):
     random = np.random.default_rng(0)
     things = []
@@ -176,8 +174,12 @@ for count in map(int, sys.argv[1:]):
                            segmentation=outline))
     content = dict(images=[dict(id=1, file_name="1.jpg", width=5000, height=4000)], annotations=things,
                    categories=[dict(id=1, name="thing")])
-    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    for batch in Runner.build_dataloader(cfg, seed=0):
+    for split in ("train2017", "val2017"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    cfg = Config.fromfile(Path(vitdet.__file__).parent / "configs" / "vitdet-b.py")
+    fill(cfg)
+    cfg.train_dataloader.update(num_workers=1, batch_size=1, persistent_workers=False)
+    for batch in Runner.build_dataloader(cfg.train_dataloader, seed=0):
         masks = batch["data_samples"][0].gt_instances.masks
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     print(f"{count} objects, {len(masks)} seen: {most} MB")
