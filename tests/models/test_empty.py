@@ -22,6 +22,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from stock import stock_mmdet
+from vitdet.data import fill
 
 JOB = Path(__file__).with_name("empty_job.py")
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -126,7 +127,11 @@ def recipe(tmp_path, monkeypatch):
     one_small_object_each(tmp_path)
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path))
     init_default_scope("mmdet")
-    return Config.fromfile(CONFIGS / "vitdet-b_coco.py").train_dataloader.dataset
+    cfg = Config.fromfile(CONFIGS / "vitdet-b.py")
+    for name in ("val_dataloader", "test_dataloader", "val_evaluator", "test_evaluator"):
+        cfg.pop(name)
+    fill(cfg)
+    return cfg.train_dataloader.dataset
 
 
 def test_large_scale_jitter_empties_pictures(recipe):
@@ -151,7 +156,7 @@ def test_a_picture_that_the_crop_emptied_is_trained_on(recipe):
         next(one for one in draw(dataset, 200) if len(one["data_samples"].gt_instances) == count)
         for count in (0, 1)
     )
-    model = MODELS.build(Config.fromfile(CONFIGS / "vitdet-tiny_shapes.py").model).train()
+    model = MODELS.build(Config.fromfile(CONFIGS / "vitdet-tiny.py").model).train()
     for batch in ([emptied], [emptied, emptied], [emptied, whole], [whole, emptied]):
         data = model.data_preprocessor(pseudo_collate(copy.deepcopy(batch)), True)
         total, parts = model.parse_losses(model(**data, mode="loss"))

@@ -111,7 +111,9 @@ def test_annotations_of_every_kind_equal_mmdets():
     bitmaps = np.concatenate([_blobs(random, 5, height, width), np.ones((1, height, width), np.uint8)])
     bitmaps[0, -1, -1] = bitmaps[0, 0, 0] = 1
     encoded = [coco_mask.encode(np.asfortranarray(one)) for one in bitmaps]
-    counts = [np.diff(np.flatnonzero(np.diff(one.T.ravel(), prepend=2, append=2))).tolist() for one in bitmaps]
+    counts = [
+        np.diff(np.flatnonzero(np.diff(one.T.ravel(), prepend=2, append=2))).tolist() for one in bitmaps
+    ]
     masks = [
         *({"size": [height, width], "counts": one["counts"].decode()} for one in encoded),
         *(
@@ -139,7 +141,10 @@ def test_annotations_of_every_kind_equal_mmdets():
 
 @pytest.mark.parametrize(
     ("size", "counts", "reason"),
-    [([9, 8], [72], r"\[9, 8\] pixels in an image of \[8, 9\]"), ([8, 9], [7, 60], "67.* pixels, the image 8 x 9")],
+    [
+        ([9, 8], [72], r"\[9, 8\] pixels in an image of \[8, 9\]"),
+        ([8, 9], [7, 60], "67.* pixels, the image 8 x 9"),
+    ],
 )
 def test_rle_of_another_size_is_refused(size, counts, reason):
     rle = encode({"size": size, "counts": counts}, *size)
@@ -200,9 +205,7 @@ def test_memory_does_not_grow_by_a_picture_per_object(tmp_path):
 
 def test_masks_of_several_images_are_joined():
     parts = [_blobs(np.random.default_rng(seed), 2, 9, 11) for seed in range(3)]
-    joined = DeferredMasks.cat(
-        [_deferred(parts[0]), BitmapMasks(parts[1], 9, 11), _deferred(parts[2])]
-    )
+    joined = DeferredMasks.cat([_deferred(parts[0]), BitmapMasks(parts[1], 9, 11), _deferred(parts[2])])
     assert np.array_equal(joined.masks, np.concatenate(parts))
 
 

@@ -181,7 +181,8 @@ def _runner():
 def test_all_ranks_end_when_the_loss_of_one_is_not_finite(values, tmp_path, capfd):
     context = torch.multiprocessing.get_context("fork")
     ranks = [
-        context.Process(target=_losses_of_one_rank, args=(rank, values, tmp_path / "store")) for rank in (0, 1)
+        context.Process(target=_losses_of_one_rank, args=(rank, values, tmp_path / "store"))
+        for rank in (0, 1)
     ]
     for rank in ranks:
         rank.start()
@@ -220,7 +221,9 @@ def test_weights_that_are_not_finite_are_not_saved(capsys):
     with pytest.raises(SystemExit) as ended:
         hook.before_save_checkpoint(runner, {"state_dict": weights})
     assert ended.value.code == EXIT_LOSS_NOT_FINITE
-    assert "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out
+    assert (
+        "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out
+    )
 
 
 def test_other_devices_go_on_at_the_same_image(train, tmp_path):
