@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     reason="the CANN tree is not cann_sim's: its devices are as many as one likes",
 )
 JOB = Path(__file__).with_name("empty_ranks_job.py")
-STEPS = 10
+STEPS = 5
 # Of 20 pictures, in five steps of two devices with two images each, in turn: the first device's of step 0, all of
 # step 2, one of the second device's of step 4.
 WITHOUT_OBJECTS = {0, 2, 8, 9, 10, 11, 17}
@@ -66,7 +66,7 @@ def test_devices_without_objects_train(recorded: dict[str, list[dict[str, Any]]]
     steps = [tuple(map(sum, objects)) for objects in zip(*(rank["objects"] for rank in ranks), strict=True)]
     assert len(steps) == STEPS
     assert steps[0][0] == 0 < steps[0][1], "one device has no objects"
-    assert steps[2] == steps[7] == (0, 0), "no device has objects"
+    assert steps[2] == (0, 0), "no device has objects"
     assert all(steps[1]), "both have"
     for rank in ranks:
         for losses, objects in zip(rank["losses"], rank["objects"], strict=True):
