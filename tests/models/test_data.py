@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import vitdet
+from ascendet_common import progress
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -178,10 +179,11 @@ def checkpoint(renamed, tmp_path):
 @pytest.mark.parametrize(
     "names", [("one", "two", "three"), ("a", "b", "c", "d", "e")], ids=["as many", "more"]
 )
-def test_a_training_starts_from_other_classes(renamed, checkpoint, names, tmp_path, monkeypatch, capsys):
+def test_a_training_starts_from_other_classes(renamed, checkpoint, names, tmp_path, monkeypatch):
     cfg = renamed(*names)
     cfg.work_dir, cfg.experiment_name, cfg.epochs = str(tmp_path / "run"), f"start{len(names)}", 1
     monkeypatch.setenv("CHECKPOINT", str(checkpoint))
+    monkeypatch.setenv("WORK_DIR", str(tmp_path))
     cfg.train_cfg.val_interval = 99
     runner = RecipeRunner.from_cfg(cfg)
     before = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -199,10 +201,8 @@ def test_a_training_starts_from_other_classes(renamed, checkpoint, names, tmp_pa
             assert not (seen[key] == 7.0).any(), key
         else:
             assert torch.equal(seen[key], value), key
-    assert (
-        "recipe: starts from a checkpoint of other classes; made anew: roi_head.bbox_head.fc_cls"
-        in capsys.readouterr().out
-    )
+    notes = [row.get("text") for row in progress.read(tmp_path)]
+    assert "starts from a checkpoint of other classes; made anew: roi_head.bbox_head.fc_cls" in notes
 
 
 def test_layers_without_classes_stay(recipes):

@@ -4,7 +4,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from ascendet import manifest, paths, score, shapes
+from ascendet import files, paths, score, shapes
 from pycocotools import mask as coco_mask
 
 
@@ -43,7 +43,7 @@ def test_the_acceptance_band_is_that_of_what_the_generator_makes(tmp_path):
     made = tomllib.loads((paths.REQUIREMENTS / "datasets.toml").read_text())["shapes"]
     band = tomllib.loads((paths.REQUIREMENTS / "bands" / "vitdet-tiny_shapes.toml").read_text())
     folder = _make(tmp_path, seed=made["seed"], train=1, val=made["splits"]["val"])
-    assert manifest.digest_file(folder / "annotations" / "instances_val.json") == band["annotations"]
+    assert files.digest(folder / "annotations" / "instances_val.json") == band["annotations"]
 
 
 def test_a_larger_split_begins_with_the_smaller_one(folder, tmp_path):

@@ -27,18 +27,19 @@ TRAIN = """
 import os, pathlib, sys
 from ascendet import errors, program
 try:
-    program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log")))
+    program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log"),
+                                arguments=sys.argv[2:]))
 except errors.AscendetError as error:
     sys.stderr.write(error.render())
     sys.exit(error.exit_code)
 """
 
 
-def train(environ: dict[str, str], folder: Path, **changed: str) -> tuple[int, str, str]:
+def train(environ: dict[str, str], folder: Path, *arguments: str, **changed: str) -> tuple[int, str, str]:
     """The exit code, what is on the error output, and the name of the last whole checkpoint."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        [env.ensure_tools(), "-c", TRAIN, folder],
+        [env.ensure_tools(), "-c", TRAIN, folder, *arguments],
         env=environ | {"WORK_DIR": str(folder)} | changed,
         capture_output=True,
         text=True,
@@ -71,7 +72,7 @@ def test_a_training_ends_in_a_named_error_and_resumes(
     assert checkpoint
     assert "make train RESUME=1" in message
     if name == "npu-lost":
-        again = train(environ, tmp_path / "run", RESUME="1", DEVICES=devices, LR="1e30", AMP="1")
+        again = train(environ, tmp_path / "run", "--lr=1e30", "--amp", RESUME="1", DEVICES=devices)
         assert again[::2] == (EXIT_CODES["loss-not-finite"], checkpoint), again[1]
         assert "make train RESUME=1 LR=5e+29" in again[1]
         assert train(environ, tmp_path / "run", RESUME="1", DEVICES=devices)[::2] == (0, "epoch_6.pth")

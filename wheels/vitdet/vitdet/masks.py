@@ -132,8 +132,7 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
             return super().get_bboxes(dst_type)
         boxes = np.zeros((len(self), 4), np.float32)
         for box, (top, rows, left, columns, bitmap) in zip(boxes, self._visible(), strict=True):
-            across = bitmap[np.unique(rows)].any(axis=0)[columns].nonzero()[0]
-            down = bitmap[:, np.unique(columns)].any(axis=1)[rows].nonzero()[0]
+            across, down = bitmap.any(axis=0)[columns].nonzero()[0], bitmap.any(axis=1)[rows].nonzero()[0]
             if len(across):
                 box[:] = left + across[0], top + down[0], left + across[-1] + 1, top + down[-1] + 1
         return HorizontalBoxes(boxes)
@@ -148,16 +147,16 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         """Yield for each object which part of these masks its box covers, and what is there.
 
         That is: the part's first row and, for each of its rows, the one of the bitmap that it shows; the same for
-        columns; and the bitmap of the box.
+        columns; and the bitmap, of those rows and columns of the annotated mask that are shown.
         """
         boxes = coco_mask.toBbox(self.annotated).astype(int).tolist() if self.annotated else []
         for rle, (left, top, width, height) in zip(self.annotated, boxes, strict=True):
-            by_column = decode_columns(rle, left, width)[:, top : top + height]
-            yield (
-                *within(self.rows, top, height),
-                *within(self.columns, left, width),
-                np.ascontiguousarray(by_column.T),
-            )
+            first_row, rows = within(self.rows, top, height)
+            first_column, columns = within(self.columns, left, width)
+            shown_rows, rows = np.unique(rows, return_inverse=True)
+            shown_columns, columns = np.unique(columns, return_inverse=True)
+            by_column = decode_columns(rle, left, width)[shown_columns][:, top + shown_rows]
+            yield first_row, rows, first_column, columns, np.ascontiguousarray(by_column.T)
 
 
 class ReadyMasks(BitmapMasks):  # type: ignore[misc]
