@@ -231,6 +231,7 @@ RUNTIME = (
     "PYTORCH_NPU_ALLOC_CONF",
     "HCCL_CONNECT_TIMEOUT",
     "HCCL_EXEC_TIMEOUT",
+    "HCCL_IF_BASE_PORT",
     "MAX_RESTARTS",
 )
 
@@ -484,6 +485,13 @@ _HARDWARE = (
         "hccl-timeout",
         "a rank did not come to a collective in time",
         "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
+    ),
+    # EJ0003 (code 11) until CANN 8.2, then EI0019 (code 7) for a host's port
+    (
+        r"\b(?:EJ0003|EI0019)\b",
+        "port-in-use",
+        "another process listens on HCCL's port",
+        "HCCL_IF_BASE_PORT=<first of 16 free ports>, or unset it (then free ones are chosen)",
     ),
     (
         r"Hccl\w+, error code is 21\b",

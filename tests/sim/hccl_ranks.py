@@ -9,6 +9,7 @@ import ctypes
 import os
 import pickle
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -153,6 +154,12 @@ class Outcome:
     stderr: str
 
 
+def free_port() -> int:
+    """A port on which nothing listens on any address of this host."""
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def _enter(namespace: str) -> None:
     descriptor = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) != 0:  # CLONE_NEWNET
@@ -185,7 +192,8 @@ def start_ranks(
                 _enter(namespaces[rank])
             for name in [name for name in os.environ if name.startswith(("HCCL_", "CANN_SIM_"))]:
                 del os.environ[name]
-            os.environ.update(environ or {})
+            # No libascendcl, no device: a port of its own for each rank that opens a root.
+            os.environ.update({"HCCL_IF_BASE_PORT": str(free_port())} | (environ or {}))
             value = body(Rank(library, rank, size, board))
         except BaseException as exception:
             error = exception

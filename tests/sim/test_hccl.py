@@ -10,7 +10,9 @@ import ctypes
 import json
 import math
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -32,6 +34,7 @@ from hccl_ranks import (
     Rank,
     SendRecvItem,
     find_library,
+    free_port,
     pack,
     run_ranks,
     start_ranks,
@@ -764,6 +767,9 @@ def test_bad_arguments_are_named_and_harmless(library: Path) -> None:
     [
         ("HCCL_CONNECT_TIMEOUT", "soon"),
         ("HCCL_EXEC_TIMEOUT", "-1"),
+        ("HCCL_IF_BASE_PORT", "1023"),
+        ("HCCL_IF_BASE_PORT", "65521"),
+        ("HCCL_IF_BASE_PORT", "60000a"),
         ("HCCL_SOCKET_IFNAME", "=nosuch0"),
         ("HCCL_IF_IP", "203.0.113.7"),
         ("CANN_SIM_HCCL_TRANSPORT", "rdma"),
@@ -774,6 +780,60 @@ def test_bad_environment_is_named(library: Path, name: str, value: str) -> None:
     assert outcome.status == 1
     assert "EI0001" in outcome.stderr
     assert value.lstrip("=") in outcome.stderr
+
+
+# ---- the port of a root ----
+
+
+def test_a_taken_port_is_named_at_once(library: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        environ = {"HCCL_IF_BASE_PORT": str(port), "HCCL_CONNECT_TIMEOUT": "600"}
+        (outcome,) = run_ranks(library, 1, lambda rank: rank.join(), environ=environ, limit=10)
+    assert codes([outcome]) == [UNAVAIL]
+    assert re.search(
+        rf"EI0019: .* The IP address \S+ and port {port} have already been bound\.", outcome.stderr
+    )
+    assert "HCCL_IF_BASE_PORT" in outcome.stderr
+
+
+def test_roots_of_one_process_share_its_port_and_leave_it(library: Path) -> None:
+    """Rank 0 opens three roots before anybody comes to one; what is left of the first job does not hold the port."""
+    port = free_port()
+
+    def body(rank: Rank) -> list[int]:
+        infos = [rank.root_info(f"root{number}", owner=rank.rank == 0) for number in range(3)]
+        sums = []
+        for info in reversed(infos):
+            comm = ctypes.c_void_p()
+            rank.call("HcclCommInitRootInfo", 2, info, rank.rank, ctypes.byref(comm))
+            sums.append(all_reduce_int(rank, comm, 1 + rank.rank))
+        name = ctypes.create_string_buffer(128)
+        rank.call("HcclGetCommName", comm, name)
+        assert f"%{port}_".encode() in name.value
+        return sums
+
+    for _ in range(3):
+        found = values_of(run_ranks(library, 2, body, environ={"HCCL_IF_BASE_PORT": str(port)}))
+        assert found == [[3, 3, 3]] * 2
+
+
+def test_a_forked_child_opens_roots_of_its_own(library: Path) -> None:
+    """Its parent waits at a port, which the child neither takes over nor keeps."""
+    ports = free_port(), free_port()
+
+    def body(rank: Rank) -> int:
+        info = ctypes.create_string_buffer(4108)
+        rank.call("HcclGetRootInfo", info)
+        if os.fork() == 0:
+            os.environ["HCCL_IF_BASE_PORT"] = str(ports[0])
+            taken = rank.code("HcclGetRootInfo", info)
+            os.environ["HCCL_IF_BASE_PORT"] = str(ports[1])
+            rank.call("HcclCommInitAll", 1, (ctypes.c_int32 * 1)(0), (ctypes.c_void_p * 1)())
+            os._exit(taken)
+        return os.waitstatus_to_exitcode(os.wait()[1])
+
+    assert values_of(run_ranks(library, 1, body, environ={"HCCL_IF_BASE_PORT": str(ports[0])})) == [UNAVAIL]
 
 
 def test_error_strings(library: Path) -> None:

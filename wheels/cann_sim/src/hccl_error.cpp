@@ -42,20 +42,23 @@ constexpr Advice kAdvice[] = {
     {kResource, "A resource could not be allocated.", "Check the number of open files and free memory."},
     {kRemote, "The connection to a remote rank is lost.",
      "Look for the first error on the rank that is named."},
+    {kPortInUse, "Failed to enable listening for the host network adapter socket.",
+     "Look for another job on this device (ss --listening --tcp --processes), or set HCCL_IF_BASE_PORT to the "
+     "first of 16 free ports."},
 };
 
-std::chrono::seconds seconds_from(const char *name, long fallback, long lowest, long highest) {
+long number_from(const char *name, const char *unit, long fallback, long lowest, long highest) {
     const char *text = std::getenv(name);
-    if (text == nullptr || *text == '\0') return std::chrono::seconds(fallback);
+    if (text == nullptr || *text == '\0') return fallback;
     char *end = nullptr;
     errno = 0;
     const long value = std::strtol(text, &end, 10);
     if (errno != 0 || *end != '\0' || value < lowest || value > highest) {
         throw Error(HCCL_E_PARA, kBadEnvironment,
-                    std::string(name) + "=" + text + " is not a number of seconds from " +
+                    std::string(name) + "=" + text + " is not a number " + unit + "from " +
                         std::to_string(lowest) + " to " + std::to_string(highest));
     }
-    return std::chrono::seconds(value);
+    return value;
 }
 
 }  // namespace
@@ -120,8 +123,10 @@ Settings Settings::from_environment() {
     Settings settings{};
     // The real library refuses connect timeouts below 120 s; short ones are allowed here so that a test of a
     // missing rank need not wait for two minutes.
-    settings.connect_timeout = seconds_from("HCCL_CONNECT_TIMEOUT", 120, 1, 7200);
-    settings.exec_timeout = seconds_from("HCCL_EXEC_TIMEOUT", 1836, 0, 2147483647);
+    settings.connect_timeout = std::chrono::seconds(number_from("HCCL_CONNECT_TIMEOUT", "of seconds ", 120, 1, 7200));
+    settings.exec_timeout = std::chrono::seconds(number_from("HCCL_EXEC_TIMEOUT", "of seconds ", 1836, 0, 2147483647));
+    // Default and limits as CANN's reference of environment variables gives them.
+    settings.base_port = static_cast<int>(number_from("HCCL_IF_BASE_PORT", "", 60000, 1024, 65520));
     const char *transport = std::getenv("CANN_SIM_HCCL_TRANSPORT");
     if (transport != nullptr && std::strcmp(transport, "tcp") != 0 && std::strcmp(transport, "auto") != 0) {
         throw Error(HCCL_E_PARA, kBadEnvironment,

@@ -19,6 +19,7 @@ inline constexpr const char *kRanksDisagree = "EI0005";
 inline constexpr const char *kConnectTimeout = "EI0006";
 inline constexpr const char *kResource = "EI0007";
 inline constexpr const char *kRemote = "EI0013";
+inline constexpr const char *kPortInUse = "EI0019";  // EJ0003 before CANN 8.3
 
 class Error : public std::runtime_error {
   public:
@@ -42,6 +43,7 @@ struct Settings {
     std::chrono::seconds connect_timeout;
     std::chrono::seconds exec_timeout;  // 0: wait for ever, as on Atlas A2/A3
     bool shared_memory;                 // ranks of one host may read each other's buffers directly
+    int base_port;                      // a root listens here, plus its device's physical id
 
     static Settings from_environment();
 };

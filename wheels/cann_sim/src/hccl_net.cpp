@@ -16,10 +16,14 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <list>
 #include <set>
 #include <thread>
 
 #include "hccl_error.h"
+
+// Hook of libascendcl; absent when libhccl is used alone.
+extern "C" __attribute__((weak)) int cann_sim_physical_device();
 
 namespace cann_sim::hccl {
 namespace {
@@ -175,19 +179,28 @@ bool selects(std::string pattern, const std::string &name) {
 
 // ---- listening and connecting ----
 
-Socket listen_at(const std::string &address, Endpoint *endpoint) {
+// Listens at `port`; at one that the kernel chooses where it is 0.
+Socket listen_at(const std::string &address, int port, Endpoint *endpoint) {
     std::memset(endpoint, 0, sizeof *endpoint);
     std::strncpy(endpoint->address, address.c_str(), sizeof endpoint->address - 1);
+    endpoint->port = static_cast<uint16_t>(port);
     sockaddr_storage storage;
     socklen_t length = parse(*endpoint, &storage);
     Socket listener(socket(storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!listener) throw Error(HCCL_E_SYSCALL, kResource, "socket: " + reason(errno));
-    if (bind(listener.fd(), reinterpret_cast<sockaddr *>(&storage), length) != 0) {
+    const int on = 1;  // connections of a job that has just ended do not keep its port
+    setsockopt(listener.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener.fd(), reinterpret_cast<sockaddr *>(&storage), length) != 0 ||
+        listen(listener.fd(), 1024) != 0) {
+        if (errno == EADDRINUSE) {
+            throw Error(HCCL_E_UNAVAIL, kPortInUse,
+                        "The IP address " + address + " and port " + std::to_string(port) +
+                            " have already been bound.");
+        }
         throw Error(HCCL_E_NETWORK, kBadEnvironment,
                     "cannot listen at " + address + ": " + reason(errno) +
                         "; is it an address of this host? (HCCL_IF_IP, HCCL_SOCKET_IFNAME)");
     }
-    if (listen(listener.fd(), 1024) != 0) throw Error(HCCL_E_NETWORK, kResource, "listen: " + reason(errno));
     getsockname(listener.fd(), reinterpret_cast<sockaddr *>(&storage), &length);
     endpoint->port =
         ntohs(storage.ss_family == AF_INET ? reinterpret_cast<sockaddr_in *>(&storage)->sin_port
@@ -283,73 +296,156 @@ void answer(const std::vector<Registered> &present, const Verdict &verdict) {
     }
 }
 
-// A stranger (port scanner, rank of an earlier run) is dropped; a rank that contradicts the others ends the
-// rendezvous for all, because it can no longer succeed.
-void serve_root(Socket listener, RootInfo root, std::chrono::seconds timeout) {
+// A root that waits for its ranks. The limit counts from the first rank: the process that opened the root may take
+// long to start the others.
+struct Rendezvous {
+    RootInfo root;
+    std::chrono::seconds timeout;
     std::vector<Registered> present;
-    std::vector<Socket> pending;
-    // The limit counts from the first rank: the process that opened the root may take long to start the
-    // others.
     Deadline deadline = Deadline::max();
-    while (true) {
-        std::vector<pollfd> pollers{{listener.fd(), POLLIN, 0}};
-        for (const Socket &socket : pending) pollers.push_back({socket.fd(), POLLIN, 0});
-        for (const Registered &item : present) pollers.push_back({item.socket.fd(), POLLRDHUP, 0});
-        const int wait = deadline == Deadline::max() ? -1 : milliseconds_until(deadline);
-        const int ready = poll(pollers.data(), pollers.size(), wait);
-        if (ready < 0 && errno != EINTR) return;
-        if (ready == 0 && steady_clock::now() >= deadline) {
-            const uint32_t ranks = present.front().registration.ranks;
-            return answer(present,
-                          refuse(HCCL_E_TIMEOUT, kConnectTimeout,
-                                 "rank [" + missing_ranks(present, ranks) + "] of " + std::to_string(ranks) +
-                                     " did not register at " + to_string(root.endpoint) + " within " +
-                                     std::to_string(timeout.count()) + " s (HCCL_CONNECT_TIMEOUT)"));
+};
+
+struct Answer {
+    std::vector<Registered> ranks;
+    Verdict verdict;
+};
+
+// The roots of this process that are open, by the port at which they wait.
+struct Roots {
+    std::mutex mutex;
+    std::map<std::string, std::list<Rendezvous>> by_port;
+};
+
+Roots *&roots() {
+    static Roots *instance = [] {
+        // A forked child has neither the threads that serve them nor their sockets.
+        pthread_atfork(nullptr, nullptr, [] { roots() = new Roots; });
+        return new Roots;
+    }();
+    return instance;
+}
+
+bool hung_up(const Socket &socket) {
+    pollfd poller{socket.fd(), POLLRDHUP, 0};
+    return poll(&poller, 1, 0) > 0 && (poller.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+// Reads a registration once all of it is here: peeking leaves a half-arrived one in the socket, so no buffer per
+// connection is needed.
+enum class Arrived { kAll, kPart, kNothing };
+
+Arrived read_registration(const Socket &socket, Registration *registration) {
+    const ssize_t got = recv(socket.fd(), registration, sizeof *registration, MSG_PEEK | MSG_DONTWAIT);
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) return Arrived::kNothing;
+    if (got < static_cast<ssize_t>(sizeof *registration)) return Arrived::kPart;
+    recv(socket.fd(), registration, sizeof *registration, MSG_DONTWAIT);
+    return registration->magic == kMagic ? Arrived::kAll : Arrived::kNothing;
+}
+
+Verdict late(const Rendezvous &waiting) {
+    const uint32_t ranks = waiting.present.front().registration.ranks;
+    return refuse(HCCL_E_TIMEOUT, kConnectTimeout,
+                  "rank [" + missing_ranks(waiting.present, ranks) + "] of " + std::to_string(ranks) +
+                      " did not register at " + to_string(waiting.root.endpoint) + " within " +
+                      std::to_string(waiting.timeout.count()) + " s (HCCL_CONNECT_TIMEOUT)");
+}
+
+// Takes in a rank. True when `verdict` is the answer to all that are present: they are complete, or the rank
+// contradicts the others, which ends the rendezvous, because it can no longer succeed.
+bool admit(Rendezvous &waiting, Registered arrival, Verdict *verdict) {
+    const Registration &own = arrival.registration;
+    const std::string rank = "rank [" + std::to_string(own.member.rank) + "]";
+    const bool duplicate =
+        std::any_of(waiting.present.begin(), waiting.present.end(), [&](const Registered &item) {
+            return item.registration.member.rank == own.member.rank;
+        });
+    const uint32_t ranks = waiting.present.empty() ? own.ranks : waiting.present.front().registration.ranks;
+    if (waiting.present.empty()) waiting.deadline = steady_clock::now() + waiting.timeout;
+    *verdict = own.ranks != ranks
+                   ? refuse(HCCL_E_PARA, kRanksDisagree,
+                            rank + " was started with " + std::to_string(own.ranks) + " ranks, others with " +
+                                std::to_string(ranks))
+               : duplicate ? refuse(HCCL_E_PARA, kRanksDisagree, "two processes registered as " + rank)
+                           : Verdict{};
+    waiting.present.push_back(std::move(arrival));
+    return verdict->result != HCCL_SUCCESS || waiting.present.size() == ranks;
+}
+
+// Removes the roots whose time is up and forgets ranks that gave up: they may be started again, and the others keep
+// waiting for them.
+void expire(std::list<Rendezvous> &waiting, std::vector<Answer> *answers) {
+    for (auto root = waiting.begin(); root != waiting.end();) {
+        if (steady_clock::now() >= root->deadline) {
+            const Verdict verdict = late(*root);
+            answers->push_back({std::move(root->present), verdict});
+            root = waiting.erase(root);
+            continue;
         }
-        const size_t first_present = 1 + pending.size();
-        for (size_t i = pollers.size(); i-- > first_present;) {
-            if ((pollers[i].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) {
-                // A rank that gave up may be started again; the others keep waiting for it.
-                present.erase(present.begin() + static_cast<std::ptrdiff_t>(i - first_present));
+        auto &present = root->present;
+        present.erase(std::remove_if(present.begin(), present.end(),
+                                     [](const Registered &item) { return hung_up(item.socket); }),
+                      present.end());
+        if (present.empty()) root->deadline = Deadline::max();
+        ++root;
+    }
+}
+
+// Hands registrations to their roots; a stranger (port scanner, rank of an earlier run) is dropped.
+void register_ranks(std::vector<Socket> *pending, std::list<Rendezvous> &waiting, std::vector<Answer> *answers) {
+    std::vector<Socket> unread;
+    for (Socket &socket : *pending) {
+        Registration registration;
+        const Arrived arrived = read_registration(socket, &registration);
+        if (arrived == Arrived::kPart) unread.push_back(std::move(socket));
+        if (arrived != Arrived::kAll) continue;
+        const auto root = std::find_if(waiting.begin(), waiting.end(), [&](const Rendezvous &item) {
+            return item.root.nonce == registration.nonce;
+        });
+        Verdict verdict;
+        if (root != waiting.end() && admit(*root, {registration, std::move(socket)}, &verdict)) {
+            answers->push_back({std::move(root->present), verdict});
+            waiting.erase(root);
+        }
+    }
+    *pending = std::move(unread);
+}
+
+// Waits until a rank comes, writes or leaves, or a root's time is up.
+void wait_for_ranks(const Socket &listener, const std::vector<Socket> &pending, const std::string &port) {
+    std::vector<pollfd> pollers{{listener.fd(), POLLIN, 0}};
+    for (const Socket &socket : pending) pollers.push_back({socket.fd(), POLLIN, 0});
+    Deadline deadline = Deadline::max();
+    {
+        const std::lock_guard<std::mutex> lock(roots()->mutex);
+        for (const Rendezvous &waiting : roots()->by_port[port]) {
+            for (const Registered &item : waiting.present)
+                pollers.push_back({item.socket.fd(), POLLRDHUP, 0});
+            deadline = std::min(deadline, waiting.deadline);
+        }
+    }
+    poll(pollers.data(), pollers.size(), deadline == Deadline::max() ? -1 : milliseconds_until(deadline));
+}
+
+// Serves the roots of one port until none is left. The port is free again before the last ranks are answered: one of
+// them may open the next root.
+void serve_roots(Socket listener, const std::string &port) {
+    std::vector<Socket> pending;
+    for (bool open = true; open;) {
+        wait_for_ranks(listener, pending, port);
+        std::vector<Answer> answers;
+        {
+            const std::lock_guard<std::mutex> lock(roots()->mutex);
+            std::list<Rendezvous> &waiting = roots()->by_port[port];
+            expire(waiting, &answers);
+            register_ranks(&pending, waiting, &answers);
+            while (Socket accepted = accept_from(listener)) pending.push_back(std::move(accepted));
+            open = !waiting.empty();
+            if (!open) {
+                roots()->by_port.erase(port);
+                listener.close();
             }
         }
-        if (present.empty()) deadline = Deadline::max();
-        std::vector<Socket> unread;
-        for (Socket &socket : pending) {
-            Registration registration;
-            // Peeking leaves a half-arrived registration in the socket, so no buffer per connection is
-            // needed.
-            const ssize_t got =
-                recv(socket.fd(), &registration, sizeof registration, MSG_PEEK | MSG_DONTWAIT);
-            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) continue;
-            if (got < static_cast<ssize_t>(sizeof registration)) {
-                unread.push_back(std::move(socket));
-                continue;
-            }
-            recv(socket.fd(), &registration, sizeof registration, MSG_DONTWAIT);
-            if (registration.magic != kMagic || registration.nonce != root.nonce) continue;
-            const uint32_t rank = registration.member.rank;
-            const bool duplicate = std::any_of(present.begin(), present.end(), [&](const Registered &item) {
-                return item.registration.member.rank == rank;
-            });
-            const uint32_t ranks = present.empty() ? registration.ranks : present.front().registration.ranks;
-            if (present.empty()) deadline = steady_clock::now() + timeout;
-            present.push_back({registration, std::move(socket)});
-            if (registration.ranks != ranks) {
-                return answer(present, refuse(HCCL_E_PARA, kRanksDisagree,
-                                              "rank [" + std::to_string(rank) + "] was started with " +
-                                                  std::to_string(registration.ranks) +
-                                                  " ranks, others with " + std::to_string(ranks)));
-            }
-            if (duplicate) {
-                return answer(present,
-                              refuse(HCCL_E_PARA, kRanksDisagree,
-                                     "two processes registered as rank [" + std::to_string(rank) + "]"));
-            }
-            if (present.size() == ranks) return answer(present, Verdict{});
-        }
-        pending = std::move(unread);
-        while (Socket accepted = accept_from(listener)) pending.push_back(std::move(accepted));
+        for (const Answer &item : answers) answer(item.ranks, item.verdict);
     }
 }
 
@@ -410,14 +506,26 @@ std::string select_address() {
 }
 
 RootInfo open_root() {
+    const Settings settings = Settings::from_environment();
     RootInfo root{};
     root.magic = kMagic;
     root.nonce = random_nonce();
-    Socket listener = listen_at(select_address(), &root.endpoint);
-    const auto timeout = Settings::from_environment().connect_timeout;
-    std::thread([listener = std::move(listener), root, timeout]() mutable {
+    const std::string address = select_address();
+    const int port =
+        settings.base_port + (cann_sim_physical_device != nullptr ? cann_sim_physical_device() : 0);
+    const std::string key = address + "%" + std::to_string(port);
+    const std::lock_guard<std::mutex> lock(roots()->mutex);
+    const auto served = roots()->by_port.find(key);
+    if (served != roots()->by_port.end()) {  // this process waits there already, for other ranks
+        root.endpoint = served->second.front().root.endpoint;
+        served->second.push_back({root, settings.connect_timeout, {}});
+        return root;
+    }
+    Socket listener = listen_at(address, port, &root.endpoint);
+    roots()->by_port[key].push_back({root, settings.connect_timeout, {}});
+    std::thread([listener = std::move(listener), key]() mutable {
         pthread_setname_np(pthread_self(), "hccl_root");
-        serve_root(std::move(listener), root, timeout);
+        serve_roots(std::move(listener), key);
     }).detach();
     return root;
 }
@@ -459,7 +567,8 @@ std::vector<Member> join_root(const RootInfo &root, uint32_t ranks, const Member
     return members;
 }
 
-Gate::Gate() { listener_ = listen_at(select_address(), &endpoint_); }
+// On a card members meet at ports of the devices' own network, which no other host process takes.
+Gate::Gate() { listener_ = listen_at(select_address(), 0, &endpoint_); }
 
 std::vector<Socket> Gate::connect(const std::vector<Member> &members, uint32_t self, const Nonce &nonce,
                                   Deadline deadline) {

@@ -66,7 +66,8 @@ struct RootInfo {
 };
 static_assert(sizeof(RootInfo) <= HCCL_ROOT_INFO_BYTES);
 
-// Opens the rendezvous and serves it from a thread until all ranks have come.
+// Opens the rendezvous and serves it from a thread until all ranks have come. It listens where HCCL does: at
+// HCCL_IF_BASE_PORT (60000) plus the device's physical id.
 RootInfo open_root();
 
 // Registers with the rendezvous of `root` and returns all members in the order of their ranks.

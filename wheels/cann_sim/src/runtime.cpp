@@ -565,6 +565,10 @@ SIM_API aclError aclmdlSetDump(const char *) {
 }
 SIM_API aclError aclmdlFinalizeDump() { return ACL_SUCCESS; }
 
+SIM_API int cann_sim_physical_device() {
+    return cann_sim::thread_device < 0 ? 0 : cann_sim::config().visible[static_cast<size_t>(cann_sim::thread_device)];
+}
+
 // ---- the operator table of the compute plug-in ----
 
 namespace {

@@ -87,6 +87,9 @@ struct __attribute__((visibility("default"))) aclopAttr {
 // Whether `address` lies in memory that aclrtMalloc or aclrtMapMem handed out.
 SIM_API bool cann_sim_is_device_address(const void *address);
 
+// libhccl's hook: the physical id of the calling thread's device, 0 before aclrtSetDevice.
+SIM_API int cann_sim_physical_device();
+
 // Filled in by the compute plug-in; nullptr while it is not loaded.
 using cann_sim_execute_fn = aclError (*)(const char *op_type, int num_inputs, const aclTensorDesc *const *input_desc,
                                          const aclDataBuffer *const *inputs, int num_outputs,
