@@ -486,7 +486,7 @@ _HARDWARE = (
         "a rank did not come to a collective in time",
         "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
     ),
-    # EJ0003 (code 11) until CANN 8.2, then EI0019 (code 7) for a host's port
+    # older ones: EJ0003, code 11; 8.5: EI0019, code 7
     (
         r"\b(?:EJ0003|EI0019)\b",
         "port-in-use",

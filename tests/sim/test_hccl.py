@@ -485,7 +485,7 @@ BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
 def sent_by_sockets() -> int:
     """Return the bytes that this process has sent through its open TCP connections, as the kernel counts them."""
     total = 0
-    for name in os.listdir("/proc/self/fd"):
+    for name in [file.name for file in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
             info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT + 8)
             total += int.from_bytes(info[BYTES_SENT:], "little")

@@ -88,8 +88,8 @@ class BuildTree(build_py):
         acl = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
         header = objects / "compute/pch.h"
-        for folder in SOURCE.iterdir():
-            (objects / folder.name).mkdir(parents=True, exist_ok=True)
+        for folder in (folder for folders in LIBRARIES.values() for folder in folders):
+            (objects / folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(SOURCE / "compute/pch.h", header)
         light: list[list[str | Path]] = []
         heavy: list[list[str | Path]] = []
@@ -124,8 +124,9 @@ class BuildTree(build_py):
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            ours = [object_of(source, objects) for source in sources_of(library)]
             run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
-                 *(object_of(source, objects) for source in sources_of(library)), *needs, "-ldl", "-lpthread"])  # fmt: skip
+                 *ours, *needs, "-ldl", "-lpthread"])  # fmt: skip
 
 
 def write_info(tree: Path) -> None:

@@ -19,7 +19,7 @@ inline constexpr const char *kRanksDisagree = "EI0005";
 inline constexpr const char *kConnectTimeout = "EI0006";
 inline constexpr const char *kResource = "EI0007";
 inline constexpr const char *kRemote = "EI0013";
-inline constexpr const char *kPortInUse = "EI0019";  // EJ0003 before CANN 8.3
+inline constexpr const char *kPortInUse = "EI0019";  // EJ0003 in older ones
 
 class Error : public std::runtime_error {
 public:
