@@ -40,6 +40,11 @@ launch() {
     local -a ids
     IFS=, read -r -a ids <<<"$devices"
     set_runtime "${#ids[@]}"
+    # Ranks meet at this port plus their first one's device id: two jobs of one host need two ranges. Every machine has
+    # its own, as the address that the ranks are told holds the port.
+    local ports
+    ports=${HCCL_IF_BASE_PORT-$(free_ports)}
+    default HCCL_IF_BASE_PORT "$ports"
     # A blank or a descending id would silently drop devices: make train checks the list, by hand it is yours to check.
     export ASCEND_RT_VISIBLE_DEVICES=$devices
     printf 'runtime: ASCEND_RT_VISIBLE_DEVICES=%s\n' "$devices"
@@ -64,6 +69,29 @@ launch() {
     # The operator's words for machines are torchrun's for ranks, which it sets itself.
     unset RANK WORLD_SIZE LOCAL_WORLD_SIZE
     exec torchrun "${where[@]}" --max-restarts="$MAX_RESTARTS" --nproc-per-node="${#ids[@]}" "$@"
+}
+
+# The first of 16 ports (as many as HCCL may use, says CANN) on which nothing listens here; above those that Linux gives
+# away by itself, and by chance, so that two jobs that start together do not choose the same.
+free_ports() {
+    python -c '
+import random, socket, sys
+
+def is_free(port):
+    dual = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual).close()
+    except OSError:
+        return False
+    return True
+
+firsts = range(61000, 65520 - 16, 16)
+for first in random.sample(firsts, len(firsts)):
+    if all(is_free(first + i) for i in range(16)):
+        print(first)
+        sys.exit()
+sys.exit("error[port-in-use]: no 16 ports in a row are free from 61000 on; next: HCCL_IF_BASE_PORT=<the first of 16>")' ||
+        exit 27 # errors.EXIT_CODES["port-in-use"]
 }
 
 # This machine's address as a peer sees it; nothing is sent. $1: the peer

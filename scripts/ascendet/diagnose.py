@@ -42,6 +42,13 @@ _HARDWARE = (
         "a rank did not come to a collective in time",
         "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
     ),
+    # older ones: EJ0003, code 11; 8.5: EI0019, code 7
+    (
+        r"\b(?:EJ0003|EI0019)\b",
+        "port-in-use",
+        "another process listens on HCCL's port",
+        "HCCL_IF_BASE_PORT=<first of 16 free ports>, or unset it (then free ones are chosen)",
+    ),
     (
         r"Hccl\w+, error code is 21\b",
         "hccl-link-down",

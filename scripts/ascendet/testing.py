@@ -82,7 +82,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def lint(stack: Stack) -> Counts:
-    """Style, types, shell scripts, and the files that are made from others."""
+    """Style, types, shell scripts, C++, and the files that are made from others."""
     python = str(env.ensure_tools())
     bin_folder = Path(python).parent
     shell = [str(file) for file in _tracked("*.sh", ".ci/run")]
@@ -91,6 +91,7 @@ def lint(stack: Stack) -> Counts:
         [str(bin_folder / "ruff"), "format", "--check", "--quiet", "."],
         [str(bin_folder / "mypy")],
         [str(bin_folder / "shellcheck"), "--external-sources", *shell],
+        [str(bin_folder / "clang-format"), "--dry-run", "-Werror", *map(str, _tracked("*.cpp", "*.h"))],
         [python, "-m", "ascendet", "lock", "--check"],
         [python, "-m", "ascendet", "patches", "--check"],
     ]

@@ -14,7 +14,20 @@ import pytest
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeShapes = Callable[[int, int], Path]
 
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+GENERATOR = SCRIPTS / "ascendet" / "shapes.py"
+
+
+def free_ports() -> str:
+    """Return the first of 16 free ports, as runtime.sh chooses them."""
+    words = ["bash", "-c", f"set -euo pipefail; source '{SCRIPTS}/runtime.sh'; free_ports"]
+    environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(words, env=environ, capture_output=True, text=True, check=True).stdout.strip()
+
+
+# Jobs that a test starts by itself do not meet those of other tests on this host.
+if "HCCL_IF_BASE_PORT" not in os.environ:
+    os.environ["HCCL_IF_BASE_PORT"] = free_ports()
 
 
 @pytest.fixture(scope="session")

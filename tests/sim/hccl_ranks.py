@@ -9,6 +9,7 @@ import ctypes
 import os
 import pickle
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -153,6 +154,12 @@ class Outcome:
     stderr: str
 
 
+def free_port() -> int:
+    """A port on which nothing listens on any address of this host."""
+    with socket.create_server(("", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def _enter(namespace: str) -> None:
     descriptor = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) != 0:  # CLONE_NEWNET
@@ -168,8 +175,9 @@ def start_ranks(
     environ: dict[str, str] | None = None,
     namespaces: Sequence[str] = (),
     ranks: Sequence[int] | None = None,
+    preload: Sequence[Path] = (),
 ) -> dict[int, int]:
-    """Fork one process per rank that runs `body`; return process ids by rank."""
+    """Fork one process per rank that loads `preload` and runs `body`; return process ids by rank."""
     processes = {}
     for rank in range(size) if ranks is None else ranks:
         sys.stdout.flush()
@@ -185,7 +193,10 @@ def start_ranks(
                 _enter(namespaces[rank])
             for name in [name for name in os.environ if name.startswith(("HCCL_", "CANN_SIM_"))]:
                 del os.environ[name]
-            os.environ.update(environ or {})
+            # No libascendcl, no device: a port of its own for each rank that opens a root.
+            os.environ.update({"HCCL_IF_BASE_PORT": str(free_port())} | (environ or {}))
+            for other in preload:
+                ctypes.CDLL(str(other), mode=ctypes.RTLD_GLOBAL)
             value = body(Rank(library, rank, size, board))
         except BaseException as exception:
             error = exception
@@ -239,7 +250,7 @@ def values_of(outcomes: Sequence[Outcome]) -> list[Any]:
 
 
 def find_library(build: Path) -> Path:
-    """The library of the installed cann_sim, or one compiled from this tree's sources into `build`."""
+    """Return libhccl.so, beside libascendcl.so: the installed cann_sim's, or compiled from this tree into `build`."""
     repository = Path(__file__).resolve().parents[2]
     home = subprocess.run(
         [sys.executable, "-m", "cann_sim", "home"], capture_output=True, text=True, check=False
@@ -253,8 +264,10 @@ def find_library(build: Path) -> Path:
     ]
     if not headers:
         raise FileNotFoundError("neither cann_sim nor torch_npu (whose headers it needs) is installed")
-    sources = sorted((repository / "wheels" / "cann_sim" / "src").glob("hccl*.cpp"))
-    library = build / "libhccl.so"
+    source = repository / "wheels" / "cann_sim" / "src"
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete", "-pthread"]
-    subprocess.run(["g++", *flags, f"-I{headers[0]}", *map(str, sources), "-o", str(library)], check=True)
-    return library
+    for name, folder in {"libascendcl.so": "runtime", "libhccl.so": "hccl"}.items():
+        files = [str(file) for file in sorted((source / folder).glob("*.cpp"))]
+        command = ["g++", *flags, f"-I{source}", f"-I{headers[0]}", *files, "-ldl", "-o", str(build / name)]
+        subprocess.run(command, check=True)
+    return build / "libhccl.so"

@@ -6,11 +6,14 @@ result is exact in every data type, and results are compared bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -32,6 +35,7 @@ from hccl_ranks import (
     Rank,
     SendRecvItem,
     find_library,
+    free_port,
     pack,
     run_ranks,
     start_ranks,
@@ -475,32 +479,50 @@ def may_read_peer(rank: Rank, memory: ctypes.Array[ctypes.c_char]) -> bool:
     return bool(got == 8)
 
 
+BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info
+
+
+def sent_by_sockets() -> int:
+    """Return the bytes that this process has sent through its open TCP connections, as the kernel counts them."""
+    total = 0
+    for name in [file.name for file in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as end:
+            info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_SENT + 8)
+            total += int.from_bytes(info[BYTES_SENT:], "little")
+    return total
+
+
 def test_counters_tell_calls_and_bytes(library: Path, transport: dict[str, str]) -> None:
-    def body(rank: Rank) -> dict[str, Any] | None:
+    def body(rank: Rank) -> tuple[dict[str, Any], int] | None:
+        counters = ctypes.CDLL(str(library.with_name("libascendcl.so")))
+        counters.cann_sim_counters_start()
         rank.join()
-        memory = space("float32", 100_000)
+        memory = buffer(pack([1.0], "float32") * 100_000)
         if transport["CANN_SIM_HCCL_TRANSPORT"] == "auto" and not may_read_peer(rank, memory):
             return None
+        sent = sent_by_sockets()
         for _ in range(3):
             rank.call("HcclAllReduce", memory, memory, U64(100_000), 4, 0, rank.comm, None)
         rank.call("HcclBroadcast", memory, U64(10), 4, 0, rank.comm, None)
-        text = ctypes.create_string_buffer(4096)
-        assert rank.lib.cann_sim_hccl_counters(text, 4096) == len(text.value)
-        return json.loads(text.value)
+        assert memory.raw == pack([8.0], "float32") * 100_000
+        sent = sent_by_sockets() - sent
+        text = ctypes.create_string_buffer(10_000)
+        assert counters.cann_sim_counters_snapshot(text, len(text)) == len(text.value)
+        return json.loads(text.value)["collectives"], sent
 
-    for counters in values_of(run_ranks(library, 2, body, environ=transport)):
-        if counters is None:
+    preload = [library.with_name("libascendcl.so")]
+    for found in values_of(run_ranks(library, 2, body, environ=transport, preload=preload)):
+        if found is None:
             pytest.skip("this host does not let processes of one user read each other's memory")
-        assert counters["HcclAllReduce"] == {"calls": 3, "bytes": 1_200_000}
-        assert counters["HcclBroadcast"] == {"calls": 1, "bytes": 40}
-        # Of 400,000 bytes one half is reduced here and the other half comes back, three times.
-        moved = counters["transport"]
+        collectives, sent = found
+        assert collectives["HcclAllReduce"] == {"count": 3, "bytes": 1_200_000}
+        assert collectives["HcclBroadcast"] == {"count": 1, "bytes": 40}
+        # Of 400,000 bytes one half is reduced here and the other half comes back, three times; where they do not go
+        # through sockets, the peer reads them from our memory.
         if transport["CANN_SIM_HCCL_TRANSPORT"] == "tcp":
-            assert moved["memory_bytes"] == 0
-            assert 1_200_000 < moved["socket_bytes"] < 1_210_000
+            assert 1_200_000 < sent < 1_210_000
         else:
-            assert moved["memory_bytes"] == 1_200_000
-            assert moved["socket_bytes"] < 10_000
+            assert 0 < sent < 10_000
 
 
 def test_calls_of_count_zero_return_at_once(library: Path) -> None:
@@ -764,6 +786,9 @@ def test_bad_arguments_are_named_and_harmless(library: Path) -> None:
     [
         ("HCCL_CONNECT_TIMEOUT", "soon"),
         ("HCCL_EXEC_TIMEOUT", "-1"),
+        ("HCCL_IF_BASE_PORT", "1023"),
+        ("HCCL_IF_BASE_PORT", "65521"),
+        ("HCCL_IF_BASE_PORT", "60000a"),
         ("HCCL_SOCKET_IFNAME", "=nosuch0"),
         ("HCCL_IF_IP", "203.0.113.7"),
         ("CANN_SIM_HCCL_TRANSPORT", "rdma"),
@@ -774,6 +799,60 @@ def test_bad_environment_is_named(library: Path, name: str, value: str) -> None:
     assert outcome.status == 1
     assert "EI0001" in outcome.stderr
     assert value.lstrip("=") in outcome.stderr
+
+
+# ---- the port of a root ----
+
+
+def test_a_taken_port_is_named_at_once(library: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        environ = {"HCCL_IF_BASE_PORT": str(port), "HCCL_CONNECT_TIMEOUT": "600"}
+        (outcome,) = run_ranks(library, 1, lambda rank: rank.join(), environ=environ, limit=10)
+    assert codes([outcome]) == [UNAVAIL]
+    assert re.search(
+        rf"EI0019: .* The IP address \S+ and port {port} have already been bound\.", outcome.stderr
+    )
+    assert "HCCL_IF_BASE_PORT" in outcome.stderr
+
+
+def test_roots_of_one_process_share_its_port_and_leave_it(library: Path) -> None:
+    """Rank 0 opens three roots before anybody comes to one; what is left of the first job does not hold the port."""
+    port = free_port()
+
+    def body(rank: Rank) -> list[int]:
+        infos = [rank.root_info(f"root{number}", owner=rank.rank == 0) for number in range(3)]
+        sums = []
+        for info in reversed(infos):
+            comm = ctypes.c_void_p()
+            rank.call("HcclCommInitRootInfo", 2, info, rank.rank, ctypes.byref(comm))
+            sums.append(all_reduce_int(rank, comm, 1 + rank.rank))
+        name = ctypes.create_string_buffer(128)
+        rank.call("HcclGetCommName", comm, name)
+        assert f"%{port}_".encode() in name.value
+        return sums
+
+    for _ in range(3):
+        found = values_of(run_ranks(library, 2, body, environ={"HCCL_IF_BASE_PORT": str(port)}))
+        assert found == [[3, 3, 3]] * 2
+
+
+def test_a_forked_child_opens_roots_of_its_own(library: Path) -> None:
+    """Its parent waits at a port, which the child neither takes over nor keeps."""
+    ports = free_port(), free_port()
+
+    def body(rank: Rank) -> int:
+        info = ctypes.create_string_buffer(4108)
+        rank.call("HcclGetRootInfo", info)
+        if os.fork() == 0:
+            os.environ["HCCL_IF_BASE_PORT"] = str(ports[0])
+            taken = rank.code("HcclGetRootInfo", info)
+            os.environ["HCCL_IF_BASE_PORT"] = str(ports[1])
+            rank.call("HcclCommInitAll", 1, (ctypes.c_int32 * 1)(0), (ctypes.c_void_p * 1)())
+            os._exit(taken)
+        return os.waitstatus_to_exitcode(os.wait()[1])
+
+    assert values_of(run_ranks(library, 1, body, environ={"HCCL_IF_BASE_PORT": str(ports[0])})) == [UNAVAIL]
 
 
 def test_error_strings(library: Path) -> None:

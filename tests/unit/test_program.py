@@ -23,6 +23,9 @@ LOGS = {
     "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
     "hccl-timeout": "[rank1]: RuntimeError: OPS function error: HcclBroadcast, error code is 9\n",
     "hccl-link-down": "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
+    "port-in-use": "RuntimeError: HCCL function error: HcclGetRootInfo(&hcclID), error code is 7\n"
+    "[rank0]: EI0019: [PID: 9] Failed to enable listening for the host network adapter socket. "
+    "Reason: The IP address 10.0.0.1 and port 60000 have already been bound.\n",
     "run-failed": "[rank0]: ValueError: something else\n",
 }
 STATED = {

@@ -30,21 +30,29 @@ FLAGS = [
     "-Wextra",
 ]
 
-# Which sources make which library. Only the compute plug-in knows libtorch; it alone is loaded on demand.
+# Which folders of src make which library: every source in them. Only the compute plug-in knows libtorch; it alone is
+# loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime", "memory", "descriptors", "counters", "faults", "profiler"],
-    "libacl_op_compiler.so": ["op_compiler"],
-    "libhccl.so": ["hccl", "hccl_comm", "hccl_error", "hccl_net", "hccl_reduce", "hccl_registry"],
-    "libcann_sim_compute.so": [
-        "alias", "dispatch", "counted", "npu_ops", "npu_attention", "acl_ops", "acl_array_ops", "acl_box_ops",
-        "acl_detection_ops", "acl_mmcv_ops",
-    ],
+    "libascendcl.so": ["runtime"],
+    "libacl_op_compiler.so": ["compiler"],
+    "libhccl.so": ["hccl"],
+    "libcann_sim_compute.so": ["compute", "acl"],
     "libmsprofiler.so": ["msprofiler"],
-    "libascend_hal.so": ["ascend_hal"],
+    "libascend_hal.so": ["driver"],
     # Linked or looked up by torch_npu, which calls nothing in them on this path.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [], "libopapi.so": [],
 }  # fmt: skip
 COMPUTE = "libcann_sim_compute.so"
+
+
+def sources_of(library: str) -> list[Path]:
+    """The sources of a library, sorted: the linker's input is the same everywhere."""
+    return sorted(source for folder in LIBRARIES[library] for source in (SOURCE / folder).glob("*.cpp"))
+
+
+def object_of(source: Path, objects: Path) -> Path:
+    """The object file of a source; two folders may have sources of one name."""
+    return objects / source.relative_to(SOURCE).with_suffix(".o")
 
 
 def package_folder(distribution: str, module: str) -> Path:
@@ -79,40 +87,33 @@ class BuildTree(build_py):
         # Foreign headers are system headers: their warnings are not ours.
         acl = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
-        header = objects / "compute_pch.h"
-        shutil.copyfile(SOURCE / "compute_pch.h", header)
-        jobs: list[list[str | Path]] = []
-        for library, sources in LIBRARIES.items():
+        header = objects / "compute/pch.h"
+        for folder in (folder for folders in LIBRARIES.values() for folder in folders):
+            (objects / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(SOURCE / "compute/pch.h", header)
+        light: list[list[str | Path]] = []
+        heavy: list[list[str | Path]] = []
+        for library in LIBRARIES:
             include = ["-I", objects, *aten] if library == COMPUTE else acl
-            jobs += [
-                [
-                    *CXX,
-                    *FLAGS,
-                    "-I",
-                    SOURCE,
-                    *include,
-                    "-c",
-                    SOURCE / f"{name}.cpp",
-                    "-o",
-                    objects / f"{name}.o",
-                ]
-                for name in sources
-            ]
+            jobs = heavy if library == COMPUTE else light
+            for source in sources_of(library):
+                words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
+                jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             # The header first: every source of the compute plug-in reads it precompiled.
             precompiled = pool.submit(
                 run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
             )
-            light = [pool.submit(run, job) for job in jobs if str(objects) not in map(str, job[:-1])]
+            submitted = [pool.submit(run, job) for job in light]
             precompiled.result()
-            for done in light + [pool.submit(run, job) for job in jobs if str(objects) in map(str, job[:-1])]:
+            for done in submitted + [pool.submit(run, job) for job in heavy]:
                 done.result()
 
     def link_libraries(self, objects: Path, lib64: Path) -> None:
         """Link every library under CANN's name for it."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         lib64.mkdir(parents=True, exist_ok=True)
-        for library, sources in LIBRARIES.items():
+        for library in LIBRARIES:
             needs: list[str | Path] = []
             if library == "libhccl.so":
                 needs = ["-Wl,-z,nodelete"]  # its sender threads and fork handlers outlive a dlclose
@@ -123,8 +124,9 @@ class BuildTree(build_py):
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            ours = [object_of(source, objects) for source in sources_of(library)]
             run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
-                 *(objects / f"{name}.o" for name in sources), *needs, "-ldl", "-lpthread"])  # fmt: skip
+                 *ours, *needs, "-ldl", "-lpthread"])  # fmt: skip
 
 
 def write_info(tree: Path) -> None:

@@ -1,0 +1,118 @@
+// ACL operators that move or convert data: what torch_npu's contiguous() and dtype casts turn into.
+// Prototypes: CANN's operator IR (array_ops.h, selection_ops.h, split_combination_ops.h, transformation_ops.h).
+
+#include "compute/pch.h"
+
+#include "acl/operators.h"
+
+namespace cann_sim {
+
+namespace {
+
+void identity(OpCall &op) { op.output(0).copy_(op.input(0).view(op.output(0).sizes())); }
+
+void cast(OpCall &op) { op.output(0).copy_(op.input(0).view(op.output(0).sizes())); }
+
+void transpose(OpCall &op) { op.output(0).copy_(op.input(0).permute(op.ints(1))); }
+
+void broadcast_to(OpCall &op) { op.output(0).copy_(op.input(0).expand(op.ints(1))); }
+
+void slice(OpCall &op) {
+    const auto offsets = op.ints(1), sizes = op.ints(2);
+    at::Tensor part = op.input(0);
+    for (size_t dim = 0; dim < offsets.size(); ++dim) {
+        const int64_t length = sizes[dim] == -1 ? part.size(static_cast<int64_t>(dim)) - offsets[dim] : sizes[dim];
+        part = part.narrow(static_cast<int64_t>(dim), offsets[dim], length);
+    }
+    op.output(0).copy_(part);
+}
+
+// A strided view of `base`, whose memory is one row.
+at::Tensor strided(const OpCall &op, const at::Tensor &base, size_t first) {
+    return base.reshape(-1).as_strided(op.ints(first), op.ints(first + 1), op.ints(first + 2).at(0));
+}
+
+void as_strided(OpCall &op) { op.output(0).copy_(strided(op, op.input(0), 1)); }
+
+// ViewCopy(dst, dst_size, dst_stride, dst_storage_offset, src, src_size, src_stride, src_storage_offset) -> dst
+void view_copy(OpCall &op) { strided(op, op.output(0), 1).copy_(strided(op, op.input(4), 5)); }
+
+// torch_npu inverts the boolean mask of scaled_dot_product_attention with it.
+void logical_not(OpCall &op) { at::logical_not_out(op.output(0), op.input(0)); }
+
+// torch_npu makes the causal mask of scaled_dot_product_attention with it.
+void triu(OpCall &op) { op.output(0).copy_(at::triu(op.input(0), op.get_int("diagonal", 0))); }
+
+// Fill(dims, value)
+void fill(OpCall &op) { op.output(0).fill_(op.input(1).reshape({}).to(op.output(0).scalar_type())); }
+
+// PadV3(x, paddings, constant_values): paddings are pairs (before, after), the first dimension's first.
+void pad(OpCall &op) {
+    std::vector<int64_t> pairs = op.ints(1), last_first;
+    for (size_t i = pairs.size(); i >= 2; i -= 2) {
+        last_first.insert(last_first.end(), {pairs[i - 2], pairs[i - 1]});
+    }
+    op.output(0).copy_(at::constant_pad_nd(op.input(0), last_first, op.input(2).reshape({}).item()));
+}
+
+// GatherV2(x, indices, axis); the first batch_dims dimensions of x and indices belong together.
+at::Tensor gathered(const at::Tensor &x, const at::Tensor &indices, int64_t axis, int64_t batch_dims) {
+    if (batch_dims == 0) {
+        return x.index_select(axis, indices.reshape(-1));
+    }
+    std::vector<at::Tensor> parts;
+    for (int64_t i = 0; i < x.size(0); ++i) {
+        parts.push_back(gathered(x[i], indices[i], axis - 1, batch_dims - 1));
+    }
+    return at::stack(parts);
+}
+
+void gather(OpCall &op) {
+    const int64_t axis = op.ints(2).at(0), batch_dims = op.get_int("batch_dims", 0);
+    op.require(axis >= batch_dims && batch_dims >= 0, "axis must not be before batch_dims");
+    op.output(0).copy_(gathered(op.input(0), op.input(1).to(at::kLong), axis, batch_dims).view(op.output(0).sizes()));
+}
+
+// ReduceSum(x, axes), attribute keep_dims
+void reduce_sum(OpCall &op) {
+    op.output(0).copy_(op.input(0).sum(op.ints(1), op.get_bool("keep_dims", false)).view(op.output(0).sizes()));
+}
+
+// OneHot(x, depth, on_value, off_value), attribute axis: what torch_npu makes of one_hot. An index outside gets no 1.
+void one_hot(OpCall &op) {
+    op.require(op.get_int("axis", -1) == -1, "axis must be -1 here");
+    const at::Tensor index = op.input(0).to(at::kLong).unsqueeze(-1);
+    const at::Tensor hit = index == at::arange(op.ints(1).at(0), at::kLong);
+    op.output(0).copy_(at::where(hit, op.input(2).reshape({}), op.input(3).reshape({})));
+}
+
+// InplaceIndexAdd(var, indices, updates), attribute axis
+void index_add(OpCall &op) {
+    if (op.output(0).data_ptr() != op.input(0).data_ptr()) {
+        op.output(0).copy_(op.input(0));
+    }
+    op.output(0).index_add_(op.get_int("axis", 0), op.input(1).to(at::kLong), op.input(2));
+}
+
+const Registration registered{
+    {"Identity", identity},
+    {"TensorMove", identity},
+    {"Cast", cast},
+    {"Transpose", transpose},
+    {"BroadcastTo", broadcast_to},
+    {"Slice", slice},
+    {"AsStrided", as_strided},
+    {"ViewCopy", view_copy},
+    {"Fill", fill},
+    {"PadV3", pad},
+    {"LogicalNot", logical_not},
+    {"Triu", triu},
+    {"GatherV2", gather},
+    {"ReduceSum", reduce_sum},
+    {"OneHot", one_hot},
+    {"InplaceIndexAdd", index_add},
+};
+
+}  // namespace
+
+}  // namespace cann_sim

@@ -1,0 +1,95 @@
+// ACL operators of convolutions and their filters. torch_npu's own convolution comes as an aten operator; by name come
+// those over the samples of DeformableOffsets. Prototypes, formulas and limits: CANN's operator specifications and the
+// READMEs of ops-cv and ops-nn; where those leave something open, the comment says what is assumed. Half precision is
+// computed in float32 and rounded once.
+
+#include "compute/pch.h"
+
+#include "acl/operators.h"
+
+namespace cann_sim {
+
+namespace {
+
+struct Convolution {
+    std::vector<int64_t> strides, pads, dilations;
+    int64_t groups;
+};
+
+Convolution convolution_of(OpCall &op) {
+    op.require(op.get_string("data_format", "NCHW") == "NCHW", "data_format must be NCHW here");
+    const auto strides = op.get_ints("strides"), pads = op.get_ints("pads"), dilations = op.get_ints("dilations");
+    op.require(strides.size() == 4 && pads.size() == 4 && dilations.size() == 4,
+               "strides, pads and dilations take 4 numbers");
+    op.require(pads[0] == pads[1] && pads[2] == pads[3], "pads must be the same on both sides here");
+    return {{strides[2], strides[3]}, {pads[0], pads[2]}, {dilations[2], dilations[3]}, op.get_int("groups", 1)};
+}
+
+// Conv2D(x, filter, bias or nothing)
+void convolution(OpCall &op) {
+    const Convolution c = convolution_of(op);
+    const bool biased = op.num_inputs() > 2 && op.input(2).defined();
+    const std::optional<at::Tensor> bias = biased ? std::optional<at::Tensor>(floats(op.input(2))) : std::nullopt;
+    op.output(0).copy_(
+        at::conv2d(floats(op.input(0)), floats(op.input(1)), bias, c.strides, c.pads, c.dilations, c.groups));
+}
+
+at::Tensor convolution_gradient(OpCall &op, const at::Tensor &x, const at::Tensor &filter, bool of_filter) {
+    const Convolution c = convolution_of(op);
+    const auto gradients =
+        at::convolution_backward(floats(op.input(2)), floats(x), floats(filter), std::nullopt, c.strides, c.pads,
+                                 c.dilations, false, {0, 0}, c.groups, {!of_filter, of_filter, false});
+    return of_filter ? std::get<1>(gradients) : std::get<0>(gradients);
+}
+
+// Conv2DBackpropInput(input_size, filter, gradient), Conv2DBackpropFilter(x, filter_size, gradient)
+void convolution_input_gradient(OpCall &op) {
+    op.output(0).copy_(convolution_gradient(op, at::zeros(op.output(0).sizes()), op.input(1), false));
+}
+
+void convolution_filter_gradient(OpCall &op) {
+    op.output(0).copy_(convolution_gradient(op, op.input(0), at::zeros(op.output(0).sizes()), true));
+}
+
+// ActiveRotatedFilter(x [O, I, orientations, H, W], indices [orientations, H, W, rotations], from 1)
+//   -> [O * rotations, I * orientations, H, W]
+at::Tensor filter_positions(OpCall &op, int64_t entries) {
+    return op.input(1).to(at::kLong).reshape({entries, -1}) - 1;
+}
+
+void active_rotated_filter(OpCall &op) {
+    require_filled(op);
+    const at::Tensor &x = op.input(0);
+    const int64_t outer = x.size(0), inner = x.size(1), entries = x.numel() / (outer * inner);
+    const at::Tensor positions = filter_positions(op, entries), flat = x.reshape({outer, inner, entries});
+    at::Tensor y = at::zeros({outer, positions.size(1), inner, entries}, x.options());
+    for (int64_t k = 0; k < positions.size(1); ++k) {
+        y.select(1, k).index_copy_(2, positions.select(1, k), flat);
+    }
+    op.output(0).copy_(y.view(op.output(0).sizes()));
+}
+
+void active_rotated_filter_grad(OpCall &op) {
+    require_filled(op);
+    const at::Tensor &x_grad = op.output(0);
+    const int64_t outer = x_grad.size(0), inner = x_grad.size(1), entries = x_grad.numel() / (outer * inner);
+    const at::Tensor positions = filter_positions(op, entries);
+    const at::Tensor y_grad = op.input(0).reshape({outer, positions.size(1), inner, entries});
+    at::Tensor total = at::zeros({outer, inner, entries}, x_grad.options());
+    for (int64_t k = 0; k < positions.size(1); ++k) {
+        total += y_grad.select(1, k).index_select(2, positions.select(1, k));
+    }
+    op.output(0).copy_(total.view(x_grad.sizes()));
+}
+
+const Registration registered{
+    {"Conv2D", convolution},
+    {"Conv2DBackpropInput", convolution_input_gradient},
+    {"Conv2DBackpropFilter", convolution_filter_gradient},
+    {"ActiveRotatedFilter", active_rotated_filter},
+    {"ActiveRotatedFilterGrad", active_rotated_filter_grad},
+};
+
+}  // namespace
+
+}  // namespace cann_sim

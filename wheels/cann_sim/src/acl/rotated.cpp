@@ -1,0 +1,143 @@
+// ACL operators on rotated boxes and on polygons.
+// Prototypes, formulas and limits: CANN's operator specifications and the READMEs of ops-cv and ops-nn; where those
+// leave something open, the comment says what is assumed. Half precision is computed in float32 and rounded once.
+
+#include "compute/pch.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "acl/operators.h"
+
+namespace cann_sim {
+
+namespace {
+
+// A rotated box's corners. Assumed, as mmcv defines it: y points down, the angle (degrees) turns clockwise.
+struct Point {
+    double x, y;
+};
+
+std::vector<Point> corners(const float *box) {
+    const double angle = static_cast<double>(box[4]) * M_PI / 180, cosine = std::cos(angle), sine = std::sin(angle);
+    std::vector<Point> result;
+    for (const auto &[u, v] : std::array<std::array<double, 2>, 4>{{{-.5, -.5}, {.5, -.5}, {.5, .5}, {-.5, .5}}}) {
+        const double x = u * static_cast<double>(box[2]), y = v * static_cast<double>(box[3]);
+        result.push_back(
+            {static_cast<double>(box[0]) + x * cosine - y * sine, static_cast<double>(box[1]) + x * sine + y * cosine});
+    }
+    return result;
+}
+
+// Intersection over union of two rotated boxes: one polygon clipped at each side of the other.
+double rotated_iou(const float *a, const float *b) {
+    std::vector<Point> polygon = corners(a);
+    const std::vector<Point> clip = corners(b);
+    for (size_t side = 0; side < 4 && !polygon.empty(); ++side) {
+        const Point from = clip[side], to = clip[(side + 1) % 4];
+        const auto inside = [&](const Point &p) {
+            return (to.x - from.x) * (p.y - from.y) - (to.y - from.y) * (p.x - from.x);
+        };
+        std::vector<Point> kept;
+        for (size_t i = 0; i < polygon.size(); ++i) {
+            const Point p = polygon[i], q = polygon[(i + 1) % polygon.size()];
+            const double at_p = inside(p), at_q = inside(q);
+            if (at_p >= 0) {
+                kept.push_back(p);
+            }
+            if ((at_p > 0 && at_q < 0) || (at_p < 0 && at_q > 0)) {
+                const double t = at_p / (at_p - at_q);
+                kept.push_back({p.x + t * (q.x - p.x), p.y + t * (q.y - p.y)});
+            }
+        }
+        polygon = std::move(kept);
+    }
+    double twice = 0;
+    for (size_t i = 0; i < polygon.size(); ++i) {
+        const Point p = polygon[i], q = polygon[(i + 1) % polygon.size()];
+        twice += p.x * q.y - q.x * p.y;
+    }
+    const double overlap = std::abs(twice) / 2;
+    const double all =
+        static_cast<double>(a[2]) * static_cast<double>(a[3]) + static_cast<double>(b[2]) * static_cast<double>(b[3]);
+    return all - overlap > 0 ? overlap / (all - overlap) : 0;
+}
+
+// RotatedIou(boxes [B, 5, N], query_boxes [B, 5, K]) -> [B, N, K], or [B, N] for is_cross false.
+void rotated_iou_matrix(OpCall &op) {
+    require_filled(op);
+    op.require(op.get_string("mode", "iou") == "iou", "mode supports only iou");
+    op.require(!op.get_bool("trans", false), "trans true (x1, y1, x2, y2, angle) has no user here");
+    op.require(op.input(0).scalar_type() == at::kFloat && op.input(1).scalar_type() == at::kFloat,
+               "boxes must be float32");
+    const at::Tensor boxes = op.input(0).transpose(1, 2).contiguous(), query = op.input(1).transpose(1, 2).contiguous();
+    const bool cross = op.get_bool("is_cross", true);
+    const int64_t batch = boxes.size(0), n = boxes.size(1), k = query.size(1);
+    op.require(cross || n == k, "is_cross false needs as many boxes as query boxes");
+    op.require(op.output(0).numel() == batch * n * (cross ? k : 1), "iou must have one value per pair");
+    float *out = op.output(0).data_ptr<float>();
+    for (int64_t b = 0; b < batch; ++b) {
+        const float *rows = boxes.data_ptr<float>() + b * n * 5, *columns = query.data_ptr<float>() + b * k * 5;
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t j = cross ? 0 : i; j < (cross ? k : i + 1); ++j) {
+                *out++ = static_cast<float>(rotated_iou(rows + 5 * i, columns + 5 * j));
+            }
+        }
+    }
+}
+
+// RotatedNMS(boxes [N, 5] in degrees, scores [N], labels [N]) -> (selected [n, 5], indices [n]), best score first;
+// n is known only afterwards. Boxes of different labels do not suppress each other; no labels: all are one class.
+void rotated_nms(OpCall &op) {
+    op.require(op.input(0).scalar_type() == at::kFloat && op.input(1).scalar_type() == at::kFloat,
+               "boxes and scores must be float32");
+    op.require(op.input(0).numel() > 0, "boxes is empty");
+    const at::Tensor boxes = op.input(0).contiguous(), scores = op.input(1);
+    const at::Tensor labels =
+        op.input(2).numel() > 0 ? op.input(2).to(at::kLong) : at::zeros({boxes.size(0)}, at::kLong);
+    const double threshold = op.get_float("iou_threshold", 0);
+    const at::Tensor sorted = std::get<1>(scores.sort(0, /*descending=*/true));
+    std::vector<int64_t> kept;
+    for (int64_t i = 0; i < boxes.size(0); ++i) {
+        const int64_t index = sorted.data_ptr<int64_t>()[i];
+        const bool suppressed = std::any_of(kept.begin(), kept.end(), [&](int64_t better) {
+            return labels.data_ptr<int64_t>()[better] == labels.data_ptr<int64_t>()[index] &&
+                   rotated_iou(boxes.data_ptr<float>() + 5 * better, boxes.data_ptr<float>() + 5 * index) > threshold;
+        });
+        if (!suppressed) {
+            kept.push_back(index);
+        }
+    }
+    const at::Tensor indices = at::tensor(kept, at::kLong);
+    op.shrink_output(0, {indices.numel(), 5});
+    op.shrink_output(1, {indices.numel()});
+    op.output(0).copy_(boxes.index_select(0, indices));
+    op.output(1).copy_(indices);
+}
+
+// PointsInPolygons(points [N, 2], polygons [8, M]) -> [N, M]: 1 inside a quadrilateral, else 0. On a side: unspecified.
+void points_in_polygons(OpCall &op) {
+    require_filled(op);
+    const at::Tensor &points = op.input(0), &polygons = op.input(1);
+    op.require(polygons.dim() == 2 && polygons.size(0) == 8, "polygons must have shape [8, M]");
+    const at::Tensor x = points.select(1, 0).unsqueeze(1), y = points.select(1, 1).unsqueeze(1);
+    at::Tensor crossings = at::zeros({points.size(0), polygons.size(1)}, at::kInt);
+    for (int64_t i = 0; i < 4; ++i) {
+        const int64_t j = (i + 1) % 4;
+        const at::Tensor x1 = polygons[2 * i], y1 = polygons[2 * i + 1], x2 = polygons[2 * j], y2 = polygons[2 * j + 1];
+        const at::Tensor spans = (y1 < y).logical_xor(y2 < y);
+        crossings += (spans & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))).to(at::kInt);
+    }
+    op.output(0).copy_(crossings.remainder(2));
+}
+
+const Registration registered{
+    {"RotatedIou", rotated_iou_matrix},
+    {"RotatedNMS", rotated_nms},
+    {"PointsInPolygons", points_in_polygons},
+};
+
+}  // namespace
+
+}  // namespace cann_sim

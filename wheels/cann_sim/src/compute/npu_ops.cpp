@@ -1,0 +1,243 @@
+// Operators of torch_npu's own (namespace npu) that its Python patches and its autograd formulas of aten operators
+// call: each is written in terms of aten operators on the NPU, which dispatch.cpp computes.
+// Signatures: op-plugin's op_plugin_functions.yaml.
+
+#include "compute/pch.h"
+
+#include <ATen/ExpandUtils.h>
+
+#include "compute/compute.h"
+
+namespace cann_sim {
+
+namespace {
+
+// ---- casts ----
+
+at::Tensor dtype_cast(const at::Tensor &input, at::ScalarType dtype) {
+    if (input.scalar_type() == dtype) {
+        return input;
+    }
+    finish_queued_operators(input.device());
+    const DeviceAllocation on_device;
+    return wrap_on_npu(alias_on_cpu(input).to(dtype), input.device());
+}
+
+at::Tensor &dtype_cast_(at::Tensor &input, const at::Tensor &source) { return input.copy_(source); }
+
+// Private memory formats (NC1HWC0, FRACTAL_NZ, …) do not exist on the simulated device: a cast keeps the values.
+at::Tensor format_cast(const at::Tensor &input, int64_t, std::optional<int64_t>) { return input; }
+at::Tensor format_cast_private(const at::Tensor &input, int64_t) { return input; }
+at::Tensor &format_cast_(at::Tensor &input, int64_t, std::optional<int64_t>) { return input; }
+
+// ---- dropout: mask 1 = kept ----
+
+std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor &input, double p) {
+    at::Tensor mask = at::empty(input.sizes(), input.options().dtype(at::kByte)).bernoulli_(1 - p);
+    const double scale = p < 1 ? 1 / (1 - p) : 0;
+    return {at::mul(input, mask).mul_(scale), mask};
+}
+
+at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, double p) {
+    return at::mul(gradient, mask).mul_(p < 1 ? 1 / (1 - p) : 0);
+}
+
+// ---- losses ----
+
+at::Tensor reduced(const at::Tensor &gradient, const at::Tensor &input, int64_t reduction) {
+    return reduction == at::Reduction::Mean ? gradient / static_cast<double>(input.numel()) : gradient;
+}
+
+at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
+                            int64_t reduction) {
+    return (input - target).sign() * reduced(gradient, input, reduction);
+}
+
+at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const at::Tensor &target, int64_t reduction,
+                           bool log_target) {
+    return -(log_target ? target.exp() : target) * reduced(gradient, target, reduction);
+}
+
+// d/dx of -w (pos y log s(x) + (1 - y) log(1 - s(x))), in the order of torch's own formula for the CPU
+// (torch/csrc/autograd/FunctionsManual.cpp), so that the two agree to the last bit.
+at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
+                                    const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
+                                    int64_t reduction) {
+    at::Tensor result;
+    if (positive.has_value() && positive->defined()) {
+        const at::Tensor t = *positive * target;
+        result = t.add(1).sub_(target).mul_(input.sigmoid()).sub_(t);
+    } else {
+        result = input.sigmoid().sub_(target);
+    }
+    result.mul_(gradient);
+    if (weight.has_value() && weight->defined()) {
+        result.mul_(*weight);
+    }
+    return reduction == at::Reduction::Mean ? result.div_(input.numel()) : result;
+}
+
+// ---- indexing ----
+
+at::Tensor gather_backward(const at::Tensor &gradient, at::SymIntArrayRef sizes, int64_t dim, const at::Tensor &index,
+                           bool) {
+    return at::zeros_symint(sizes, gradient.options()).scatter_add_(dim, index, gradient);
+}
+
+std::vector<int64_t> split_at(const at::Tensor &input, int64_t dim, int64_t length, int64_t repeats) {
+    std::vector<int64_t> sizes = input.sizes().vec();
+    sizes[static_cast<size_t>(dim)] = length;
+    sizes.insert(sizes.begin() + dim + 1, repeats);
+    return sizes;
+}
+
+at::Tensor repeat_interleave_backward_int(const at::Tensor &gradient, const at::Tensor &input, c10::SymInt repeats,
+                                          std::optional<int64_t> dim) {
+    const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);
+    const int64_t at_dim = c10::maybe_wrap_dim(dim.value_or(0), shape_of.dim());
+    const int64_t times = repeats.expect_int();
+    return gradient.reshape(split_at(shape_of, at_dim, shape_of.size(at_dim), times))
+        .sum(at_dim + 1)
+        .view(input.sizes());
+}
+
+at::Tensor repeat_interleave_backward_tensor(const at::Tensor &gradient, const at::Tensor &input,
+                                             const at::Tensor &repeats, std::optional<int64_t> dim) {
+    const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);
+    const int64_t at_dim = c10::maybe_wrap_dim(dim.value_or(0), shape_of.dim());
+    const at::Tensor times = repeats.numel() == 1 ? repeats.expand({shape_of.size(at_dim)}) : repeats;
+    return at::zeros_like(shape_of).index_add_(at_dim, at::repeat_interleave(times), gradient).view(input.sizes());
+}
+
+// ---- aten operators that only torch_npu implements ----
+
+bool column_major(const at::Tensor &matrix) { return matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0); }
+
+// Gradients of a matrix product as torch forms them on the CPU: a column-major factor gets a column-major gradient.
+at::Tensor first_gradient(const at::Tensor &grad, const at::Tensor &a, const at::Tensor &b) {
+    return column_major(a) ? b.mm(grad.t()).t() : grad.mm(b.t());
+}
+at::Tensor second_gradient(const at::Tensor &grad, const at::Tensor &a, const at::Tensor &b) {
+    return column_major(b) ? grad.t().mm(a).t() : a.t().mm(grad);
+}
+
+// Gradients of matmul with its broadcasting: a vector is a matrix of one row (first) or one column (second).
+std::tuple<at::Tensor, at::Tensor> matmul_backward(const at::Tensor &gradient, const at::Tensor &first,
+                                                   const at::Tensor &second, std::array<bool, 2> wanted) {
+    if (!gradient.defined()) {
+        return {};
+    }
+    at::Tensor grad = gradient;
+    if (second.dim() == 1) {
+        grad = grad.unsqueeze(-1);
+    }
+    if (first.dim() == 1) {
+        grad = grad.unsqueeze(-2);
+    }
+    const at::Tensor a = first.dim() == 1 ? first.unsqueeze(0) : first;
+    const at::Tensor b = second.dim() == 1 ? second.unsqueeze(1) : second;
+    at::Tensor grad_first, grad_second;
+    if (b.dim() == 2) {  // one product over all rows of `first`
+        const at::Tensor rows = a.reshape({-1, a.size(-1)}), grad_rows = grad.reshape({-1, grad.size(-1)});
+        grad_first = wanted[0] ? first_gradient(grad_rows, rows, b) : grad_first;
+        grad_second = wanted[1] ? second_gradient(grad_rows, rows, b) : grad_second;
+    } else {
+        at::DimVector batch =
+            at::infer_size_dimvector(a.sizes().slice(0, a.dim() - 2), b.sizes().slice(0, b.dim() - 2));
+        const auto batched = [&batch](const at::Tensor &t) {
+            at::DimVector sizes(batch);
+            sizes.append({t.size(-2), t.size(-1)});
+            return t.expand(sizes).reshape({-1, t.size(-2), t.size(-1)});
+        };
+        const auto reduce = [&batch](const at::Tensor &t, const at::Tensor &like) {
+            at::DimVector sizes(batch);
+            sizes.append({t.size(-2), t.size(-1)});
+            return at::sum_to(t.view(sizes), like.sizes());
+        };
+        const at::Tensor grads = batched(grad);
+        grad_first = wanted[0] ? reduce(grads.bmm(batched(b).transpose(1, 2)), a) : grad_first;
+        grad_second = wanted[1] ? reduce(batched(a).transpose(1, 2).bmm(grads), b) : grad_second;
+    }
+    return {grad_first.defined() ? grad_first.reshape(first.sizes()) : grad_first,
+            grad_second.defined() ? grad_second.reshape(second.sizes()) : grad_second};
+}
+
+at::Tensor conv_depthwise2d(const at::Tensor &input, const at::Tensor &weight, at::SymIntArrayRef,
+                            const std::optional<at::Tensor> &bias, at::SymIntArrayRef stride,
+                            at::SymIntArrayRef padding, at::SymIntArrayRef dilation) {
+    return at::convolution_symint(input, weight, bias, stride, padding, dilation, false, {0, 0}, input.size(1));
+}
+
+std::tuple<at::Tensor, at::Tensor> conv_depthwise2d_backward(const at::Tensor &gradient, const at::Tensor &input,
+                                                             const at::Tensor &weight, at::IntArrayRef,
+                                                             at::IntArrayRef stride, at::IntArrayRef padding,
+                                                             at::IntArrayRef dilation, std::array<bool, 2> wanted) {
+    const auto [grad_input, grad_weight, grad_bias] =
+        at::convolution_backward(gradient, input, weight, std::nullopt, stride, padding, dilation, false, {0, 0},
+                                 input.size(1), {wanted[0], wanted[1], false});
+    return {grad_input, grad_weight};
+}
+
+// GradScaler: whether any gradient is inf or NaN.
+bool non_finite_check(at::TensorList gradients) {
+    for (const at::Tensor &gradient : gradients) {
+        if (!at::isfinite(gradient).all().item<bool>()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// ---- recurrent layers ----
+
+// The cell that torch's lstm calls on every device but the CPU: equations of torch.nn.LSTM, gates in the order i f g o,
+// sizes [N, 4H] and [N, H]. Above autograd, so that the gradients come from the operators it is made of.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell(const at::Tensor &input_gates, const at::Tensor &hidden_gates,
+                                                         const at::Tensor &cell,
+                                                         const std::optional<at::Tensor> &input_bias,
+                                                         const std::optional<at::Tensor> &hidden_bias) {
+    at::Tensor gates = input_gates;
+    for (const auto &bias : {input_bias, hidden_bias}) {
+        gates = bias.has_value() && bias->defined() ? gates + *bias : gates;
+    }
+    const auto parts = (gates + hidden_gates).chunk(4, 1);
+    const at::Tensor next = parts[1].sigmoid() * cell + parts[0].sigmoid() * parts[2].tanh();
+    return {parts[3].sigmoid() * next.tanh(), next, gates};
+}
+
+at::Tensor &one_(at::Tensor &self) { return self.fill_(1); }
+
+}  // namespace
+
+void register_npu_ops() {
+    static torch::Library aten(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+    aten.impl("matmul_backward", TORCH_FN(matmul_backward));
+    aten.impl("_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
+    static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__,
+                                   __LINE__);
+    autograd.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
+    static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+    library.impl("npu_dtype_cast", TORCH_FN(dtype_cast));
+    library.impl("_npu_dtype_cast", TORCH_FN(dtype_cast));
+    library.impl("npu_dtype_cast_", TORCH_FN(dtype_cast_));
+    library.impl("npu_dtype_cast_backward", TORCH_FN(dtype_cast));
+    library.impl("_npu_dtype_cast_backward", TORCH_FN(dtype_cast));
+    library.impl("npu_format_cast", TORCH_FN(format_cast));
+    library.impl("_npu_format_cast", TORCH_FN(format_cast_private));
+    library.impl("npu_format_cast_.acl_format", TORCH_FN(format_cast_));
+    library.impl("_npu_dropout", TORCH_FN(dropout));
+    library.impl("_dropout_with_byte_mask", TORCH_FN(dropout));
+    library.impl("npu_dropout_backward", TORCH_FN(dropout_backward));
+    library.impl("_dropout_with_byte_mask_backward", TORCH_FN(dropout_backward));
+    library.impl("l1_loss_backward", TORCH_FN(l1_loss_backward));
+    library.impl("kl_div_backward", TORCH_FN(kl_div_backward));
+    library.impl("npu_binary_cross_entropy_with_logits_backward", TORCH_FN(bce_with_logits_backward));
+    library.impl("_conv_depthwise2d_backward", TORCH_FN(conv_depthwise2d_backward));
+    library.impl("_amp_foreach_non_finite_check", TORCH_FN(non_finite_check));
+    library.impl("one_", TORCH_FN(one_));
+    library.impl("npu_gather_backward", TORCH_FN(gather_backward));
+    library.impl("repeat_interleave_backward_int", TORCH_FN(repeat_interleave_backward_int));
+    library.impl("repeat_interleave_backward_tensor", TORCH_FN(repeat_interleave_backward_tensor));
+}
+
+}  // namespace cann_sim

@@ -1,0 +1,36 @@
+#include "compute/pch.h"
+
+#include "compute/task_queue.h"
+
+#include <pthread.h>
+
+#include <cstring>
+#include <mutex>
+
+namespace cann_sim {
+
+namespace {
+
+std::mutex mutex;
+std::string failure;
+
+}  // namespace
+
+void remember_queue_failure(const std::string &message) {
+    char thread[16] = "";
+    pthread_getname_np(pthread_self(), thread, sizeof thread);
+    if (std::strcmp(thread, "acl_thread") == 0) {  // torch_npu's name for the thread that works the queue off
+        const std::lock_guard<std::mutex> lock(mutex);
+        failure = message;
+    }
+}
+
+void check_task_queue() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    TORCH_CHECK(
+        failure.empty(), "An operator failed in torch_npu's task queue (", failure,
+        "), which has ended: this process computes nothing more. Start it anew. With TASK_QUEUE_ENABLE=0 a failing "
+        "operator raises its error where it is called, and the process can go on.");
+}
+
+}  // namespace cann_sim

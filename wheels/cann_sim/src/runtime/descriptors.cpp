@@ -1,0 +1,205 @@
+// libascendcl.so: tensor descriptors, data buffers and operator attributes, the values that travel to an operator.
+
+#include "runtime/descriptors.h"
+#include "runtime/state.h"
+
+#include <cstring>
+
+using cann_sim::fail;
+
+// ---- data buffers ----
+
+SIM_API aclDataBuffer *aclCreateDataBuffer(void *data, size_t size) { return new aclDataBuffer{data, size}; }
+
+SIM_API aclError aclDestroyDataBuffer(const aclDataBuffer *buffer) {
+    delete buffer;
+    return ACL_SUCCESS;
+}
+
+SIM_API aclError aclUpdateDataBuffer(aclDataBuffer *buffer, void *data, size_t size) {
+    *buffer = {data, size};
+    return ACL_SUCCESS;
+}
+
+SIM_API void *aclGetDataBufferAddr(const aclDataBuffer *buffer) { return buffer == nullptr ? nullptr : buffer->data; }
+SIM_API size_t aclGetDataBufferSizeV2(const aclDataBuffer *buffer) { return buffer == nullptr ? 0 : buffer->size; }
+SIM_API uint32_t aclGetDataBufferSize(const aclDataBuffer *buffer) {
+    return static_cast<uint32_t>(aclGetDataBufferSizeV2(buffer));
+}
+
+SIM_API size_t aclDataTypeSize(aclDataType type) {
+    switch (type) {
+        case ACL_INT8:
+        case ACL_UINT8:
+        case ACL_BOOL: return 1;
+        case ACL_FLOAT16:
+        case ACL_BF16:
+        case ACL_INT16:
+        case ACL_UINT16: return 2;
+        case ACL_FLOAT:
+        case ACL_INT32:
+        case ACL_UINT32:
+        case ACL_COMPLEX32: return 4;
+        case ACL_INT64:
+        case ACL_UINT64:
+        case ACL_DOUBLE:
+        case ACL_COMPLEX64: return 8;
+        case ACL_COMPLEX128: return 16;
+        default: return 0;
+    }
+}
+
+// ---- tensor descriptors ----
+
+SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) {
+    auto *desc = new aclTensorDesc;
+    desc->dtype = type;
+    desc->format = desc->storage_format = format;
+    desc->dims.assign(dims, dims + num_dims);
+    desc->storage_dims = desc->dims;
+    return desc;
+}
+
+SIM_API void aclDestroyTensorDesc(const aclTensorDesc *desc) { delete desc; }
+
+SIM_API aclDataType aclGetTensorDescType(const aclTensorDesc *desc) { return desc->dtype; }
+SIM_API aclFormat aclGetTensorDescFormat(const aclTensorDesc *desc) { return desc->format; }
+SIM_API size_t aclGetTensorDescNumDims(const aclTensorDesc *desc) { return desc->dims.size(); }
+
+SIM_API size_t aclGetTensorDescElementCount(const aclTensorDesc *desc) {
+    size_t count = 1;
+    for (const int64_t dim : desc->dims) {
+        count *= static_cast<size_t>(dim);
+    }
+    return count;
+}
+SIM_API size_t aclGetTensorDescSize(const aclTensorDesc *desc) {
+    return aclGetTensorDescElementCount(desc) * aclDataTypeSize(desc->dtype);
+}
+
+SIM_API aclError aclGetTensorDescDimV2(const aclTensorDesc *desc, size_t index, int64_t *size) {
+    if (index >= desc->dims.size()) {
+        return fail(ACL_ERROR_INVALID_PARAM, "aclGetTensorDescDimV2: index past the last dimension");
+    }
+    *size = desc->dims[index];
+    return ACL_SUCCESS;
+}
+SIM_API int64_t aclGetTensorDescDim(const aclTensorDesc *desc, size_t index) {
+    return index < desc->dims.size() ? desc->dims[index] : -1;
+}
+
+SIM_API void aclSetTensorDescName(aclTensorDesc *desc, const char *name) { desc->name = name == nullptr ? "" : name; }
+SIM_API const char *aclGetTensorDescName(aclTensorDesc *desc) { return desc->name.c_str(); }
+
+SIM_API aclError aclSetTensorFormat(aclTensorDesc *desc, aclFormat format) {
+    desc->storage_format = format;
+    return ACL_SUCCESS;
+}
+SIM_API aclError aclSetTensorShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) {
+    desc->storage_dims.assign(dims, dims + num_dims);
+    return ACL_SUCCESS;
+}
+SIM_API aclError aclSetTensorOriginFormat(aclTensorDesc *desc, aclFormat format) {
+    desc->format = format;
+    return ACL_SUCCESS;
+}
+SIM_API aclError aclSetTensorOriginShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) {
+    desc->dims.assign(dims, dims + num_dims);
+    return ACL_SUCCESS;
+}
+SIM_API aclError aclSetTensorConst(aclTensorDesc *desc, void *data, size_t size) {
+    desc->const_data = data;
+    desc->const_size = size;
+    return ACL_SUCCESS;
+}
+SIM_API aclError aclSetTensorPlaceMent(aclTensorDesc *desc, aclMemType placement) {
+    desc->placement = placement;
+    return ACL_SUCCESS;
+}
+
+// ---- operator attributes ----
+
+void aclopAttr::set(const char *name, Value value) {
+    for (auto &entry : values) {
+        if (entry.first == name) {
+            entry.second = std::move(value);
+            return;
+        }
+    }
+    values.emplace_back(name, std::move(value));
+}
+
+const aclopAttr::Value *aclopAttr::find(const std::string &name) const {
+    for (const auto &entry : values) {
+        if (entry.first == name) {
+            return &entry.second;
+        }
+    }
+    return nullptr;
+}
+
+namespace {
+
+using Value = aclopAttr::Value;
+
+aclError set(aclopAttr *attr, const char *name, Value value) {
+    if (attr == nullptr || name == nullptr) {
+        return fail(ACL_ERROR_INVALID_PARAM, "aclopSetAttr: attribute set or name is null");
+    }
+    attr->set(name, std::move(value));
+    return ACL_SUCCESS;
+}
+
+Value integer(Value::Kind kind, int64_t i) {
+    Value value{kind};
+    value.i = i;
+    return value;
+}
+
+}  // namespace
+
+SIM_API aclopAttr *aclopCreateAttr() { return new aclopAttr; }
+SIM_API void aclopDestroyAttr(const aclopAttr *attr) { delete attr; }
+
+SIM_API aclError aclopSetAttrBool(aclopAttr *attr, const char *name, uint8_t value) {
+    return set(attr, name, integer(Value::kBool, value));
+}
+SIM_API aclError aclopSetAttrInt(aclopAttr *attr, const char *name, int64_t value) {
+    return set(attr, name, integer(Value::kInt, value));
+}
+SIM_API aclError aclopSetAttrDataType(aclopAttr *attr, const char *name, aclDataType value) {
+    return set(attr, name, integer(Value::kDataType, value));
+}
+SIM_API aclError aclopSetAttrFloat(aclopAttr *attr, const char *name, float f) {
+    Value value{Value::kFloat};
+    value.f = f;
+    return set(attr, name, std::move(value));
+}
+SIM_API aclError aclopSetAttrString(aclopAttr *attr, const char *name, const char *s) {
+    Value value{Value::kString};
+    value.s = s;
+    return set(attr, name, std::move(value));
+}
+SIM_API aclError aclopSetAttrListInt(aclopAttr *attr, const char *name, int count, const int64_t *ints) {
+    Value value{Value::kInts};
+    value.ints.assign(ints, ints + count);
+    return set(attr, name, std::move(value));
+}
+SIM_API aclError aclopSetAttrListBool(aclopAttr *attr, const char *name, int count, const uint8_t *bools) {
+    Value value{Value::kBools};
+    value.ints.assign(bools, bools + count);
+    return set(attr, name, std::move(value));
+}
+SIM_API aclError aclopSetAttrListFloat(aclopAttr *attr, const char *name, int count, const float *floats) {
+    Value value{Value::kFloats};
+    value.floats.assign(floats, floats + count);
+    return set(attr, name, std::move(value));
+}
+SIM_API aclError aclopSetAttrListListInt(aclopAttr *attr, const char *name, int lists, const int *counts,
+                                         const int64_t *const ints[]) {
+    Value value{Value::kListInts};
+    for (int i = 0; i < lists; ++i) {
+        value.lists.emplace_back(ints[i], ints[i] + counts[i]);
+    }
+    return set(attr, name, std::move(value));
+}

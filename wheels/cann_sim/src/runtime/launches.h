@@ -1,0 +1,25 @@
+// Launches are reported while somebody wants to know of them; the compute plug-in wraps its kernels for that time only.
+#pragma once
+
+#include "runtime/abi.h"
+
+namespace cann_sim {
+
+enum class Watcher : unsigned { kCounters = 1, kFaults = 2, kProfiler = 4 };
+
+// `who` wants to know of launches from now on, or no longer.
+void watch_launches(Watcher who, bool wanted);
+
+// Waits for what torch_npu has queued on its own thread.
+void finish_queued();
+
+// What only the compute plug-in can do; it fills this in when it is loaded.
+struct PluginHooks {
+    void (*wrap_operators)();    // every launch is reported
+    void (*unwrap_operators)();  // none is
+    void (*finish_queued)();
+};
+
+}  // namespace cann_sim
+
+SIM_API void cann_sim_set_plugin_hooks(const cann_sim::PluginHooks *hooks);

@@ -1,0 +1,131 @@
+// libascendcl.so: the host's settings, and what each thread has of the runtime.
+
+#include "runtime/state.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace cann_sim {
+
+namespace {
+
+thread_local std::string recent_error;       // not yet read
+thread_local std::string recent_error_text;  // backs the pointer that aclGetRecentErrMsg returned last
+thread_local int thread_device = -1;
+
+[[noreturn]] void refuse(const char *variable, const std::string &expected, const char *found) {
+    std::fprintf(stderr,
+                 "error[cann-sim-config]: %s is not valid\n  expected: %s\n  found:    %s\n"
+                 "  next:     unset %s, or set it to a valid value\n",
+                 variable, expected.c_str(), found, variable);
+    std::exit(90);
+}
+
+long read_number(const char *variable, long fallback, long low, long high) {
+    const char *text = std::getenv(variable);
+    if (text == nullptr || *text == '\0') {
+        return fallback;
+    }
+    char *end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    if (*end != '\0' || value < low || value > high) {
+        refuse(variable, "an integer from " + std::to_string(low) + " to " + std::to_string(high), text);
+    }
+    return value;
+}
+
+// SoC names that torch_npu 2.8/2.9 tell apart (torch_npu/csrc/core/npu/NpuVariables.cpp: its table of names).
+const char *const kSocNames[] = {
+    "Ascend910A",     "Ascend910B",     "Ascend910PremiumA", "Ascend910ProA",  "Ascend910ProB",  "Ascend310P1",
+    "Ascend310P2",    "Ascend310P3",    "Ascend310P4",       "Ascend310P5",    "Ascend310P7",    "Ascend910B1",
+    "Ascend910B2",    "Ascend910B2C",   "Ascend910B3",       "Ascend910B4",    "Ascend910B4-1",  "Ascend310B1",
+    "Ascend310B2",    "Ascend310B3",    "Ascend310B4",       "Ascend910_9391", "Ascend910_9392", "Ascend910_9381",
+    "Ascend910_9382", "Ascend910_9372", "Ascend910_9362"};
+
+std::string read_soc() {
+    const char *text = std::getenv("CANN_SIM_SOC");
+    if (text == nullptr || *text == '\0') {
+        return "Ascend910B3";
+    }
+    std::string known;
+    for (const char *name : kSocNames) {
+        if (std::strcmp(name, text) == 0) {
+            return text;
+        }
+        known += std::string(known.empty() ? "" : ", ") + name;
+    }
+    refuse("CANN_SIM_SOC", "one of " + known, text);
+}
+
+// ASCEND_RT_VISIBLE_DEVICES as CANN's environment-variable reference documents it: integers separated by commas,
+// in ascending order; from the first entry that breaks a rule (a space, a repeated, descending or absent id) the
+// rest of the list is dropped without a word; the devices that remain are numbered from 0.
+std::vector<int> read_visible(int physical) {
+    std::vector<int> all;
+    for (int i = 0; i < physical; ++i) {
+        all.push_back(i);
+    }
+    const char *text = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+    if (text == nullptr) {
+        return all;
+    }
+    std::vector<int> visible;
+    const char *p = text;
+    while (*p >= '0' && *p <= '9') {
+        char *end = nullptr;
+        const long id = std::strtol(p, &end, 10);
+        const bool entry_ends = *end == ',' || *end == '\0';
+        if (!entry_ends || id >= physical || (!visible.empty() && id <= visible.back())) {
+            break;
+        }
+        visible.push_back(static_cast<int>(id));
+        if (*end == '\0') {
+            break;
+        }
+        p = end + 1;
+    }
+    return visible;
+}
+
+Config read_config() {
+    Config c;
+    c.physical_devices = static_cast<int>(read_number("CANN_SIM_DEVICES", 8, 0, kMaxDevices));
+    c.hbm_bytes = static_cast<size_t>(read_number("CANN_SIM_HBM_GB", 64, 1, 1024)) << 30;
+    c.soc = read_soc();
+    c.visible = read_visible(c.physical_devices);
+    return c;
+}
+
+}  // namespace
+
+const Config &config() {
+    static const Config c = read_config();
+    return c;
+}
+
+aclError fail(aclError code, const std::string &message) {
+    recent_error = message;
+    return code;
+}
+
+int current_device() { return thread_device; }
+
+void set_current_device(int device) { thread_device = device; }
+
+int logical_device_count() { return static_cast<int>(config().visible.size()); }
+
+}  // namespace cann_sim
+
+SIM_API const char *aclGetRecentErrMsg() {
+    if (cann_sim::recent_error.empty()) {
+        return nullptr;
+    }
+    cann_sim::recent_error_text.swap(cann_sim::recent_error);
+    cann_sim::recent_error.clear();
+    return cann_sim::recent_error_text.c_str();
+}
+
+SIM_API int cann_sim_physical_device() {
+    return cann_sim::thread_device < 0 ? 0 : cann_sim::config().visible[static_cast<size_t>(cann_sim::thread_device)];
+}

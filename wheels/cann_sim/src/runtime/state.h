@@ -1,0 +1,37 @@
+// What the simulated host is set to be, which device a thread uses and what failed last. Everything else in this folder
+// may depend on it, and it on nothing.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "runtime/abi.h"
+
+namespace cann_sim {
+
+// Largest number of devices that one simulated host may have (Atlas 900 A3 super node board: 16 dies).
+constexpr int kMaxDevices = 64;
+
+struct Config {
+    std::vector<int> visible;  // physical id of each logical device, ASCEND_RT_VISIBLE_DEVICES applied
+    int physical_devices;      // CANN_SIM_DEVICES
+    size_t hbm_bytes;          // CANN_SIM_HBM_GB, per device
+    std::string soc;           // CANN_SIM_SOC
+};
+
+// Read once, at first use; an invalid value ends the process with a message (there is no caller to return it to).
+__attribute__((visibility("default"))) const Config &config();
+
+// Remembers `message` as the text of aclGetRecentErrMsg (per thread, cleared when read) and returns `code`.
+__attribute__((visibility("default"))) aclError fail(aclError code, const std::string &message);
+
+// Device of the calling thread's current context; -1 before aclrtSetDevice.
+__attribute__((visibility("default"))) int current_device();
+void set_current_device(int device);
+
+int logical_device_count();
+
+}  // namespace cann_sim
+
+// libhccl's hook: the physical id of the calling thread's device, 0 before aclrtSetDevice.
+SIM_API int cann_sim_physical_device();
