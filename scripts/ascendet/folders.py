@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import sys
 import time
@@ -42,11 +41,8 @@ def busy(folder: Path) -> AscendetError:
 
 
 def link_latest(run: Path) -> None:
-    """Make `latest` beside the run point to it, without a moment in which it points nowhere."""
-    temp = run.parent / f".latest-{os.getpid()}"
-    temp.unlink(missing_ok=True)
-    temp.symlink_to(run.name)
-    temp.replace(run.parent / "latest")
+    """Make `latest` beside the run point to it."""
+    files.point(run.parent / "latest", run.name)
 
 
 # -- checkpoints --
