@@ -75,9 +75,11 @@ def execute(run: Run) -> None:
     if run.container:
         name, command = in_container(run)
         environ = os.environ
+    children: list[subprocess.Popen[str]] = []
     # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
     with (
         run.log.open("a", encoding="utf-8") as file,
+        _interrupts_to(children, name) as interrupted,
         subprocess.Popen(
             command,
             env=dict(environ),
@@ -87,9 +89,11 @@ def execute(run: Run) -> None:
             errors="replace",
             start_new_session=True,
         ) as child,
-        _interrupts_to(child, name) as interrupted,
         _showing(work / PROGRESS),
     ):
+        children.append(child)
+        if interrupted:  # while it was being started
+            child.terminate()
         assert child.stdout is not None
         for line in child.stdout:
             file.write(line)
@@ -193,8 +197,10 @@ def describe_row(line: str) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_to(child: subprocess.Popen[str], name: str | None) -> Iterator[list[float]]:
-    """Pass SIGINT and SIGTERM to the child (docker's client passes them on); the list holds when (seconds, monotonic).
+def _interrupts_to(children: list[subprocess.Popen[str]], name: str | None) -> Iterator[list[float]]:
+    """Pass SIGINT and SIGTERM to the child, once there is one (docker's client passes them on).
+
+    The list holds when they came (seconds, monotonic).
 
     make and timeout each pass a signal on that they get, so what follows within a moment is the same request.
     """
@@ -203,13 +209,15 @@ def _interrupts_to(child: subprocess.Popen[str], name: str | None) -> Iterator[l
     def forward(number: int, _: FrameType | None) -> None:
         arrived.append(time.monotonic())
         if len(arrived) == 1:
-            with contextlib.suppress(ProcessLookupError):
-                child.terminate()  # torchrun ends its ranks itself
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.terminate()  # torchrun ends its ranks itself
             print("\nstopping the ranks …", file=sys.stderr, flush=True)
         elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C means it
             if name:
                 subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)
-            _kill_tree(child.pid)
+            for child in children:
+                _kill_tree(child.pid)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
