@@ -17,7 +17,7 @@ STATES = {
     "CPU fallback": "torch_npu registers nothing: it copies to the CPU and back, with a warning, as on a card",
     "not simulated": "torch_npu's own kernel, which asks CANN for an operator; the call ends in an error that names it",
 }
-_OURS = re.compile(r"^PrivateUse1: registered at \S*/src/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
+_OURS = re.compile(r"^PrivateUse1: registered at \S*/src/compute/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
 _COMPOSITE = (
     "CompositeImplicitAutograd",
     "CompositeExplicitAutograd",

@@ -124,12 +124,15 @@ void Communicator::close() {
         lock.lock();
     }
     // A peer that takes nothing for this long is as good as dead; finalisers must not hang on it.
-    const Deadline deadline = steady_clock::now() + std::chrono::seconds(5);
+    constexpr std::chrono::seconds kPatience(5);
     for (Peer &peer : peers_) {
         if (!peer.socket) continue;
+        Deadline deadline = steady_clock::now() + kPatience;
         try {
             while (!failure_ && peer.congested() && steady_clock::now() < deadline) {
-                if (!flush(peer)) {
+                if (flush(peer)) {
+                    deadline = steady_clock::now() + kPatience;
+                } else {
                     pollfd poller{peer.socket.fd(), POLLOUT, 0};
                     poll(&poller, 1, 100);
                 }
