@@ -157,6 +157,8 @@ def _losses_of_one_rank(rank, values, file):
     hook.before_train(runner)
     for runner.iter, value in enumerate(values if rank else [1.0] * len(values)):
         outputs = {"loss": torch.tensor(value), "loss_cls": torch.tensor(value), "acc": torch.tensor(np.nan)}
+        if runner.iter == 1:
+            del outputs["acc"]  # as in a step without a region
         batch = {"data_samples": [DetDataSample(metainfo={"img_path": f"{rank}/{runner.iter}-\udcd6.jpg"})]}
         hook.after_train_iter(runner, runner.iter, batch, outputs)
     hook.before_val(runner)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
-MakeShapes = Callable[[int, int], Path]
+MakeShapes = Callable[..., Path]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 GENERATOR = SCRIPTS / "ascendet" / "shapes.py"
@@ -34,7 +34,7 @@ if "HCCL_IF_BASE_PORT" not in os.environ:
 def make_shapes(tmp_path_factory: pytest.TempPathFactory) -> MakeShapes:
     """A folder for ASCENDET_DATA with the data set `shapes`, of so many images for training and validation."""
 
-    def make(train: int, val: int) -> Path:
+    def make(train: int, val: int, seed: int = 0) -> Path:
         folder = tmp_path_factory.mktemp("data")
         command = [
             sys.executable,
@@ -45,6 +45,8 @@ def make_shapes(tmp_path_factory: pytest.TempPathFactory) -> MakeShapes:
             str(train),
             "--val",
             str(val),
+            "--seed",
+            str(seed),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return folder

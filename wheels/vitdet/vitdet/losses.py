@@ -106,10 +106,11 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
     def take(self, runner: Runner) -> list[tuple[Step, str, float]]:
         """Copy the losses from the device, pass them on to the log, and return those that are not finite."""
         steps, self.steps = self.steps, []
-        rows = torch.stack([step.values for step in steps]).tolist() if steps else []
+        # Not all steps have the same: without a region there is no accuracy.
+        values = iter(torch.cat([step.values for step in steps]).tolist() if steps else [])
         bad = []
-        for step, row in zip(steps, rows, strict=True):
-            for name, value in zip(step.names, row, strict=True):
+        for step in steps:
+            for name, value in zip(step.names, values, strict=False):
                 runner.message_hub.update_scalar(f"train/{name}", value)
                 if "loss" in name and not math.isfinite(value):
                     bad.append((step, name, value))
