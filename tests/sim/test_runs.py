@@ -121,7 +121,9 @@ def test_pictures_of_all_kinds(environ: Environ, random_weights: Path, tmp_path:
     arguments = [f"--images={tmp_path / 'list.json'}", "--score=0"]
     shown = run("infer.sh", environ | given, *arguments)
     assert "runtime: ASCEND_RT_VISIBLE_DEVICES=3\n" in shown
-    assert f"{tmp_path}/\\xd6\\xd0.jpg: " in shown
+    rows = [json.loads(line) for line in (tmp_path / "out" / "progress.jsonl").read_text().splitlines()]
+    assert any(row.get("text", "").startswith(f"{tmp_path}/\\xd6\\xd0.jpg: ") for row in rows)
+    assert [row["step"] for row in rows if row["phase"] == "infer"] == list(range(2, 2 + len(names)))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(Path(item["file"]).name, "truncated" in item["reason"]) for item in results["skipped"]] == [
         ("half.jpg", True)

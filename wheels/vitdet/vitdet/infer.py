@@ -192,7 +192,7 @@ def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float
                 "milliseconds": calls[-1],
             }
         )
-        text = f"{Path(shown).name}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
+        text = f"{shown}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
         progress.write("infer", step=number + 1, of=len(files), text=text)
     if not results:
         raise ImageError(
