@@ -32,8 +32,7 @@ def run(data: Path, out: Path, kind: str, *launch: str, steps: int = STEPS, **en
 
 @pytest.fixture(scope="module")
 def data(make_shapes: MakeShapes) -> Path:
-    # Pictures in which the last bit of a score decides nothing in the first steps; in those of seed 0 and 2 it does.
-    return make_shapes(16, 1, seed=1)
+    return make_shapes(16, 1)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,13 @@ def test_losses_equal_the_cpus(data: Path, cpu_losses: list[float], tmp_path: Pa
     assert losses == pytest.approx(cpu_losses, rel=1e-4)
 
 
-def test_first_losses_equal_those_of_the_cpus_own_attention(
-    data: Path, cpu_losses: list[float], tmp_path: Path
-) -> None:
-    """Before rounding decides which proposals are drawn."""
-    run(data, tmp_path / "losses.json", "cpu", steps=2)
-    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(cpu_losses[:2], rel=1e-4)
+def test_first_losses_equal_those_of_the_cpus_own_attention(make_shapes: MakeShapes, tmp_path: Path) -> None:
+    """Before rounding decides which proposals are drawn: not in two steps with these pictures, those of seed 1."""
+    losses = []
+    for kind in ("cpu", "cpu-fused"):
+        run(make_shapes(16, 1, seed=1), tmp_path / f"{kind}.json", kind, steps=2)
+        losses.append(json.loads((tmp_path / f"{kind}.json").read_text()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_averaged_gradients_are_the_mean_of_the_ranks(data: Path, tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def main() -> None:
         model = MODELS.build(cfg.model)
         model.init_weights()
         model = model.to(device).train()
-        optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper})
+        # A scale that no gradient overflows at: the first one of a dynamic scale skips steps until it fits.
+        scale = {"loss_scale": 128.0} if name == "mixed precision" else {}
+        optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper, **scale})
         hook = vitdet.LossHook()
         runner = SimpleNamespace(  # of mmengine's, what the hook touches
             epoch=0,
