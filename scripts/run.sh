@@ -21,6 +21,7 @@ program=${1:?train, predict or infer}
 shift
 : "${FAMILY:?the Python package of the family of models, such as vitdet}" "${MODEL:?}" "${DATASET:?}" "${DEVICES:?}"
 export FAMILY MODEL DATASET WORK_DIR=${WORK_DIR:?}
+require_package "$FAMILY"
 lock_work_dir "$WORK_DIR"
 case $program in
     infer) # pictures one by one, on one device

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by train.sh, eval.sh and infer.sh: the one place for the run time's settings. What the caller has set is kept;
+# Sourced by run.sh: the one place for the run time's settings. What the caller has set is kept;
 # what is used is printed.
 
 # $1: name; $2: value unless the caller has set one
@@ -104,14 +104,12 @@ with socket.socket(family, kind) as end:
     print(end.getsockname()[0])' "$1"
 }
 
-# Where a package is installed; it is not imported. $1: package
-package_folder() {
+# End with the next command where a package is not installed; it is not imported. $1: package
+require_package() {
     python -c '
 import importlib.util, sys
-found = importlib.util.find_spec(sys.argv[1])
-if found is None:
-    sys.exit(f"error: {sys.argv[1]} is not installed in {sys.prefix}; next: make install, or source its venv")
-print(found.submodule_search_locations[0])' "$1"
+if importlib.util.find_spec(sys.argv[1]) is None:
+    sys.exit(f"error: {sys.argv[1]} is not installed in {sys.prefix}; next: make install, or source its venv")' "$1"
 }
 
 # Hold the lock of a work folder as long as the ranks live; of several machines, the first does. $1: folder

@@ -120,11 +120,9 @@ def point(link: Path, target: Path) -> None:
         )
     if link.is_symlink() and link.resolve() == target.resolve():
         return
-    temp = link.with_name(f".{link.name}.{os.getpid()}")
     with unwritable_named(link):
         link.parent.mkdir(parents=True, exist_ok=True)
-        temp.symlink_to(os.path.relpath(target, link.parent.resolve()))
-        temp.replace(link)
+        files.point(link, os.path.relpath(target, link.parent.resolve()))
 
 
 @contextlib.contextmanager
