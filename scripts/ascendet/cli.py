@@ -11,59 +11,75 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
+from ascendet.core.options import Parser
 from ascendet.errors import EXIT_CODES, AscendetError
-from ascendet.options import Parser
 
 
 @dataclass(frozen=True)
 class StageCommand:
-    """A stage: its module, the interpreter it needs ("host": standard library only), one line of help."""
+    """A stage: its module (`package.name`), its interpreter ("host": standard library only), one line of help."""
 
     module: str
     where: Literal["host", "tools"]
     help: str
 
 
-# In data-flow order, which is also the order in which modules may import each other.
+# In the order of the packages, of which none imports a later one.
 STAGES: dict[str, StageCommand] = {
-    "doctor": StageCommand("doctor", "host", "check this machine and list every problem with its fix"),
+    "doctor": StageCommand(
+        "machine.doctor", "host", "check this machine and list every problem with its fix"
+    ),
     "lock": StageCommand(
-        "lock", "tools", "write requirements/lock from stacks.toml and the *.in files, or check it"
+        "supply.lock", "tools", "write requirements/lock from stacks.toml and the *.in files, or check it"
     ),
     "patches": StageCommand(
-        "patches", "tools", "apply a patch series to its pinned source, check headers, write the index"
+        "supply.patches", "tools", "apply a patch series to its pinned source, check headers, write the index"
     ),
-    "env": StageCommand("env", "host", "make or repair a stack's virtual environment, without our wheels"),
-    "cann-sim": StageCommand("cann_sim", "host", "build the simulated CANN into the stack's environment"),
-    "sim-coverage": StageCommand(
-        "coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
+    "weights": StageCommand(
+        "supply.weights", "tools", "fetch the checkpoints that a stack's models start from"
     ),
-    "audit": StageCommand("abi", "tools", "audit a wheel's ABI against the stack"),
-    "wheel": StageCommand("wheel", "tools", "build one of our wheels and audit its ABI"),
-    "check-repro": StageCommand("repro", "tools", "build a wheel twice from nothing and compare every byte"),
+    "env": StageCommand(
+        "envs.env", "host", "make or repair a stack's virtual environment, without our wheels"
+    ),
+    "cann-sim": StageCommand(
+        "envs.cann_sim", "host", "build the simulated CANN into the stack's environment"
+    ),
+    "audit": StageCommand("wheels.audit", "tools", "audit a wheel's ABI against the stack"),
+    "wheel": StageCommand("wheels.wheel", "tools", "build one of our wheels and audit its ABI"),
+    "check-repro": StageCommand(
+        "wheels.check_repro", "tools", "build a wheel twice from nothing and compare every byte"
+    ),
     "check-emulated": StageCommand(
-        "emulate", "tools", "build mmcv for another architecture and smoke-test it under emulation"
+        "wheels.check_emulated",
+        "tools",
+        "build mmcv for another architecture and smoke-test it under emulation",
     ),
     "install": StageCommand(
-        "install", "tools", "build the stack's wheels and install them into its environment"
+        "wheels.install", "tools", "build the stack's wheels and install them into its environment"
     ),
-    "image": StageCommand("image", "tools", "build the container image of a stack"),
-    "base-sim": StageCommand("base_sim", "tools", "make a stand-in for the CANN image, with cann_sim"),
-    "data": StageCommand("data", "tools", "make or fetch a data set"),
-    "weights": StageCommand("weights", "tools", "fetch the checkpoints that a stack's models start from"),
+    "data": StageCommand("data.data", "tools", "make or fetch a data set"),
+    "image": StageCommand("containers.image", "tools", "build the container image of a stack"),
+    "base-sim": StageCommand(
+        "containers.base_sim", "tools", "make a stand-in for the CANN image, with cann_sim"
+    ),
     "bundle": StageCommand(
-        "bundle", "host", "pack everything for a site without a network, or take it in there"
+        "containers.bundle", "host", "pack everything for a site without a network, or take it in there"
     ),
-    "container": StageCommand("container", "tools", "start the image on chosen devices, or show how"),
-    "train": StageCommand("train", "tools", "train a model on the chosen devices"),
+    "container": StageCommand(
+        "containers.container", "tools", "start the image on chosen devices, or show how"
+    ),
+    "train": StageCommand("run.train", "tools", "train a model on the chosen devices"),
     "evaluate": StageCommand(
-        "evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
+        "run.evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
     ),
-    "infer": StageCommand("infer", "tools", "detect objects in pictures, draw them, measure latency"),
-    "curves": StageCommand("curves", "tools", "draw a training's loss and AP"),
-    "k8s": StageCommand("k8s", "tools", "write Kubernetes jobs that train on several machines"),
-    "test": StageCommand("testing", "tools", "run the linters and the test suites"),
-    "bench": StageCommand("bench", "tools", "run a benchmark in the stack's environment"),
+    "infer": StageCommand("run.infer", "tools", "detect objects in pictures, draw them, measure latency"),
+    "curves": StageCommand("run.curves", "tools", "draw a training's loss and AP"),
+    "k8s": StageCommand("run.k8s", "tools", "write Kubernetes jobs that train on several machines"),
+    "sim-coverage": StageCommand(
+        "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
+    ),
+    "test": StageCommand("dev.test", "tools", "run the linters and the test suites"),
+    "bench": StageCommand("dev.bench", "tools", "run a benchmark in the stack's environment"),
 }
 
 
@@ -117,15 +133,15 @@ def _run(argv: list[str]) -> int:
 
 
 def overview() -> str:
-    """The list of stages, in data-flow order."""
+    """Return the list of stages."""
     width = max(map(len, STAGES))
     lines = [f"  {name:<{width}}  {stage.help}" for name, stage in STAGES.items()]
-    return "\n".join(["usage: ascendet <stage> [options]", "", "stages, in data-flow order:", *lines])
+    return "\n".join(["usage: ascendet <stage> [options]", "", "stages:", *lines])
 
 
 def _enter_tools(argv: list[str]) -> None:
     """Continue in the tools environment, which is made first where it is missing."""
-    from ascendet import env
+    from ascendet.envs import env
 
     python = env.ensure_tools()
     if os.path.realpath(sys.prefix) != os.path.realpath(python.parent.parent):

@@ -30,7 +30,7 @@ import requests
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "fetch")]
 
-from ascendet.fetch import File, Policy, answer, fetch  # noqa: E402
+from ascendet.supply.fetch import File, Policy, answer, fetch  # noqa: E402
 from servers import Nginx  # noqa: E402
 
 MB = 10**6
@@ -221,9 +221,7 @@ def memory(folder: Path) -> None:
         with (server.root / "file").open("wb") as file:
             file.truncate(size)  # zeros; it is the way that counts
         wanted = File(path=folder / "out", urls=(f"{server.base}/file",), size=size)
-        code = (
-            "import sys, json, resource; from pathlib import Path; from ascendet.fetch import File, fetch\n"
-        )
+        code = "import sys, json, resource; from pathlib import Path; from ascendet.supply.fetch import File, fetch\n"
         code += f"fetch([File(path=Path({str(wanted.path)!r}), urls={wanted.urls!r}, size={size})])\n"
         code += "print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))"
         begin = time.perf_counter()

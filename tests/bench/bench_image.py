@@ -23,8 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from ascendet import arch, base_sim, engine, image, paths, sources  # noqa: E402
-from ascendet.stack import Stack  # noqa: E402
+from ascendet import paths  # noqa: E402
+from ascendet.containers import base_sim, image  # noqa: E402
+from ascendet.core.stack import Stack  # noqa: E402
+from ascendet.machine import arch, engine  # noqa: E402
+from ascendet.supply import sources  # noqa: E402
 
 STACK = Stack.load("vitdet")
 # The report's steps after the CANN image, in its order. libgl1 is libgl1-mesa-glx's name in Debian.

@@ -13,7 +13,7 @@ import random
 import time
 
 import numpy as np
-from ascendet.score import NAMES, score
+from ascendet.run.score import NAMES, score
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

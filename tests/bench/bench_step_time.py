@@ -26,7 +26,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from vitdet.data import fill
 
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 BATCHES = 4
 # The measured steps of a model by default, and its images.
 MODELS = {

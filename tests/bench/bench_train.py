@@ -183,7 +183,7 @@ def main():
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         data, stock = Path(folder) / "data", Path(folder) / "stock"
-        generator = TESTS.parent / "scripts" / "ascendet" / "shapes.py"
+        generator = TESTS.parent / "wheels" / "common" / "ascendet_common" / "shapes.py"
         command = [sys.executable, generator, "--out", data / "shapes", "--train", "64", "--val", "8"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         stock.mkdir()

@@ -24,7 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from ascendet import native, patches, paths, sources
+from ascendet import paths
+from ascendet.supply import patches, sources
+from ascendet.wheels import native
 
 TABLE = paths.WHEELS / "mmcv" / "BENCHMARK.md"
 CHANGED = "mmcv/ops/csrc/pytorch/npu/nms_npu.cpp"

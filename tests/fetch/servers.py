@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from ascendet.fetch import File, Policy
+from ascendet.supply.fetch import File, Policy
 
 # Impatient, and with many small ranges, so that little data shows what a large file would.
 QUICK = Policy(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ascendet.errors import AscendetError
-from ascendet.fetch import File, Policy, fetch, fetch_range
+from ascendet.supply.fetch import File, Policy, fetch, fetch_range
 from servers import QUICK, HostileServer, Request, noise, wanted
 
 SIZE = 300_000

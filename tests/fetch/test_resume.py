@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import urllib3
 from ascendet.errors import AscendetError
-from ascendet.fetch import File, Policy, answer, download, fetch
-from ascendet.fetch import part as journal
+from ascendet.supply.fetch import File, Policy, answer, download, fetch
+from ascendet.supply.fetch import part as journal
 from servers import QUICK, HostileServer, Nginx, noise, wanted
 
 FORK = multiprocessing.get_context("fork")
@@ -262,7 +262,7 @@ def test_progress_is_told_in_plain_lines(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ascendet import progress
+    from ascendet.core import progress
 
     monkeypatch.setattr(progress, "_EVERY", 0.05)
     server = nginx("limit_rate 200k;")

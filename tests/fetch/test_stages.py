@@ -15,8 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ascendet import assets, cli, data, datasets, env, lock, paths, stack
+from ascendet import cli, paths
+from ascendet.core import stack
+from ascendet.data import data, datasets
+from ascendet.envs import env
 from ascendet.errors import AscendetError
+from ascendet.supply import assets, lock
 from PIL import Image
 from servers import HostileServer
 
@@ -438,7 +442,10 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
     program = f"""
         import socket, sys
         from pathlib import Path
-        from ascendet import cli, env, needs, paths, stack
+        from ascendet import cli, paths
+        from ascendet.core import stack
+        from ascendet.envs import env
+        from ascendet.machine import needs
         from dataclasses import replace
         try:
             socket.create_connection(("127.0.0.1", {weights.server.server_port}), 1)

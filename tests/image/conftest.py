@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ascendet import arch, base_sim, engine, image, lock, paths, wheelfile
+from ascendet import paths
+from ascendet.containers import base_sim, image
+from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.machine import arch, engine
+from ascendet.supply import lock
+from ascendet.wheels import wheelfile
 
 STACK = Stack.load("vitdet")
 SECRET = "token-5f3a.example"  # in pip's and the proxies' settings; it means nothing to them
@@ -148,7 +152,7 @@ def build_small(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     def build(context: Path, tag: str, **more: bool) -> str:
         arguments = {"PYTHON": STACK.python, "IMPORTS": "six,yaml yaml,six"}
         with pytest.MonkeyPatch.context() as tools:
-            tools.setattr("ascendet.env.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
+            tools.setattr("ascendet.envs.env.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
             image.build(context, machine, base_facts, arguments, {}, tag, **more)
         return (paths.BUILD / "image" / f"{context.parent.name}.log").read_text()
 

@@ -9,8 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import container, data, datasets, engine, evaluate, image, infer, manifest, paths, train
+from ascendet import paths
+from ascendet.containers import container, image
+from ascendet.core import manifest
+from ascendet.data import data, datasets
 from ascendet.errors import AscendetError
+from ascendet.machine import engine
+from ascendet.run import evaluate, infer, train
 from conftest import STACK
 from test_image import make_node
 

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ascendet import arch, engine, image, paths
+from ascendet import paths
+from ascendet.containers import image
 from ascendet.errors import EXIT_CODES, AscendetError
+from ascendet.machine import arch, engine
 from conftest import SECRET, STACK, Build, options, small_context
 
 # What `pip check` finds in the locks, each for a reason in requirements/README.md or lock.py.
@@ -300,7 +302,7 @@ def test_killed_build_leaves_no_image_and_the_next_one_succeeds(
     program = f"""
 import sys
 from pathlib import Path
-from ascendet import engine
+from ascendet.machine import engine
 engine.run("build", "--progress=plain", "--tag={KILLED}", "--file={paths.ROOT / "docker/Dockerfile"}",
            "--build-arg=BASE_IMAGE=" + sys.argv[1], "--build-arg=IMPORTS=six", sys.argv[2], log=Path(sys.argv[3]))
 """

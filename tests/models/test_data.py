@@ -22,7 +22,7 @@ from vitdet.infer import Detector
 from vitdet.recipe import RecipeRunner, fit, stretch
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 
 
 @pytest.fixture(scope="module")

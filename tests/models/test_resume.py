@@ -29,7 +29,7 @@ from vitdet.recipe import RecipeRunner, choose_batch, fit
 from vitdet.resume import EXIT_INTERRUPTED, INTERRUPTED, ResumableSampler
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 
 
 @HOOKS.register_module()

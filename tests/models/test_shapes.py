@@ -4,7 +4,9 @@ import tomllib
 
 import numpy as np
 import pytest
-from ascendet import files, paths, score, shapes
+from ascendet import paths, shapes
+from ascendet.core import files
+from ascendet.run import score
 from pycocotools import mask as coco_mask
 
 

@@ -18,7 +18,7 @@ from vitdet.checkpoint import CheckpointError
 from vitdet.data import DataError, fill
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
-GENERATOR = Path(__file__).parents[2] / "scripts" / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 
 
 @HOOKS.register_module()

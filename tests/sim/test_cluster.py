@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GENERATOR = ROOT / "scripts" / "ascendet" / "shapes.py"
+GENERATOR = ROOT / "wheels" / "common" / "ascendet_common" / "shapes.py"
 EXIT_DEVICES_INVALID = 24
 # What the operator gives (component/ascend-common/api/consts.go of MindCluster); RANK is the machine's.
 OPERATOR = {"MASTER_ADDR": "198.18.7.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}

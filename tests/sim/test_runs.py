@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ascendet import score
+from ascendet.run import score
 from conftest import MakeShapes, script_environ
 from PIL import Image
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import env
+from ascendet.envs import env
 from ascendet.errors import EXIT_CODES
 from conftest import MakeShapes, script_environ
 
@@ -25,7 +25,8 @@ def environ(make_shapes: MakeShapes) -> dict[str, str]:
 # `make train` without its choice of a folder, in the tool's own environment.
 TRAIN = """
 import os, pathlib, sys
-from ascendet import errors, program
+from ascendet import errors
+from ascendet.run import program
 try:
     program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log"),
                                 arguments=sys.argv[2:]))

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 import pytest
-from ascendet import manifest, paths, target
+from ascendet import paths
+from ascendet.core import manifest
 from ascendet.errors import AscendetError
-from ascendet.target import Target
+from ascendet.run import target
+from ascendet.run.target import Target
 
 
 @pytest.fixture

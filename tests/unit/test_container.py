@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import container, image
+from ascendet.containers import container, image
 from ascendet.errors import AscendetError
 
 REAL = image.Image(id="sha256:1", tag="ascendet/x:1", size=1, simulated=False)

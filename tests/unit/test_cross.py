@@ -7,9 +7,12 @@ import platform
 from pathlib import Path
 
 import pytest
-from ascendet import arch, cross, emulate, env, lock, native
+from ascendet.core.stack import Stack
+from ascendet.envs import env
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.machine import arch
+from ascendet.supply import lock
+from ascendet.wheels import check_emulated, cross, native
 
 STACK = Stack.load("vitdet")
 HERE = platform.machine()
@@ -70,6 +73,6 @@ def test_missing_emulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env, "ensure_base", lambda stack: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(AscendetError) as caught:
-        emulate.execute(argparse.Namespace(stack="vitdet", machine=OTHER))
+        check_emulated.execute(argparse.Namespace(stack="vitdet", machine=OTHER))
     assert caught.value.name == "command-failed"
     assert "qemu-user-static" in caught.value.hint

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from ascendet import assets, data, datasets, env, manifest, paths
+from ascendet import paths
+from ascendet.core import manifest
+from ascendet.core.stack import Stack
+from ascendet.data import data, datasets
+from ascendet.envs import env
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.supply import assets
 
 STACK = Stack.load("vitdet")
 
@@ -205,7 +209,9 @@ def test_the_table_and_the_lock_name_the_same_files() -> None:
         name for one in datasets.load().values() for name in (*one.archives.values(), one.pictures) if name
     }
     assert wanted <= assets.load().keys()
-    assert all((paths.ROOT / "scripts/ascendet" / one.generator).exists() for one in datasets.load().values())
+    assert all(
+        (paths.WHEELS / "common/ascendet_common" / one.generator).exists() for one in datasets.load().values()
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_named(

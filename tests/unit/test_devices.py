@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ascendet import devices
 from ascendet.errors import AscendetError
+from ascendet.machine import devices
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
-from ascendet import doctor, host, needs, paths
+from ascendet import paths
+from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.machine import doctor, host, needs
 
 STACK = Stack.load("vitdet")
 GOOD = {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ascendet import engine
 from ascendet.errors import AscendetError
+from ascendet.machine import engine
 
 OLD = 'case "$1" in buildx) exit 1;; --version) echo "Docker version 20.10.24, build 1";; *) ENGINE;; esac'
 NEW_WITHOUT = 'case "$1" in buildx) exit 1;; --version) echo "Docker version 28.2.2, build 1";; esac'

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ascendet import env, files, host, manifest, needs, paths
+from ascendet import paths
+from ascendet.core import files, manifest
+from ascendet.core.stack import Stack
+from ascendet.envs import env
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.machine import host, needs
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 STACK = Stack.load("vitdet")

@@ -11,22 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import (
-    curves,
-    diagnose,
-    evaluate,
-    family,
-    folders,
-    infer,
-    manifest,
-    paths,
-    program,
-    target,
-    train,
-)
+from ascendet import paths
+from ascendet.core import manifest
+from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack
+from ascendet.run import curves, diagnose, evaluate, family, folders, infer, program, target, train
 from conftest import fails
+
+WHEELS = paths.WHEELS  # before a test points it elsewhere
 
 WHEEL = """
 name = "tiny"
@@ -73,8 +65,7 @@ def start(stack: Stack, **environ: str) -> Path:
     kin = family.of(stack)
     aim = target.Target(stack=stack, family=kin, model="one", dataset="shapes", devices=(0,), npu="sim")
     run = folders.new_run(aim)
-    common = Path(program.__file__).parents[2] / "wheels" / "common"
-    given = {"FAMILY": kin.package, "WORK_DIR": str(run), "PYTHONPATH": f"{common}:{kin.source.parent}"}
+    given = {"FAMILY": kin.package, "WORK_DIR": str(run), "PYTHONPATH": f"{WHEELS / 'common'}:{kin.source.parent}"}
     with folders.keeping_state(run, {"key": "k"}):
         program.execute(
             program.Run(program="train", environ=os.environ | given | environ, log=run / folders.LOG)
@@ -146,10 +137,9 @@ def test_errors_of_programs_are_in_the_table() -> None:
     """What wheels say in error.json has a name and an exit code here."""
     from ascendet.errors import EXIT_CODES
 
-    root = Path(program.__file__).parents[2] / "wheels"
     names = {
         name
-        for file in root.glob("*/*/*.py")
+        for file in WHEELS.glob("*/*/*.py")
         for name in re.findall(r'(?:default_name|name) ?= ?"([a-z]+(?:-[a-z]+)+)"', file.read_text())
         if "RunError" in file.read_text()
     }

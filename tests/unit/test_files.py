@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ascendet import files
+from ascendet.core import files
 from ascendet.errors import AscendetError
 
 

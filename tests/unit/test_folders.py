@@ -6,9 +6,10 @@ import fcntl
 from pathlib import Path
 
 import pytest
-from ascendet import files, folders, manifest
+from ascendet.core import files, manifest
 from ascendet.errors import AscendetError
-from ascendet.target import Target
+from ascendet.run import folders
+from ascendet.run.target import Target
 from conftest import fails, make_run
 
 

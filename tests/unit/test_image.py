@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ascendet import arch, container, engine, env, image, lock, paths
+from ascendet import paths
+from ascendet.containers import container, image
+from ascendet.core.stack import Stack, load_all
+from ascendet.envs import env
 from ascendet.errors import AscendetError
-from ascendet.stack import Stack, load_all
+from ascendet.machine import arch, engine
+from ascendet.supply import lock
 
 STACK = Stack.load("vitdet")
 NAME = "quay.io/ascend/cann:8.5.0-910b-ubuntu22.04-py3.11"

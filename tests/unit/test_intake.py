@@ -15,8 +15,11 @@ from typing import Any
 
 import custom
 import pytest
-from ascendet import archive, assets, cli, data, datasets, intake, manifest, paths
+from ascendet import cli, paths
+from ascendet.core import manifest
+from ascendet.data import data, datasets, intake
 from ascendet.errors import AscendetError
+from ascendet.supply import archive, assets
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +178,8 @@ def test_killed_on_the_way(tmp_path: Path) -> None:
     program = f"""
         import os, signal
         from pathlib import Path
-        from ascendet import intake, paths
+        from ascendet import paths
+        from ascendet.data import intake
         paths.BUILD, paths.CACHE = Path({str(paths.BUILD)!r}), Path({str(paths.CACHE)!r})
         whole, count = intake._bring, []
         def bring(source, target):

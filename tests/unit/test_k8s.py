@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ascendet import k8s, paths
+from ascendet import paths
 from ascendet.errors import AscendetError
+from ascendet.run import k8s
 
 
 def jobs(*more: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import lock, paths, stack
+from ascendet import paths
+from ascendet.core import stack
 from ascendet.errors import AscendetError
+from ascendet.supply import lock
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ascendet import files, manifest, paths
+from ascendet import paths
+from ascendet.core import files, manifest
 from ascendet.errors import AscendetError
 
 
@@ -29,7 +30,8 @@ def script(body: str, build: Path) -> list[str]:
     head = f"""
         import pathlib, sys, time
         sys.path.insert(0, {str(paths.ROOT / "scripts")!r})
-        from ascendet import files, manifest, paths
+        from ascendet import paths
+        from ascendet.core import files, manifest
         paths.BUILD = pathlib.Path({str(build)!r})
         """
     return [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(body)]

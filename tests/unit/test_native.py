@@ -13,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import files, native, paths
+from ascendet import paths
+from ascendet.core import files
 from ascendet.errors import AscendetError
+from ascendet.wheels import native
 
 GROUPS = {
     "bindings": {"sources": ["csrc/bind.cpp"], "precompiled": False},

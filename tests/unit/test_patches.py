@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet import files, patches
+from ascendet.core import files
 from ascendet.errors import AscendetError
+from ascendet.supply import patches
 
 OLD = "".join(f"line {number}\n" for number in range(1, 21))
 

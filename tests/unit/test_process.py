@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ascendet import files, process
+from ascendet.core import files, process
 from ascendet.errors import AscendetError
 
 

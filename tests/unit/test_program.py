@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ascendet import paths, program
+from ascendet import paths
+from ascendet.run import program
 from conftest import fails
 
 LOGS = {
@@ -146,7 +147,8 @@ def start_script(folder: Path, script: str) -> subprocess.Popen[bytes]:
     code = f"""
         import os, pathlib, sys
         sys.path.insert(0, {str(paths.ROOT / "scripts")!r})
-        from ascendet import cli, paths, program
+        from ascendet import cli, paths
+        from ascendet.run import program
         from ascendet.errors import AscendetError
         paths.ROOT = pathlib.Path({str(folder)!r})
         program._SAME_REQUEST = 0.5

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from ascendet import folders, paths
+from ascendet import paths
 from ascendet.errors import AscendetError
-from ascendet.evaluate import score_files, score_or_keep
-from ascendet.score import IMAGES, NAMES, PREDICTIONS, ScoreError, evaluate, restrict, score, table
+from ascendet.run import folders
+from ascendet.run.evaluate import score_files, score_or_keep
+from ascendet.run.score import IMAGES, NAMES, PREDICTIONS, ScoreError, evaluate, restrict, score, table
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -307,7 +308,7 @@ def test_predictions_stay_when_scoring_is_interrupted(folder: Path, monkeypatch:
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ascendet.evaluate.score_files", interrupt)
+    monkeypatch.setattr("ascendet.run.evaluate.score_files", interrupt)
     with pytest.raises(KeyboardInterrupt):
         score_or_keep(folder, folder.with_name("eval"))
     assert (folder.with_name("eval-failed") / PREDICTIONS).is_file()
@@ -336,7 +337,7 @@ def test_warnings_of_the_evaluator_are_shown(folder: Path, capfd: pytest.Capture
 
 
 def test_as_a_program(folder: Path) -> None:
-    command = [sys.executable, "-m", "ascendet.score", folder]
+    command = [sys.executable, "-m", "ascendet.run.score", folder]
     done = subprocess.run(command, cwd=paths.ROOT / "scripts", check=True, capture_output=True, text=True)
     assert done.stderr == ""
     assert json.loads((folder / "classes.json").read_text()) == {

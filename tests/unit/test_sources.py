@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ascendet import files, paths, sources
+from ascendet import paths
+from ascendet.core import files
+from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
-from ascendet.stack import Upstream
+from ascendet.supply import sources
 
 NAME = "thing-1.0.tar.gz"
 

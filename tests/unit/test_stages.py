@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ascendet import datasets, evaluate, infer, manifest, train
-from ascendet.stack import Stack
-from ascendet.target import Target
+from ascendet.core import manifest
+from ascendet.core.stack import Stack
+from ascendet.data import datasets
+from ascendet.run import evaluate, infer, train
+from ascendet.run.target import Target
 from conftest import fails, make_run
 
 STACK = Stack.load("vitdet")

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ascendet import datasets, paths, target
-from ascendet.stack import Stack
-from ascendet.target import Target
+from ascendet import paths
+from ascendet.core.stack import Stack
+from ascendet.data import datasets
+from ascendet.run import target
+from ascendet.run.target import Target
 from conftest import check, fails
 
 

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ascendet import wheelfile
 from ascendet.errors import AscendetError
+from ascendet.wheels import wheelfile
 
 TAG = "py3-none-any"
 INFO = "a_thing-1.0+x.dist-info"

@@ -16,7 +16,9 @@ from pathlib import Path
 import mmcv
 import pytest
 import torch
-from ascendet import native, patches, paths, sources
+from ascendet import paths
+from ascendet.supply import patches, sources
+from ascendet.wheels import native
 
 # Tells whether the shared library was loaded; `before` runs first, then mmcv._ext is imported.
 PROBE = """

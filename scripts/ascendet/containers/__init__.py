@@ -1,0 +1,1 @@
+"""Container images, what runs in them, and bundles for sites without a network."""

@@ -1,0 +1,92 @@
+"""`make base-sim`: a stand-in for the CANN image, for machines without one: Debian, Python and cann_sim.
+
+The simulated CANN lies where CANN 8.5 lies in Ascend's image, under the same names and links, so the same Dockerfile
+builds on it and the same entry point finds it. A label says what it is, and images that are built on it inherit that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+from ascendet.containers import image
+from ascendet.core import files, manifest, process
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.machine import arch, engine
+from ascendet.wheels import cross
+
+configure_parser = image.add_image_options
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Make it and print its name, for BASE_IMAGE."""
+    os.environ["NPU"] = "sim"  # whatever this machine has
+    print(ensure(Stack.load(args.stack), arch.parse(args.arch)))
+
+
+def ensure(stack: Stack, machine: str) -> str:
+    """Make the stand-in for the CANN image: Debian, Python, cann_sim where CANN 8.5 has itself; its name.
+
+    Raises
+    ------
+    AscendetError
+        `command-failed`: mmdebstrap is missing or fails.
+    """
+    name = f"ascendet/cann-sim:{stack.cann}-torch{stack.torch}-{machine}"
+    env.ensure_base(stack)
+    here = machine == platform.machine()
+    tree = env.find_cann(stack).home if here else cross.ensure_cann_sim(stack, machine)
+    inputs = {
+        "tree": files.digest_tree(tree),
+        "code": files.digest(Path(__file__)),
+        "machine": machine,
+    }
+    key = manifest.digest_inputs(inputs)
+    known = engine.inspect("image", [name])
+    if known and known[0]["Config"]["Labels"].get("ascendet.key") == key:
+        return name
+    process.require("mmdebstrap", "mmdebstrap")
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder, files.disk_errors(Path(folder)):
+        root, archive = Path(folder, "root"), Path(folder, "base.tar")
+        cann = f"cann-{stack.cann}"
+        ascend = root / "usr/local/Ascend"
+        shutil.copytree(tree, ascend / cann, symlinks=True)
+        (ascend / "cann").symlink_to(cann)
+        (ascend / "ascend-toolkit").mkdir()
+        (ascend / "ascend-toolkit/latest").symlink_to(f"../{cann}")
+        (ascend / "ascend-toolkit/set_env.sh").write_text(f"source /usr/local/Ascend/{cann}/set_env.sh\n")
+        (ascend / "nnal/atb").mkdir(parents=True)
+        (ascend / "nnal/atb/set_env.sh").write_text(
+            "export ATB_HOME_PATH=/usr/local/Ascend/nnal/atb/latest/atb/cxx_abi_1\n"
+        )
+        command = [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=minbase",
+            f"--architectures={arch.KNOWN[machine].docker}",
+        ]
+        command += [f"--include=python{stack.python},python3-pip,libstdc++6"]
+        command += ["--dpkgopt=path-exclude=/usr/share/doc/*", f"--customize-hook=sync-in {root} /"]
+        process.run(
+            [*command, "bookworm", str(archive)],
+            capture=False,
+            disks=[Path(folder)],
+            what="mmdebstrap failed",
+            hint="read its message above",
+        )
+        context = Path(folder, "context")
+        context.mkdir()
+        archive.rename(context / archive.name)
+        # A build, because engines import every archive as their own architecture's.
+        (context / "Dockerfile").write_text(
+            f"FROM scratch\nADD {archive.name} /\nLABEL {image.SIMULATED}=true ascendet.key={key}\n"
+            f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}\n"
+            'CMD ["bash"]\n'
+        )
+        engine.run("build", f"--platform=linux/{arch.KNOWN[machine].docker}", f"--tag={name}", str(context))
+    return name

@@ -1,0 +1,350 @@
+"""How the image runs on chosen devices: the docker command, made from facts about the host by a pure function.
+
+Nothing is given that is not needed: no --privileged, no root, no capability, no writable file but the results. The
+process opens the device nodes through the group that they belong to on the host, so it needs none of the
+capabilities (DAC_OVERRIDE) that a root user without privileges would.
+
+Device numbers mean three things. DEVICES counts what this host has, from 0 (logical). /dev/davinciN and
+ascend-docker-runtime's variable have the driver's numbers (physical), which differ where a card is missing.
+Inside, the runtime counts from 0 again what it was given. `Plan` does the translation, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.containers import image
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.errors import AscendetError
+from ascendet.machine import devices, engine, host, needs
+from ascendet.supply import assets
+
+# Where the driver is on hosts; npu-smi is in one of two places.
+_DRIVER = (
+    "/usr/local/Ascend/driver/lib64",
+    "/usr/local/Ascend/driver/version.info",
+    "/usr/local/dcmi",
+    "/usr/local/bin/npu-smi",
+    "/usr/local/sbin/npu-smi",
+    "/etc/ascend_install.info",
+)
+_USER = 1000  # the image's own, for a caller who is root
+SCRIPTS = "/opt/ascendet/scripts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a plan depends on.
+
+    Attributes
+    ----------
+    root
+        The folder that stands for `/` where devices and driver are looked for.
+    nodes
+        The physical numbers of the NPUs' nodes, ascending.
+    missing
+        Which of the driver's other nodes, that every program needs, are not there.
+    groups
+        The groups that the nodes belong to.
+    driver
+        Which of the driver's files are there.
+    runtime
+        Whether the engine has ascend-docker-runtime.
+    user, group
+        Whom the results shall belong to.
+    """
+
+    root: Path
+    nodes: tuple[int, ...]
+    missing: tuple[str, ...]
+    groups: tuple[int, ...]
+    driver: tuple[str, ...]
+    runtime: bool
+    user: int
+    group: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """An image and the host that runs it; `mapped` says whether the host's device nodes are given to it."""
+
+    image: image.Image
+    host: Host
+    mapped: bool
+
+    @property
+    def count(self) -> int:
+        """How many devices DEVICES can choose from."""
+        return len(self.host.nodes) if self.mapped else devices.available("sim")
+
+    def command(
+        self,
+        chosen: Sequence[int],
+        program: Sequence[str],
+        *,
+        name: str,
+        work_dir: Path,
+        inputs: Sequence[Path] = (),
+        environ: Mapping[str, str] | None = None,
+        interactive: bool = False,
+    ) -> list[str]:
+        """The arguments of `docker` that run `program` on the devices `chosen` (logical).
+
+        `work_dir` is the one folder that it may write into, `inputs` are what it may read; they have the same paths
+        inside. Files that programs write where they stand (CANN's kernel_meta) go to `work_dir` as well.
+        """
+        inside = ",".join(str(number) for number in range(len(chosen)))
+        given = {"DEVICES": inside} | dict(environ or {})
+        words = ["run", "--rm", "--init", f"--name={name}"]
+        words += ["--interactive"] if interactive else []
+        words += ["--tty"] if interactive and sys.stdin.isatty() else []
+        words += ["--read-only", "--tmpfs=/tmp:rw,exec,nosuid,nodev,mode=1777", "--cap-drop=ALL"]
+        words += ["--security-opt=no-new-privileges", f"--shm-size={needs.SHM_GIB_PER_DEVICE * len(chosen)}g"]
+        words += [f"--user={self.host.user}:{self.host.group}", f"--workdir={work_dir}"]
+        if self.mapped:
+            words += [f"--group-add={group}" for group in self.host.groups]
+            words += self._device_options([self.host.nodes[number] for number in chosen])
+        if self.image.simulated:
+            given["CANN_SIM_DEVICES"] = str(len(chosen))
+        for path in inputs:
+            words.append(f"--mount=type=bind,source={path},target={path},readonly")
+        words.append(f"--mount=type=bind,source={work_dir},target={work_dir}")
+        words += [f"--env={key}={value}" for key, value in given.items()]
+        return [*words, self.image.tag, *program]
+
+    def _device_options(self, physical: Sequence[int]) -> list[str]:
+        if self.host.runtime:  # it brings nodes, driver and tools
+            return ["--runtime=ascend", f"--env=ASCEND_VISIBLE_DEVICES={','.join(map(str, physical))}"]
+        names = [*(f"davinci{number}" for number in physical), *host.MANAGERS]
+        options = [f"--device={self.host.root / 'dev' / name}:/dev/{name}" for name in names]
+        for path in self.host.driver:
+            source = self.host.root / path.removeprefix("/")
+            options.append(f"--mount=type=bind,source={source},target={path},readonly")
+        return options
+
+    def physical(self, chosen: Sequence[int]) -> list[int]:
+        """The numbers of the device nodes that are given to the container."""
+        return [self.host.nodes[number] for number in chosen] if self.mapped else []
+
+    def prepare(self, work_dir: Path) -> None:
+        """Make the results' folder the container user's; only root has to, and root may still do all with it."""
+        work_dir.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            for path in (work_dir, *work_dir.rglob("*")):
+                os.chown(path, self.host.user, self.host.group, follow_symlinks=False)
+
+
+def look_at_host(*, runtime: bool, root: Path = Path("/")) -> Host:
+    """The facts about this machine (or the file system below `root`).
+
+    Raises
+    ------
+    AscendetError
+        `device-permission`: a node's group may not use it, so nobody but root could.
+    """
+    nodes = host.device_nodes(root)
+    used = [node for node in [*nodes, *(root / "dev" / name for name in host.MANAGERS)] if node.exists()]
+    for node in used:
+        mode = node.stat().st_mode
+        if mode & stat.S_IRWXG < 0o060 and mode & stat.S_IRWXO < 0o006:
+            raise AscendetError(
+                "device-permission",
+                "only root may use a device node; the container is not root",
+                expected="group HwHiAiUser, mode 0660",
+                found=f"{node}: gid {node.stat().st_gid}, mode {stat.S_IMODE(mode):04o}",
+                hint=f"chgrp HwHiAiUser {node} && chmod 660 {node}, or install the driver with --install-for-all",
+            )
+    user = int(os.environ.get("SUDO_UID") or _USER) if os.getuid() == 0 else os.getuid()
+    group = int(os.environ.get("SUDO_GID") or _USER) if os.getuid() == 0 else os.getgid()
+    return Host(
+        root=root,
+        nodes=tuple(int(node.name.removeprefix("davinci")) for node in nodes),
+        missing=tuple(name for name in host.MANAGERS if not (root / "dev" / name).exists()),
+        groups=tuple(sorted({node.stat().st_gid for node in used})),
+        driver=tuple(path for path in _DRIVER if (root / path.removeprefix("/")).exists()),
+        runtime=runtime,
+        user=user,
+        group=group,
+    )
+
+
+def make(built: image.Image, machine: Host) -> Container:
+    """An image and a host that fit, under what the variable NPU says.
+
+    Raises
+    ------
+    AscendetError
+        `npu-missing`: no nodes for a real CANN, or NPU contradicts the image. `driver-missing`. `npu-unknown`.
+    """
+    wanted = os.environ.get("NPU") or "auto"
+    if (wanted == "sim" and not built.simulated) or (
+        wanted == "real" and built.simulated and not machine.nodes
+    ):
+        raise AscendetError(
+            "npu-missing",
+            f"NPU={wanted}, but the image {built.tag} has {'a simulated' if built.simulated else 'the real'} CANN",
+            hint="NPU=auto, or another BASE_IMAGE (make base-sim makes the simulated one)",
+        )
+    mapped = bool(machine.nodes) and wanted != "sim"
+    if not built.simulated and not mapped:
+        raise AscendetError(
+            "npu-missing",
+            "this machine has no NPU for the container",
+            expected=f"{machine.root / 'dev'}/davinci0 …",
+            hint="make base-sim, then BASE_IMAGE=<its name> for simulated devices",
+        )
+    if mapped and not machine.runtime:
+        if machine.missing:
+            raise AscendetError(
+                "npu-missing",
+                "device nodes are missing",
+                found=f"no /dev/{machine.missing[0]}",
+                hint="make doctor NPU=real",
+            )
+        if _DRIVER[0] not in machine.driver:
+            raise AscendetError(
+                "driver-missing",
+                "there are device nodes, but no driver to give to the container",
+                expected=_DRIVER[0],
+                hint="install the Ascend HDK driver on this host; npu-smi info must work",
+            )
+    return Container(image=built, host=machine, mapped=mapped)
+
+
+def check_free(physical: Sequence[int]) -> None:
+    """Refuse devices that another running container has: the driver would, later and by number (-8005, -8020).
+
+    Raises
+    ------
+    AscendetError
+        `device-busy`.
+    """
+    for other in engine.inspect("container", engine.run("ps", "--quiet").split()):
+        visible = re.findall(r"ASCEND_VISIBLE_DEVICES=([\d,-]+)", "\n".join(other["Config"]["Env"] or []))
+        held = _ranges(visible[-1]) if visible else set()
+        for item in other["HostConfig"]["Devices"] or []:
+            held |= {int(number) for number in re.findall(r"davinci(\d+)$", item["PathOnHost"])}
+        if held & set(physical):
+            raise AscendetError(
+                "device-busy",
+                "another container has a device of DEVICES",
+                found=f"{other['Name'].lstrip('/')} has /dev/davinci{min(held & set(physical))}",
+                hint=f"other DEVICES, or docker stop {other['Name'].lstrip('/')}",
+            )
+
+
+def _ranges(text: str) -> set[int]:
+    """The numbers of ascend-docker-runtime's notation.
+
+    >>> sorted(_ranges("0-2,4"))
+    [0, 1, 2, 4]
+    """
+    found = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def open_container(args: argparse.Namespace, *, build: bool = True) -> Container:
+    """The image of the options, built where it has to be, on this host."""
+    built = image.ensure(args) if build or args.image else image.latest(args)
+    runtimes = json.loads(engine.run("info", "--format={{json .Runtimes}}") or "{}")
+    return make(built, look_at_host(runtime="ascend" in runtimes))
+
+
+# -- the stage: a shell, or the command for doing it by hand --
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument(
+        "what", choices=["shell", "plan"], help="a shell in it, or the command of a training in it"
+    )
+    image.add_image_options(parser)
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what runs on which devices, and where."""
+    parser.add_argument(
+        "--run-in", default="venv", help="venv (the stack's environment) or docker (its image)"
+    )
+    parser.add_argument("--model", required=True, help="one of the stack's models")
+    parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
+    parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
+
+
+def in_docker(args: argparse.Namespace) -> bool:
+    """Whether to run in the image; `error[usage]` where RUN_IN is neither of its values."""
+    if args.run_in not in ("venv", "docker"):
+        raise AscendetError(
+            "usage",
+            "RUN_IN says where programs run",
+            expected="venv or docker",
+            found=args.run_in,
+            hint="RUN_IN=docker",
+        )
+    return bool(args.run_in == "docker")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Print the plan, or become the shell."""
+    if args.what == "shell" and not in_docker(args):
+        chosen = devices.choose(args.devices, devices.available(host.npu_kind()))
+        visible = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, chosen))}
+        environ = env.stack_environ(Stack.load(args.stack)) | visible
+        os.execvpe("bash", ["bash"], environ)
+    container = open_container(args, build=args.what == "shell")
+    chosen = devices.choose(args.devices, container.count)
+    folder = assets.root()
+    work_dir = (
+        paths.BUILD / "runs" / (args.what if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand")
+    )
+    environ = {"ASCENDET_DATA": str(folder)}
+    program = ["bash"]
+    if args.what == "plan":
+        environ |= {"MODEL": args.model, "DATASET": args.dataset, "WORK_DIR": str(work_dir)}
+        program = [f"{SCRIPTS}/train.sh"]
+    command = container.command(
+        chosen,
+        program,
+        name=f"ascendet-{args.what}-{os.getpid()}",
+        work_dir=work_dir,
+        inputs=[folder] if folder.is_dir() else [],
+        environ=environ,
+        interactive=args.what == "shell",
+    )
+    container.prepare(work_dir)
+    if args.what == "plan":
+        print(show([engine.client(), *command]))
+        return
+    check_free(container.physical(chosen))
+    os.execv(engine.client(), [engine.client(), *command])
+
+
+def show(command: Sequence[str]) -> str:
+    r"""The command for a terminal, an option a line.
+
+    >>> print(show(["docker", "run", "--rm", "--env=A=b c", "image", "bash"]))
+    docker run \
+      --rm \
+      --env='A=b c' \
+      image bash
+    """
+    lines, rest = [shlex.join(command[:2])], list(command[2:])
+    while rest and rest[0].startswith("-"):
+        option, equals, value = rest.pop(0).partition("=")
+        lines.append(f"  {option}{equals}{shlex.quote(value) if equals else ''}")
+    return " \\\n".join([*lines, f"  {shlex.join(rest)}"])

@@ -1,0 +1,125 @@
+"""Run a program: the one way in which its failure becomes a named error with the end of what it printed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ascendet.core import files
+from ascendet.errors import AscendetError
+
+Command = Sequence[str | Path]
+_LINES = 8  # of a failed program's output go into the error
+
+
+def run(
+    command: Command,
+    *,
+    what: str,
+    hint: str,
+    error: str = "command-failed",
+    capture: bool = True,
+    disks: Sequence[Path] = (),
+    room: int = 16 * 2**20,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    text: str | None = None,
+    umask: int = -1,
+) -> str:
+    """Run a program to its end and return what it printed on its standard output.
+
+    Parameters
+    ----------
+    command, cwd, env, umask
+        As of `subprocess.run`.
+    what, hint, error
+        The error where it fails: its sentence, its next command, and its name.
+    capture
+        Without it the program prints to the terminal, and "" is returned.
+    disks, room
+        Folders that it writes to: where one of their disks has fewer than `room` bytes left, that is the error.
+    text
+        Its standard input.
+
+    Raises
+    ------
+    AscendetError
+        `error`, with the last lines of its output; `disk-full`.
+    """
+    pipe = subprocess.PIPE if capture else None
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=env,
+            input=text,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            umask=umask,
+            check=False,
+        )
+    except FileNotFoundError as missing:
+        if cwd and str(missing.filename) == str(cwd):
+            raise
+        raise AscendetError(error, what, found=f"there is no {command[0]} here", hint=hint) from missing
+    if done.returncode == 0:
+        return done.stdout or ""
+    for folder in disks:
+        if files.is_full(folder, room):
+            raise files.disk_full(folder)
+    printed = tail(f"{done.stdout}\n{done.stderr}") if capture else ""
+    ended = describe_exit(done.returncode)
+    raise AscendetError(
+        error, what, found=printed or (ended if capture else f"{ended} (its message is above)"), hint=hint
+    )
+
+
+def ask(command: Command, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str | None:
+    """Return what a program prints on its standard output, or None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def require(name: str, package: str) -> str:
+    """Return the path of a program that must be installed.
+
+    Raises
+    ------
+    AscendetError
+        `command-failed`, with the Debian package that brings it.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise AscendetError(
+            "command-failed",
+            f"{name} is missing",
+            expected=f"{name} on the PATH",
+            hint=f"install {package} (Debian, Ubuntu), then the same command",
+        )
+    return found
+
+
+def tail(text: str, lines: int = _LINES) -> str:
+    r"""Return the last lines of a program's output.
+
+    >>> tail("a\nb\nc\n\n", 2)
+    'b\nc'
+    """
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def describe_exit(code: int) -> str:
+    """Return how a program ended, from `returncode`.
+
+    >>> describe_exit(2), describe_exit(-9)
+    ('exit code 2', 'ended by SIGKILL')
+    """
+    return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"

@@ -1,0 +1,1 @@
+"""Data sets: declared, fetched, made or taken in, and checked."""

@@ -1,0 +1,412 @@
+"""`make data FROM=…`: a data set of the user's own, taken in as a folder of COCO's layout that nothing else depends on.
+
+The originals are not touched: annotations are checked and written anew, pictures are linked, or copied where the file
+system has no hard links. The folder is filled under a temporary name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascendet import paths
+from ascendet.core import files, manifest
+from ascendet.data import datasets, layouts
+from ascendet.data.annotation_rules import shown
+from ascendet.data.annotations import Report
+from ascendet.data.annotations import check as check_annotations
+from ascendet.data.datasets import ANNOTATIONS, Dataset
+from ascendet.data.layouts import Source
+from ascendet.errors import AscendetError
+from ascendet.supply import archive, assets
+
+MEMBERS = ".members"  # what each split holds, for `make data-check`: names, sizes, CRC-32
+_RESERVED = ("weights", "archives")  # folders beside the data sets
+_RATIO = 100  # what a zip may unpack to, as a multiple of its size; pictures do not shrink at all
+_THREADS = min(16, 2 * (os.cpu_count() or 1))
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to take in under which name. `val` is the part that becomes the validation split, 0 for none."""
+
+    name: str
+    origin: Path
+    val: float
+    seed: int
+
+
+def check_options(name: str, origin: str, val: str, seed: str) -> Options:
+    """Return the options, checked.
+
+    Raises
+    ------
+    AscendetError
+        `usage`: a name, VAL or SEED that cannot be one. `name-in-use`: the name of a data set of ours. `data-missing`:
+        FROM is not there.
+    """
+    if not datasets.is_name(name) or name in _RESERVED:
+        raise AscendetError(
+            "usage",
+            "DATASET must be a plain name",
+            expected=f"letters, digits, - _ . and not {' or '.join(_RESERVED)}",
+            found=f"DATASET={shown(name)}",
+            hint="DATASET=mydata",
+        )
+    if name in datasets.load():
+        raise AscendetError(
+            "name-in-use",
+            f"{name} is a data set of requirements/datasets.toml",
+            found=f"DATASET={name} FROM={shown(origin, 200)}",
+            hint=f"DATASET=my-{name}",
+        )
+    path = Path(origin).expanduser().absolute()
+    if not (path.is_dir() or path.is_file()):
+        raise AscendetError(
+            "data-missing",
+            "FROM must be a folder or a zip file",
+            found=f"nothing at {shown(str(path), 200)}",
+            hint="FROM=<folder or zip>",
+        )
+    return Options(name=name, origin=path, val=_part(val), seed=_seed(seed))
+
+
+def _part(text: str) -> float:
+    try:
+        value = float(text or "0")
+    except ValueError:
+        value = -1.0
+    if not (0 <= value < 1) or (text and value == 0):
+        raise AscendetError(
+            "usage", "VAL must be a part between 0 and 1", found=f"VAL={shown(text)}", hint="VAL=0.1"
+        )
+    return value
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise AscendetError(
+            "usage", "SEED must be a whole number from 0 on", found=f"SEED={shown(text)}", hint="SEED=0"
+        )
+    return int(text)
+
+
+def take_in(options: Options) -> Path:
+    """Take in a data set unless that was done before, and return its folder.
+
+    Raises
+    ------
+    AscendetError
+        `name-in-use`: another one has the name. `data-invalid`: no layout that is known, no validation split;
+        `annotations-invalid`; `archive-invalid`; `disk-full`.
+    """
+    home = assets.store()
+    with files.disk_errors(home), assets.unwritable_named(home):
+        home.mkdir(parents=True, exist_ok=True)
+        with files.holding_lock(home / f".{options.name}.lock", options.name):
+            final, seen = home / options.name, assets.root() / options.name
+            inputs = _inputs(options)
+            if (final / manifest.MANIFEST).is_file() and (manifest.read(final) or {}).get("inputs") == inputs:
+                return assets.place(options.name)
+            for folder in (final, seen):
+                if folder.is_symlink() or folder.exists():
+                    raise _in_use(options, folder)
+            _remove(home.glob(f".tmp-{options.name}-*"), keep=_unpacked(options, inputs))
+            work = home / f".tmp-{options.name}-taking"
+            work.mkdir()
+            _fill(work, options, inputs)
+            os.sync()  # all files at once, before the folder's name says that they are there
+            work.rename(final)
+            _remove([_unpacked(options, inputs)])
+    return assets.place(options.name)
+
+
+def _in_use(options: Options, folder: Path) -> AscendetError:
+    before = (manifest.read(folder) or {}).get("origin", "something else")
+    shown_folder = paths.shorten(folder)
+    return AscendetError(
+        "name-in-use",
+        f"{options.name} is here already, from other files or with another VAL or SEED",
+        expected=f"{shown(str(options.origin), 200)} as it is now",
+        found=f"{shown_folder}, from {shown(str(before), 200)}",
+        hint=f"another DATASET; or first, if it may go: rm -r '{shown_folder}'",
+    )
+
+
+def _remove(folders: Iterable[Path], keep: Path | None = None) -> None:
+    for folder in folders:
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpacked(options: Options, inputs: Mapping[str, object]) -> Path:
+    """Return where a zip is unpacked; a later call goes on there."""
+    return assets.store() / f".tmp-{options.name}-{manifest.digest_inputs(inputs)}"
+
+
+def _inputs(options: Options) -> dict[str, object]:
+    """Return what decides the result: of a zip its directory, of a folder names, sizes and dates of its files."""
+    listing = hashlib.sha256()
+    if options.origin.is_file():
+        for info in _directory(options.origin):
+            listing.update(
+                f"{info.file_size} {info.CRC} {archive.file_name(info)}\0".encode("utf-8", "surrogateescape")
+            )
+    else:
+        for file in sorted(_files(options.origin)):
+            state = file.stat()
+            name = os.fsencode(file.relative_to(options.origin))
+            listing.update(f"{state.st_size} {state.st_mtime_ns} ".encode() + name + b"\0")
+    chosen = {"val": options.val, "seed": options.seed} if options.val else {}
+    return {"files": listing.hexdigest(), **chosen}
+
+
+def _directory(path: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise AscendetError(
+            "archive-invalid",
+            f"{shown(paths.shorten(path), 200)} is not a zip file, or is cut off",
+            expected="a folder or a zip",
+            found=str(error),
+            hint="copy or download it again; or unpack it yourself: FROM=<folder>",
+        ) from error
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Yield the files below a folder, also by way of links; no folder twice."""
+    seen = set()
+    for home, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(home)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in names if (path := Path(home, name)).is_file())
+
+
+def _fill(work: Path, options: Options, inputs: Mapping[str, object]) -> None:
+    """Write the data set into `work`, with its manifest."""
+    root = _unpack(options, _unpacked(options, inputs)) if options.origin.is_file() else options.origin
+    sources = layouts.find(root)
+    _check_kinds(options, sources)
+    reports = {source.kind: _check(source, root, options) for source in sources}
+    contents = {kind: report.content for kind, report in reports.items()}
+    folders = {source.kind: source.pictures for source in sources}
+    if options.val:
+        (whole,) = (kind for kind in contents if kind in ("", "train"))
+        contents["train"], contents["val"] = split(contents.pop(whole), options.val, options.seed)
+        folders["train"] = folders["val"] = folders.pop(whole)
+    classes = join_classes(contents)
+    members = {kind: _write_split(work, kind, contents[kind], folders[kind]) for kind in contents}
+    outputs = {file.name: files.digest(file) for file in sorted((work / ANNOTATIONS).iterdir())}
+    counts = {kind: _counts(content) for kind, content in contents.items()}
+    findings = {
+        str(source.annotations.relative_to(root)): [vars(one) for one in reports[source.kind].findings]
+        for source in sources
+    }
+    facts = {
+        "stage": f"data/{options.name}",
+        "key": manifest.digest_inputs({"annotations": outputs, "pictures": members}),
+        "origin": str(options.origin),
+        "inputs": inputs,
+        "splits": counts,
+        "classes": classes,
+        "findings": findings,
+        "outputs": {f"{ANNOTATIONS}/{name}": digest for name, digest in outputs.items()},
+    }
+    manifest.write(work, facts)
+    say(f"{options.name}: {len(classes)} classes: {', '.join(shown(name) for name in classes[:20])}")
+
+
+def say(text: str) -> None:
+    """Print a line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _unpack(options: Options, folder: Path) -> Path:
+    path = options.origin
+    size = sum(info.file_size for info in _directory(path))
+    files.check_space(assets.store(), size, "ASCENDET_DATA or ASCENDET_CACHE")
+    say(f"{options.name}: unpacking {shown(path.name)}")
+    try:
+        archive.unpack(path, folder, top="", limit=_RATIO * path.stat().st_size + 2**20)
+    except AscendetError as error:
+        error.hint = "copy or download it again; or unpack it yourself: FROM=<folder>"
+        raise
+    return folder
+
+
+def _check_kinds(options: Options, sources: list[Source]) -> None:
+    """Raise `data-invalid` or `usage` unless there is one thing to validate with: a split of its own, or VAL."""
+    kinds = {source.kind for source in sources}
+    again = f"make data DATASET={options.name} FROM={shown(str(options.origin), 200)}"
+    if not options.val and "val" not in kinds:
+        raise AscendetError(
+            "data-invalid",
+            "there is no validation split",
+            expected="annotations for val or valid, or VAL to set pictures apart",
+            found=", ".join(source.annotations.name for source in sources),
+            hint=f"{again} VAL=0.1",
+        )
+    if options.val and kinds & {"val"}:
+        raise AscendetError(
+            "usage",
+            "VAL must be left out: the data set has a validation split",
+            found=f"VAL={options.val}; {', '.join(sorted(kinds))}",
+            hint=again,
+        )
+    if options.val and not kinds & {"", "train"}:
+        raise AscendetError(
+            "data-invalid",
+            "there is nothing to take a validation split from",
+            found=", ".join(sorted(kinds)),
+            hint=again,
+        )
+
+
+def _check(source: Source, root: Path, options: Options) -> Report:
+    """Check one annotation file, say what was found, and return the report with what to write."""
+    name = shown(str(source.annotations.relative_to(root)), 200)
+    say(f"{options.name}: checking {name}, pictures in {shown(str(source.pictures.relative_to(root)), 200)}/")
+    report = check_annotations(
+        source.annotations,
+        source.pictures,
+        training=source.kind in ("", "train"),
+        hint="correct it, or export it again; then the same command",
+    )
+    say(report.table())
+    return report
+
+
+def split(content: Content, part: float, seed: int) -> tuple[Content, Content]:
+    """Return the training and the validation part of a file's content; each picture's hash with the seed decides.
+
+    So a picture that is added later moves few others. Each part has at least one picture.
+
+    Raises
+    ------
+    AscendetError
+        `data-invalid`: there is only one picture.
+    """
+
+    def key(image: Content) -> bytes:
+        return hashlib.sha256(f"{seed} {image['file_name']}".encode("utf-8", "surrogateescape")).digest()
+
+    images = sorted(content["images"], key=key)
+    if len(images) < 2:
+        raise AscendetError(
+            "data-invalid",
+            "one picture cannot be split",
+            expected="two or more",
+            hint="more pictures, then the same command",
+        )
+    count = min(max(1, round(part * len(images))), len(images) - 1)
+    chosen = {image["id"] for image in images[:count]}
+
+    def only(inside: bool) -> Content:
+        return content | {
+            "images": [image for image in content["images"] if (image["id"] in chosen) == inside],
+            "annotations": [one for one in content["annotations"] if (one["image_id"] in chosen) == inside],
+        }
+
+    return only(False), only(True)
+
+
+def join_classes(contents: Mapping[str, Content]) -> list[str]:
+    """Give all splits the same categories, in place, and return their names.
+
+    Names decide. Where the splits list the same ones under the same ids, nothing changes; else those of the training's
+    come first, then the others', numbered from 1.
+    """
+    lists = {kind: content["categories"] for kind, content in contents.items()}
+    ordered = [lists[kind] for kind in ("train", "val", "test") if kind in lists]
+    joined: dict[str, Content] = {}
+    for categories in ordered:
+        for category in categories:
+            joined.setdefault(category["name"], category)
+    pairs = [[(category["id"], category["name"]) for category in categories] for categories in ordered]
+    if all(one == pairs[0] for one in pairs):
+        return list(joined)
+    say(
+        "the splits list different classes, or under different ids; they are joined by name and numbered from 1"
+    )
+    ids = {name: number for number, name in enumerate(joined, 1)}
+    for content in contents.values():
+        own = {category["id"]: ids[category["name"]] for category in content["categories"]}
+        content["categories"] = [category | {"id": ids[name]} for name, category in joined.items()]
+        for one in content["annotations"]:
+            one["category_id"] = own[one["category_id"]]
+    return list(joined)
+
+
+def _counts(content: Content) -> dict[str, int]:
+    real = [one for one in content["annotations"] if not one["iscrowd"]]
+    usable = {one["image_id"] for one in real}
+    return {"images": len(content["images"]), "with_objects": len(usable), "objects": len(real)}
+
+
+def _write_split(work: Path, kind: str, content: Content, pictures: Path) -> dict[str, archive.Content]:
+    """Write a split's annotations, bring its pictures, and return what these are by name."""
+    (work / ANNOTATIONS).mkdir(exist_ok=True)
+    file = work / ANNOTATIONS / f"instances_{kind}.json"
+    file.write_text(json.dumps(content), encoding="ascii")  # names that are no UTF-8 are escaped
+    names = [image["file_name"] for image in content["images"]]
+    for folder in {(work / kind / name).parent for name in names}:
+        folder.mkdir(parents=True, exist_ok=True)
+    members = bring({work / kind / name: pictures / name for name in names}, label=f"{work.name}: {kind}")
+    found = dict(zip(names, members, strict=True))
+    (work / MEMBERS / kind).mkdir(parents=True)
+    manifest.write(work / MEMBERS / kind, {"members": found})
+    return found
+
+
+def bring(files: Mapping[Path, Path], label: str) -> list[archive.Content]:
+    """Link or copy files to where they belong, and return size and CRC-32 of each."""
+    from ascendet.core.progress import Meter
+
+    total = sum(source.stat().st_size for source in files.values())
+    found, done = [], 0
+    with Meter(label) as meter, ThreadPoolExecutor(_THREADS) as threads:
+        for member in threads.map(lambda target: _bring(files[target], target), files):
+            found.append(member)
+            done += member[0]
+            meter.show(done, total)
+    return found
+
+
+def _bring(source: Path, target: Path) -> archive.Content:
+    source = source.resolve()  # a link's target, not the link
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, one without hard links, somebody else's file, too many links
+        shutil.copyfile(source, target)
+    return archive.content(target)
+
+
+def check(one: Dataset) -> dict[str, list[str]]:
+    """Return the problems of a data set that was taken in, by part: every byte against its manifest."""
+    stated = manifest.read(one.folder) or {}
+    outputs = stated.get("outputs")
+    problems = {}
+    if isinstance(outputs, dict):
+        problems[f"{one.name}/{ANNOTATIONS}"] = manifest.damaged(one.folder, outputs)
+    for kind in one.splits:
+        members = (manifest.read(one.folder / MEMBERS / kind) or {}).get("members")
+        if isinstance(members, dict):
+            expected = {name: (size, crc) for name, (size, crc) in members.items()}
+            problems[f"{one.name}/{kind}"] = archive.compare(one.folder / kind, expected)
+    return problems

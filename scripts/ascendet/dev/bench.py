@@ -1,0 +1,52 @@
+"""`make bench-<name>`: print what a program in tests/bench measures, in the stack's environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+
+from ascendet import paths
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.errors import AscendetError
+from ascendet.supply import assets
+from ascendet.wheels import install
+
+# What measures the tool itself runs in its environment, without torch.
+_TOOLS_ONLY = {"fetch", "image", "score"}
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument("name", help="the program in tests/bench")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Run the benchmark."""
+    stack = Stack.load(args.stack)
+    program = paths.ROOT / "tests" / "bench" / f"bench_{args.name.replace('-', '_')}.py"
+    if not program.is_file():
+        files = program.parent.glob("bench_*.py")
+        known = sorted(file.stem.removeprefix("bench_").replace("_", "-") for file in files)
+        raise AscendetError(
+            "usage",
+            f"there is no benchmark {args.name!r}",
+            expected=", ".join(known),
+            found=args.name,
+            hint=f"make bench-{known[0]}",
+        )
+    if args.name in _TOOLS_ONLY:
+        python, environ = env.ensure_tools(), os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
+    else:
+        python = install.ensure(stack)
+        environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(assets.root())}
+    done = subprocess.run([python, program], cwd=paths.ROOT, env=environ, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "command-failed",
+            f"{paths.shorten(program)} failed",
+            found=f"exit code {done.returncode}",
+            hint="read its message above",
+        )

@@ -1,0 +1,1 @@
+"""Python environments and the simulated CANN inside them."""

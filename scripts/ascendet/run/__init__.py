@@ -1,0 +1,1 @@
+"""Programs of the model families on devices: training, evaluation, inference."""

@@ -1,0 +1,48 @@
+"""`make curves`: a training's loss and AP as pictures, in its run folder."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+
+from ascendet import paths
+from ascendet.core import again, manifest
+from ascendet.core.stack import Stack
+from ascendet.errors import AscendetError
+from ascendet.run import target
+from ascendet.wheels import install
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    parser.add_argument("--model", required=True, help="one of the stack's models")
+    parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
+    parser.add_argument("--run", default="", help="the run folder's name; empty: the latest")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Draw, and say where the pictures are."""
+    stack = Stack.load(args.stack)
+    target.check_names(stack, args.model, args.dataset)
+    run = paths.BUILD / "runs" / f"{args.model}_{args.dataset}" / (args.run or "latest")
+    content = manifest.read(run)
+    if content is None:
+        raise AscendetError(
+            "data-missing",
+            "there is no such training",
+            expected=paths.shorten(run),
+            hint=again.command("train", RUN=""),
+        )
+    run = run.resolve()
+    title = f"{args.model} on {args.dataset}{' (simulated)' if content.get('simulated') else ''}"
+    command = [str(install.ensure(stack)), "-m", "ascendet_common.plot", f"--run={run}", f"--title={title}"]
+    done = subprocess.run([*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "command-failed",
+            "the curves cannot be drawn",
+            found=(done.stderr.strip().splitlines() or ["no message"])[-1],
+            hint=f"less {paths.shorten(run / 'train.log')}",
+        )
+    print(f"{title}: {paths.shorten(run / 'curves.png')} and .svg")

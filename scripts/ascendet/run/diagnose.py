@@ -1,0 +1,156 @@
+"""Why a program failed: what it says in error.json, what torch_npu and docker print, or a full disk."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import again, files
+from ascendet.errors import EXIT_CODES, AscendetError
+from ascendet.machine import engine
+from ascendet.run import folders
+
+ERROR = "error.json"  # written by wheels/common
+_DOCKER_FAILED = 125  # the exit code of `docker run` when it is not the program's
+_TARGETS = {"train": "train", "predict": "eval", "infer": "infer"}  # the make target of a program
+
+# How torch_npu tells what became of a device or of a link to another one. Codes: acl/error_codes/rt_error_codes.h
+# and hccl/hccl_types.h of CANN 8.5.
+_HARDWARE = (
+    (
+        r"NPU out of memory",
+        "npu-out-of-memory",
+        "an NPU has no memory left",
+        "more DEVICES or smaller batches",
+    ),
+    # lost heartbeat; HBM multi-bit ECC error
+    (
+        r"error code is 507(?:010|054)\b",
+        "npu-lost",
+        "an NPU is lost",
+        "npu-smi info; DEVICES without that card",
+    ),
+    (
+        r"error code is 507(?:014|046)\b",
+        "npu-timeout",
+        "an NPU did not finish in time",
+        "npu-smi info; a longer ACL_STREAM_TIMEOUT",
+    ),
+    (
+        r"Hccl\w+, error code is 9\b",
+        "hccl-timeout",
+        "a rank did not come to a collective in time",
+        "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
+    ),
+    # older ones: EJ0003, code 11; 8.5: EI0019, code 7
+    (
+        r"\b(?:EJ0003|EI0019)\b",
+        "port-in-use",
+        "another process listens on HCCL's port",
+        "HCCL_IF_BASE_PORT=<first of 16 free ports>, or unset it (then free ones are chosen)",
+    ),
+    (
+        r"Hccl\w+, error code is 21\b",
+        "hccl-link-down",
+        "a link between NPUs is down",
+        "hccn_tool -i <card> -link -g",
+    ),
+)
+
+
+def failure(program: str, code: int, log: Path) -> AscendetError:
+    """Return the named error for a program that ended with `code`; its work folder holds `log`."""
+    if code == EXIT_CODES["run-busy"]:
+        return folders.busy(log.parent)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
+    lines = lines[starts[-1] :] if starts else lines  # a training that goes on writes into the same log
+    text = "\n".join(lines[-400:])
+    stated = _stated(program, log)
+    if stated:
+        return stated
+    known = engine.explain(text)
+    if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
+        return known
+    if "No space left on device" in text or files.is_full(log.parent):
+        error = files.disk_full(log.parent)
+        error.hint = f"free some space, then: {_again(program, log)}"
+        return error
+    return _hardware(program, log, text) or _unknown(program, code, log, lines)
+
+
+def interrupted(program: str, log: Path) -> AscendetError:
+    """Return the error for a program that was asked to stop; a training says what it saved."""
+    return _stated(program, log, only="interrupted") or AscendetError(
+        "interrupted", f"make {_TARGETS[program]} was interrupted", hint=_again(program, log)
+    )
+
+
+def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
+    """Return what the program wrote into error.json."""
+    try:
+        content = json.loads((log.parent / ERROR).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    name = content.get("name")
+    if name not in EXIT_CODES or (only and name != only):
+        return None
+    return AscendetError(
+        name,
+        content["what"],
+        expected=content.get("expected"),
+        found=content.get("found"),
+        hint=_hint(name, program, log, content.get("advice") or {}),
+    )
+
+
+def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
+    """Return the next command after a named error."""
+    if name.startswith("checkpoint-"):
+        note = paths.shorten(log.parent / "last_checkpoint")
+        return f"put an older one's name into {note}" if program == "train" else "CHECKPOINT=<file>"
+    if name == "image-damaged":
+        return "repair or remove it; " + (
+            f"{again.command('infer', BAD='skip')} leaves it out"
+            if program == "infer"
+            else "make data-check names all"
+        )
+    if name == "data-invalid":
+        return f"{again.command('data-check')}, or another DATASET"
+    return _again(program, log, advice)
+
+
+def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:
+    """Return the command that repeats a program, or continues a training that has a checkpoint."""
+    resume = {"RESUME": "1"} if program == "train" and folders.last_checkpoint(log.parent) else {}
+    return again.command(_TARGETS[program], **resume, **(advice or {}))
+
+
+def _hardware(program: str, log: Path, text: str) -> AscendetError | None:
+    """Return the named error for a device, or a link, that failed under a run; the first in the log is the cause."""
+    hits = [(found, row) for pattern, *row in _HARDWARE if (found := re.search(f".*{pattern}.*", text))]
+    if not hits:
+        return None
+    found, (name, what, hint) = min(hits, key=lambda hit: hit[0].start())
+    return AscendetError(
+        name, what, found=found[0].strip()[:300], hint=f"{hint}; then: {_again(program, log)}"
+    )
+
+
+def _unknown(program: str, code: int, log: Path, lines: list[str]) -> AscendetError:
+    """Return `run-failed`, with the first exception of a rank.
+
+    torchrun's own, about the rank that ended, comes last and explains nothing.
+    """
+    raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
+    causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]
+    sys.stderr.write("\n".join(lines[max(0, causes[0] - 16) : causes[0] + 6]) + "\n")
+    return AscendetError(
+        "run-failed",
+        f"make {_TARGETS[program]} failed",
+        found=f"exit code {code}" + (f"; {lines[causes[0]]}" if lines else ""),
+        hint=f"less {paths.shorten(log)}",
+    )

@@ -1,0 +1,119 @@
+"""A family of models: the one wheel of a stack that knows a framework, as its wheel.toml's `[family]` says.
+
+The tool asks it for configurations and programs, and knows nothing else of it: a program's progress, its error and
+its last checkpoint are three files in the work folder (see wheels/common).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascendet.core.spec import Spec
+from ascendet.core.stack import Stack
+from ascendet.errors import AscendetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What `[family]` says.
+
+    Attributes
+    ----------
+    package
+        The Python package; a program is run as `python -m <package>.<program>`.
+    source
+        The package's folder in this repository.
+    configs
+        Where the package keeps the configuration of a model, with `{model}` for its name.
+    programs
+        What it can do: `train`, `predict`, `infer`.
+    """
+
+    package: str
+    source: Path
+    configs: str
+    programs: tuple[str, ...]
+
+    def config(self, model: str) -> Path:
+        """Return where the configuration of a model is in this repository.
+
+        Raises
+        ------
+        AscendetError
+            `config-missing`: the family has none for it.
+        """
+        file = self.source / self.configs.format(model=model)
+        if not file.is_file():
+            known = self._models()
+            raise AscendetError(
+                "config-missing",
+                f"{self.package} has no configuration of {model}",
+                expected=", ".join(known),
+                found=self.configs.format(model=model),
+                hint=f"MODEL={known[0]}",
+            )
+        return file
+
+    def _models(self) -> Sequence[str]:
+        before, _, after = self.configs.partition("{model}")
+        return sorted(file.name.removesuffix(after) for file in self.source.glob(f"{before}*{after}"))
+
+    def check_program(self, name: str) -> None:
+        """Refuse what the family has no program for.
+
+        Raises
+        ------
+        AscendetError
+            `program-missing`.
+        """
+        if name not in self.programs:
+            raise AscendetError(
+                "program-missing",
+                f"{self.package} has no program {name}",
+                expected=", ".join(self.programs),
+                hint="another STACK; docs/add-a-family.md says what a family consists of",
+            )
+
+
+def of(stack: Stack) -> Family:
+    """Return the family of a stack.
+
+    Raises
+    ------
+    AscendetError
+        `stack-invalid`: none of the stack's wheels has a `[family]`, or more than one has.
+    """
+    specs = [Spec.load(name) for name in stack.wheels]
+    found = [(spec, spec.family) for spec in specs if spec.family]
+    if len(found) != 1:
+        raise AscendetError(
+            "stack-invalid",
+            f"the {stack.name} stack has {len(found)} wheels with a family of models",
+            expected="one of its wheels with [family] in wheel.toml",
+            found=", ".join(stack.wheels) or "no wheels: it is declared, not built yet",
+            hint="STACK=vitdet; docs/add-a-family.md",
+        )
+    ((spec, table),) = found
+    try:
+        return Family(
+            package=str(table["package"]),
+            source=spec.home / str(table["package"]),
+            configs=str(table["configs"]),
+            programs=tuple(str(name) for name in _list(table["programs"])),
+        )
+    except (KeyError, TypeError) as error:
+        raise AscendetError(
+            "wheel-invalid",
+            f"wheels/{spec.name}/wheel.toml has an incomplete [family]",
+            expected="package, configs and programs",
+            found=repr(error),
+            hint=f"edit wheels/{spec.name}/wheel.toml",
+        ) from error
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"programs must be a list, not {value!r}")
+    return value

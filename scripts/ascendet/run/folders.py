@@ -1,0 +1,238 @@
+"""Run folders: who works in them, which one to continue, their checkpoints, and the state that their manifests tell."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import again, files, manifest
+from ascendet.errors import AscendetError
+from ascendet.run.target import Target
+
+LOG = "train.log"
+
+
+@contextlib.contextmanager
+def not_busy(folder: Path) -> Iterator[None]:
+    """Refuse a run folder that another process works in (scripts/run.sh takes the same lock, for good)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy(folder) from None
+    yield
+
+
+def busy(folder: Path) -> AscendetError:
+    """Return the error for a run folder in use."""
+    return AscendetError(
+        "run-busy",
+        f"another process works in {paths.shorten(folder)}",
+        found=f"its lock {paths.shorten(folder / '.lock')} is held",
+        hint="wait for it or stop it; without RESUME=1 a training gets a folder of its own",
+    )
+
+
+def link_latest(run: Path) -> None:
+    """Make `latest` beside the run point to it."""
+    files.point(run.parent / "latest", run.name)
+
+
+# -- checkpoints --
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint that a training wrote last, completely: it notes the name afterwards."""
+    note = run / "last_checkpoint"
+    if not note.is_file():
+        return None
+    # Only the name counts: the folder may have been moved since.
+    path = run / Path(note.read_text(encoding="utf-8").strip()).name
+    return path if path.is_file() else None
+
+
+def find_checkpoint(target: Target, asked: str) -> Path:
+    """Return the checkpoint to use: the file that was asked for, or the latest training's last one.
+
+    Raises
+    ------
+    AscendetError
+        `checkpoint-missing`.
+    """
+    if asked:
+        path = Path(asked).expanduser().absolute()
+        if path.is_file():
+            return path
+        raise AscendetError(
+            "checkpoint-missing", "there is no such checkpoint", found=asked, hint="CHECKPOINT=<file>"
+        )
+    latest = target.home / "latest"
+    path_or_none = last_checkpoint(latest.resolve()) if latest.exists() else None
+    if path_or_none is None:
+        raise AscendetError(
+            "checkpoint-missing",
+            f"{target.model} was not trained on {target.dataset} here",
+            expected=f"a checkpoint in {paths.shorten(latest)}",
+            hint=f"{again.command('train')}, or CHECKPOINT=<file>",
+        )
+    return path_or_none
+
+
+def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
+    """Return where a checkpoint's results go: into the run that it is from, else beside the runs."""
+    if checkpoint.parent.parent == target.home:
+        return checkpoint.parent / noun
+    return target.home / f"{noun}-{checkpoint.stem}"
+
+
+@contextlib.contextmanager
+def replacing(final: Path, log: str) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `final` when the block ends well.
+
+    What failed leaves only its log, as `<final>-failed.log`, which the error then points to.
+    """
+    work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    with files.disk_errors(final.parent):
+        try:
+            work.mkdir(parents=True)
+            yield work
+            if final.exists():
+                shutil.rmtree(final)
+            work.rename(final)
+        except AscendetError as error:
+            if error.name == "run-failed" and (work / log).exists():
+                kept = final.with_name(f"{final.name}-failed.log")
+                (work / log).replace(kept)
+                error.hint = f"less {paths.shorten(kept)}"
+            raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+# -- the runs of a training --
+
+
+def all_runs(target: Target) -> list[Path]:
+    """Return the run folders, newest first."""
+    folders = target.home.iterdir() if target.home.is_dir() else ()
+    return sorted(
+        (folder for folder in folders if (folder / manifest.MANIFEST).is_file() and not folder.is_symlink()),
+        key=lambda folder: folder.name,
+        reverse=True,
+    )
+
+
+def find_finished(target: Target, inputs: dict[str, object]) -> Path | None:
+    """Return a finished run of the same inputs."""
+    key = manifest.digest_inputs(inputs)
+    for run in all_runs(target):
+        content = manifest.read(run) or {}
+        if content.get("key") == key and content.get("state") == "finished" and last_checkpoint(run):
+            return run
+    return None
+
+
+def new_run(target: Target, name: str = "") -> Path:
+    """Make a run folder, of this name or named by the time.
+
+    Raises
+    ------
+    AscendetError
+        `name-in-use`.
+    """
+    if name:
+        run = target.home / name
+        if manifest.read(run) is not None:
+            raise AscendetError(
+                "name-in-use",
+                f"there is a training {paths.shorten(run)}",
+                hint=f"{again.command('train', RESUME='1')} to continue it, or another RUN",
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        return run
+    while True:
+        run = target.home / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(1)
+        else:
+            return run
+
+
+def _known(run: Path) -> dict[str, object]:
+    """Return the inputs that a run was started or last continued with."""
+    before = (manifest.read(run) or {}).get("inputs")
+    return before if isinstance(before, dict) else {}
+
+
+def continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
+    """Return the inputs of a run that goes on: mixed precision and learning rate stay unless told otherwise."""
+    known = _known(run)
+    return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
+
+
+def find_resumable(target: Target, inputs: dict[str, object], name: str = "") -> Path:
+    """Return the newest unfinished run that has a checkpoint, or that of this name; say what changed since its start.
+
+    Raises
+    ------
+    AscendetError
+        `resume-impossible`, `run-busy`.
+    """
+    for run in all_runs(target):
+        if name and run.name != name:
+            continue
+        content = manifest.read(run) or {}
+        if content.get("state") == "finished" or last_checkpoint(run) is None:
+            continue
+        with not_busy(run):
+            known, now = _known(run), continued(run, inputs)
+            changed = [name for name, value in now.items() if known.get(name) != value]
+            if changed:
+                print(f"continuing although these changed: {', '.join(changed)}", file=sys.stderr)
+            return run
+    raise AscendetError(
+        "resume-impossible",
+        f"{target.model} on {target.dataset} has no unfinished training with a checkpoint",
+        found=f"{len(all_runs(target))} runs in {paths.shorten(target.home)}",
+        hint=again.command("train", RESUME=""),
+    )
+
+
+@contextlib.contextmanager
+def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
+    """Keep the run's manifest true: running, then finished, interrupted or failed."""
+    clock = time.monotonic()
+    before = manifest.read(run) or {}
+    spent = before.get("seconds")
+    past = float(spent) if isinstance(spent, int | float) else 0.0
+
+    def write(state: str, **more: object) -> None:
+        seconds = round(past + time.monotonic() - clock, 1)
+        manifest.write(run, facts | {"state": state, "seconds": seconds} | more)
+
+    with files.disk_errors(run):
+        write("running")
+        try:
+            yield
+        except AscendetError as error:
+            write("interrupted" if error.name == "interrupted" else "failed", error=error.name)
+            raise
+        checkpoint = last_checkpoint(run)
+        if checkpoint is None:
+            raise AscendetError(
+                "run-failed",
+                "the training ended without a checkpoint",
+                hint=f"less {paths.shorten(run / LOG)}",
+            )
+        write("finished", outputs={checkpoint.name: files.digest(checkpoint)})

@@ -1,0 +1,153 @@
+"""`make infer`: pictures with what a checkpoint finds in them, the results as JSON, and where the time goes."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ascendet import paths
+from ascendet.core import files, manifest
+from ascendet.data import datasets
+from ascendet.errors import AscendetError
+from ascendet.run import folders, program, target
+from ascendet.supply import assets
+
+RESULTS = "results.json"
+_LOG = "infer.log"
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    target.add_options(parser)
+    parser.add_argument("--checkpoint", default="", help="the file; empty: the latest training's last one")
+    parser.add_argument("--images", required=True, help="files, folders and globs, as in a shell")
+    parser.add_argument("--score", default="0.3", help="draw and list objects from this score on")
+    parser.add_argument("--bad", default="skip", help="damaged pictures: skip or refuse")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Detect, draw, and say how long it took."""
+    score, pictures = _check_options(args), find_images(args.images)
+    aim = target.check(args, "infer")
+    aim = replace(aim, devices=aim.devices[:1])  # pictures one by one
+    checkpoint = folders.find_checkpoint(aim, args.checkpoint)
+    target.prepare(aim)
+    final = folders.folder_beside(aim, checkpoint, "infer")
+    with folders.replacing(final, _LOG) as work:
+        (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
+        environ = target.environ(aim, work) | {"CHECKPOINT": str(checkpoint)}
+        line = target.describe(aim, environ)
+        print(
+            f"{aim.model} on {len(pictures)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
+            flush=True,
+        )
+        # For the classes of a checkpoint that does not say them; one that does needs no data set here.
+        data = datasets.find(aim.dataset).folder
+        run = program.Run(
+            program="infer",
+            environ=environ,
+            log=work / _LOG,
+            target=aim,
+            inputs=[
+                checkpoint,
+                *sorted({file.parent for file in pictures}),
+                *([assets.root(), data.resolve()] if data.is_dir() else []),
+            ],
+            arguments=[f"--images={work / 'images.json'}", f"--score={score}", f"--bad={args.bad}"],
+        )
+        program.execute(run)
+        results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
+        facts = {
+            "stage": "infer",
+            "inputs": {
+                "model": aim.model,
+                "dataset": aim.dataset,
+                "checkpoint": files.digest(checkpoint),
+            },
+            "checkpoint": paths.shorten(checkpoint),
+            **target.facts(aim, line),
+            "latency": results["latency"],
+        }
+        manifest.write(work, facts)
+    print(f"\n{latency_table(results['latency'])}\n")
+    for bad in results["skipped"]:
+        print(f"skipped: {paths.printable(bad['file'])}: {bad['reason']}")
+    print(f"stored in {paths.shorten(final)}: {len(results['images'])} pictures, {RESULTS} ({line})")
+
+
+def find_images(text: str) -> list[Path]:
+    """The files that `text` names, without repetition: files as they are, pictures of folders, matches of globs.
+
+    Raises
+    ------
+    AscendetError
+        `usage`: nothing is named. `data-missing`: something that is named is not there.
+    """
+    words = shlex.split(text)
+    if not words:
+        raise AscendetError(
+            "usage", "IMAGES names no picture", hint="make infer IMAGES='a.jpg folder pictures/*.png'"
+        )
+    found: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser().absolute()
+        if path.is_file():
+            found.append(path)
+            continue
+        inside = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207  # absolute
+        pictures = sorted(file for file in inside if file.suffix.lower() in _SUFFIXES and file.is_file())
+        if not pictures:
+            raise AscendetError(
+                "data-missing",
+                f"IMAGES={paths.printable(word)} names no picture",
+                expected=f"a file, a folder or a glob of {', '.join(sorted(_SUFFIXES))}",
+                found="an empty folder" if path.is_dir() else "nothing of that name",
+                hint="make infer IMAGES=<file, folder or glob>",
+            )
+        found += pictures
+    return list(dict.fromkeys(found))
+
+
+def latency_table(latency: dict[str, Any]) -> str:
+    """Milliseconds per stage: the first call, which compiles, and the median of those after it.
+
+    >>> stages = {"read": 1.0, "preprocess": 2.0, "device": 30.0, "postprocess": 4.0, "total": 37.0}
+    >>> steady = stages | {"images_per_second": 27.0}
+    >>> print(latency_table({"first_call": stages, "steady": steady, "calls": 5}))
+    ms                read  preprocess      device postprocess       total
+    first call         1.0         2.0        30.0         4.0        37.0
+    steady (5)         1.0         2.0        30.0         4.0        37.0  27.00 img/s
+    """
+    names = [name for name in latency["first_call"] if name != "total"] + ["total"]
+    rows = {"first call": latency["first_call"], f"steady ({latency['calls']})": latency["steady"]}
+    lines = [f"{'ms':<10}" + "".join(f"{name:>12}" for name in names)]
+    for label, row in rows.items():
+        lines.append(f"{label:<10}" + "".join(f"{row[name]:>12.1f}" for name in names))
+    return "\n".join(lines) + f"  {latency['steady']['images_per_second']:.2f} img/s"
+
+
+def _check_options(args: argparse.Namespace) -> float:
+    """SCORE as a number, and BAD as one of its values, or `error[usage]`."""
+    if args.bad not in ("skip", "refuse"):
+        raise AscendetError(
+            "usage",
+            "BAD says what damaged pictures do",
+            expected="skip or refuse",
+            found=args.bad,
+            hint="BAD=skip",
+        )
+    try:
+        score = float(args.score)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise AscendetError(
+            "usage", "SCORE is the lowest score", expected="0 to 1", found=args.score, hint="SCORE=0.3"
+        )
+    return score

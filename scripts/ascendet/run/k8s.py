@@ -1,0 +1,118 @@
+"""`make k8s`: the two kinds of Kubernetes jobs that train on several machines, from one template, checked offline."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import string
+from typing import Any
+
+from ascendet import paths
+from ascendet.containers import image
+from ascendet.core import files, options
+from ascendet.core.stack import Stack
+from ascendet.errors import AscendetError
+from ascendet.machine import arch, devices, needs
+from ascendet.run import target
+
+# What MindCluster's node labels are called. The one for A3 is from its naming scheme; no document that we had shows it.
+_ACCELERATORS = {"910b": "module-910b-8", "a3": "module-a3-16"}
+_PER_MACHINE = 16  # devices, at most
+_KUBERNETES = "1.28"  # the schemas to check against; the oldest that the fields need
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    target.add_options(parser)
+    parser.add_argument("--nnodes", type=options.number("NNODES", 2), default=2, help="nodes")
+    parser.add_argument("--host-network", action="store_true", help="use the machines' own network")
+    parser.add_argument(
+        "--device-group",
+        type=options.number("DEVICE_GROUP", 0),
+        default=1000,
+        help="the machines' gid of HwHiAiUser",
+    )
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Write the jobs and say where they are."""
+    folder = paths.BUILD / "k8s"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, job in make_jobs(args).items():
+        target = folder / f"{job['metadata']['name']}-{kind}.yaml"
+        files.write_text(target, render(job))
+        print(f"kubectl apply --filename {paths.shorten(target)}")
+
+
+def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
+    """The jobs by kind, "acjob" and "vcjob".
+
+    Raises
+    ------
+    AscendetError
+        `usage`: what results is no valid pod. `model-unknown`, `dataset-unknown`, `devices-invalid`,
+        `soc-unknown`.
+    """
+    import yaml
+
+    stack = Stack.load(args.stack)
+    target.check_names(stack, args.model, args.dataset)
+    chosen = devices.parse(args.devices, _PER_MACHINE)
+    chip, machine = stack.chip(args.soc), arch.KNOWN[arch.parse(args.arch)]
+    name = re.sub(r"[^a-z0-9]+", "-", f"{args.model}-{args.dataset}")
+    # MindCluster's rule: on the machines' own network HCCL is told the address, else the interface.
+    interface = (
+        "{ name: HCCL_SOCKET_IFNAME, value: eth0 }\n          - { name: GLOO_SOCKET_IFNAME, value: eth0 }"
+    )
+    if args.host_network:
+        interface = "{ name: HCCL_IF_IP, valueFrom: { fieldRef: { fieldPath: status.hostIP } } }"
+    words = {
+        "NAME": name,
+        "CHIP": chip,
+        "HOST_ARCH": machine.mindcluster,
+        "ACCELERATOR": _ACCELERATORS[chip],
+        "IMAGE": args.image or image.make_tag(stack, args.soc, machine.name),
+        "MODEL": args.model,
+        "DATASET": args.dataset,
+        "DEVICES": ",".join(str(number) for number in range(len(chosen))),
+        "COUNT": len(chosen),
+        "NNODES": args.nnodes,
+        "WORKERS": args.nnodes - 1,
+        "SHM": needs.SHM_GIB_PER_DEVICE * len(chosen),
+        "HOST_NETWORK": str(args.host_network).lower(),
+        "DNS_POLICY": "ClusterFirstWithHostNet" if args.host_network else "ClusterFirst",
+        "DEVICE_GROUP": args.device_group,
+        "INTERFACE": interface,
+    }
+    template = (paths.ROOT / "docker" / "k8s" / "job.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(string.Template(template).substitute(words))
+    check_pod(content["pod"])
+    return {kind: content[kind] for kind in ("acjob", "vcjob")}
+
+
+def check_pod(pod: dict[str, Any]) -> None:
+    """Hold the pod to Kubernetes' published schema. The jobs' own kinds have no schema that is packaged."""
+    import kubernetes_validate
+
+    complete = {"apiVersion": "v1", "kind": "Pod", **pod}
+    try:
+        kubernetes_validate.validate(complete, _KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        place = ".".join(map(str, error.path))
+        raise AscendetError(
+            "usage",
+            "the job is not valid Kubernetes",
+            found=f"{place}: {error.message}",
+            hint="edit docker/k8s/job.yaml",
+        ) from error
+
+
+def render(job: dict[str, Any]) -> str:
+    """YAML without anchors: people edit it, and some tools cannot read them."""
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    return yaml.dump(job, Dumper=Plain, sort_keys=False)

@@ -1,0 +1,246 @@
+"""Start a family's program on devices: all that it prints into a log, how far it is on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ascendet import paths
+from ascendet.containers import container
+from ascendet.machine import engine
+from ascendet.run import diagnose
+from ascendet.run.target import Target
+
+PROGRESS = "progress.jsonl"  # written by wheels/common
+_SAME_REQUEST = 2.0  # seconds
+_POLL = 0.2  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One start of a program.
+
+    Attributes
+    ----------
+    program
+        `train`, `predict` or `infer`: one of the family's.
+    environ
+        See `target.environ`.
+    log
+        In the work folder, which is the one folder that the program writes into.
+    target
+        What runs on what; None runs scripts/run.sh here.
+    inputs
+        What a container may read besides the work folder.
+    arguments
+        Of the program.
+    """
+
+    program: str
+    environ: Mapping[str, str]
+    log: Path
+    target: Target | None = None
+    inputs: Sequence[Path] = ()
+    arguments: Sequence[str] = ()
+
+    @property
+    def container(self) -> container.Container | None:
+        """The container that it runs in."""
+        return self.target.container if self.target else None
+
+
+def execute(run: Run) -> None:
+    """Run a program to its end.
+
+    An interrupt (Ctrl-C, SIGTERM) is passed on, so that the ranks end before we do.
+
+    Raises
+    ------
+    AscendetError
+        What `diagnose` names.
+    """
+    work = run.log.parent
+    (work / diagnose.ERROR).unlink(missing_ok=True)
+    command, environ, name = ["bash", str(paths.ROOT / "scripts" / "run.sh")], run.environ, None
+    command += [run.program, *run.arguments]
+    if run.container:
+        name, command = in_container(run)
+        environ = os.environ
+    children: list[subprocess.Popen[str]] = []
+    # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
+    with (
+        run.log.open("a", encoding="utf-8") as file,
+        _interrupts_to(children, name) as interrupted,
+        subprocess.Popen(
+            command,
+            env=dict(environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as child,
+        _showing(work / PROGRESS),
+    ):
+        children.append(child)
+        if interrupted:  # while it was being started
+            child.terminate()
+        assert child.stdout is not None
+        for line in child.stdout:
+            file.write(line)
+            file.flush()
+            if line.startswith("runtime: "):  # run.sh's own
+                print(line, end="", flush=True)
+        code = child.wait()
+    if interrupted:
+        raise diagnose.interrupted(run.program, run.log)
+    if code:
+        raise diagnose.failure(run.program, code, run.log)
+
+
+def in_container(run: Run) -> tuple[str, list[str]]:
+    """Return the name and the command of the container that runs a program."""
+    assert run.target is not None
+    assert run.container is not None
+    run.log.touch()
+    run.container.prepare(run.log.parent)
+    name = re.sub(r"[^\w]+", "-", f"ascendet-{run.program}-{run.log.parent.name}")
+    command = run.container.command(
+        run.target.devices,
+        [f"{container.SCRIPTS}/run.sh", run.program, *run.arguments],
+        name=name,
+        work_dir=run.log.parent,
+        inputs=list(dict.fromkeys(run.inputs)),
+        environ=run.environ,
+    )
+    return name, [engine.client(), *command]
+
+
+# -- progress --
+
+
+@contextlib.contextmanager
+def _showing(file: Path) -> Iterator[None]:
+    """Print the rows that are added to a progress file while the block runs, and those that came with its end."""
+    start = file.stat().st_size if file.is_file() else 0
+    over = threading.Event()
+
+    def follow() -> None:
+        seen, rest, ended = start, "", False
+        while not ended:
+            ended = over.wait(_POLL)
+            if file.is_file():
+                with file.open("rb") as rows:
+                    rows.seek(seen)
+                    added = rows.read()
+                seen += len(added)
+                *lines, rest = (rest + added.decode(errors="replace")).split("\n")
+                for line in lines:
+                    if shown := describe_row(line):
+                        print(shown, flush=True)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def describe_row(line: str) -> str:
+    """Return a row of progress for a terminal: the time of day, where it is, how it goes.
+
+    >>> os.environ["TZ"] = "UTC"; time.tzset()
+    >>> describe_row('{"phase":"train","time":1763698881,"step":75,"of":900,"loss":2.5512,"eta":1648.2,"seconds":1.9,'
+    ...              '"memory":210,"lr":1e-3}')
+    '04:21:21 train 75/900  loss 2.551  eta 0:27:28  1.900 s/step  210 MiB'
+    >>> describe_row('{"phase":"validate","time":1763698881,"step":900,"AP":{"bbox":0.6531,"segm":0.63}}')
+    '04:21:21 validate 900  box AP 0.653  mask AP 0.630'
+    >>> describe_row('{"phase":"note","time":1763698881,"text":"recipe: 4 images per step"}')
+    '04:21:21 recipe: 4 images per step'
+    """
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:  # a kill left it half-written
+        return ""
+    clock = time.strftime("%H:%M:%S", time.localtime(row["time"]))
+    if row["phase"] in ("note", "warning"):
+        return f"{clock} {'' if row['phase'] == 'note' else 'warning: '}{row['text']}"
+    parts = [f"{clock} {row['phase']} {row['step']}" + (f"/{row['of']}" if row.get("of") else "")]
+    if "text" in row:
+        parts.append(row["text"])
+    if row.get("loss") is not None:
+        parts.append(f"loss {row['loss']:.4g}")
+    for kind, value in (row.get("AP") or {}).items():
+        parts.append(f"{'box' if kind == 'bbox' else 'mask'} AP {value:.3f}")
+    if row.get("eta") is not None:
+        minutes, seconds = divmod(int(row["eta"]), 60)
+        parts.append(f"eta {minutes // 60}:{minutes % 60:02}:{seconds:02}")
+    if row.get("seconds") is not None:
+        parts.append(f"{row['seconds']:.3f} s/step")
+    if row.get("memory"):
+        parts.append(f"{row['memory']} MiB")
+    return "  ".join(parts)
+
+
+# -- interrupts --
+
+
+@contextlib.contextmanager
+def _interrupts_to(children: list[subprocess.Popen[str]], name: str | None) -> Iterator[list[float]]:
+    """Pass SIGINT and SIGTERM to the child, once there is one (docker's client passes them on).
+
+    The list holds when they came (seconds, monotonic).
+
+    make and timeout each pass a signal on that they get, so what follows within a moment is the same request.
+    """
+    arrived: list[float] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        arrived.append(time.monotonic())
+        if len(arrived) == 1:
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.terminate()  # torchrun ends its ranks itself
+            print("\nstopping the ranks …", file=sys.stderr, flush=True)
+        elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C means it
+            if name:
+                subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)
+            for child in children:
+                _kill_tree(child.pid)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill_tree(root: int) -> None:
+    """Kill a process and all that descend from it: torchrun's ranks are in sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            # pid (comm) state ppid …; comm may hold anything, also a closing parenthesis
+            parent = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    tree = [root]
+    for pid in tree:  # grows as it goes
+        tree += children.get(pid, [])
+    for pid in tree:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,27 @@
+"""`make weights`: the checkpoints that a stack's models start from, in `assets.root()`/weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ascendet import paths
+from ascendet.core.stack import Stack
+from ascendet.supply import assets
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    assets.add_options(parser)
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Fetch what is missing of the stack's weights, and say where they are."""
+    stack = Stack.load(args.stack)
+    assets.ensure(stack.weights, mirror=args.mirror, accept_new=args.accept_new)
+    folder = assets.place("weights")
+    if args.json:
+        print(json.dumps({"folder": str(folder), "files": list(stack.weights)}))
+    for name in () if args.json else stack.weights:
+        print(paths.shorten(folder / name))

@@ -1,0 +1,1 @@
+"""Our wheels: built natively or for another architecture, audited, installed."""

@@ -1,0 +1,126 @@
+"""`make check-aarch64`: another architecture's wheels at work on this machine, in an emulated processor.
+
+mmcv and cann_sim are cross-compiled, laid beside the stack's locked wheels for that architecture, and mmcv's
+smoke test runs on the simulated NPU under QEMU's user emulation, with the C library and the Python of a Debian
+root of that architecture. What was seen is written to `wheels/mmcv/AARCH64.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import files, manifest, process
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.machine import arch
+from ascendet.wheels import cross, wheel
+
+# The interpreter, and what torch's and OpenCV's wheels expect of the system.
+_PACKAGES = ("python3.11", "libgomp1", "libstdc++6", "libgl1", "libglib2.0-0")
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    cross.add_machine_option(parser)
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Build for the architecture, run the smoke test in its emulation, and record what it printed."""
+    stack = Stack.load(args.stack)
+    env.ensure_base(stack)
+    emulator = process.require(f"qemu-{args.machine}-static", "qemu-user-static")
+    process.require("mmdebstrap", "mmdebstrap")
+    built = wheel.build("mmcv", stack, args.machine)
+    root = _ensure_root(args.machine)
+    started = time.monotonic()
+    shown = _smoke_test(stack, args.machine, built, root, emulator)
+    print(shown, end="")
+    record = paths.WHEELS / "mmcv" / f"{args.machine.upper()}.md"
+    files.write_text(record, _record(stack, args.machine, built, shown, time.monotonic() - started))
+    print(f"recorded in {paths.shorten(record)}")
+
+
+def _ensure_root(machine: str) -> Path:
+    """A Debian file system of the architecture. Its packages are unpacked, not configured: nothing of it runs."""
+    inputs = {"packages": _PACKAGES, "machine": machine}
+    with manifest.stage(f"cross/root-{machine}", inputs) as stage:
+        if not stage.fresh:
+            print(f"a Debian root for {machine}", flush=True)
+            command = [
+                "mmdebstrap",
+                "--quiet",
+                "--variant=extract",
+                f"--architectures={arch.KNOWN[machine].docker}",
+            ]
+            command += [f"--include={','.join(_PACKAGES)}", "bookworm", str(stage.path / "root")]
+            sources = [
+                str(file)
+                for file in (
+                    Path("/etc/apt/sources.list"),
+                    *Path("/etc/apt/sources.list.d").glob("*.sources"),
+                )
+                if file.is_file() and file.stat().st_size
+            ]
+            # The mirrors that this machine itself uses; mmdebstrap's own choice where it is no Debian.
+            process.run(
+                [*command, *sources],
+                capture=False,
+                disks=[stage.path],
+                what=f"mmdebstrap cannot make a root for {machine}",
+                hint="check the network and /etc/apt/sources.list, then run the command again",
+            )
+            shutil.rmtree(stage.path / "root" / "dev")  # the emulator uses this machine's
+    return stage.final / "root"
+
+
+def _smoke_test(stack: Stack, machine: str, built: Path, root: Path, emulator: str) -> str:
+    """What mmcv's smoke test prints on the emulated machine."""
+    tree = cross.ensure_cann_sim(stack, machine)
+    site = cross.ensure_site(stack, machine)
+    wheels = manifest.digest_inputs({"mmcv": files.digest(built)})
+    unpacked = paths.BUILD / "cross" / f"mmcv-{machine}-{wheels}"
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(unpacked)  # our own
+    environ = env.sourced(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
+    variables = {
+        "PYTHONHOME": str(root / "usr"),
+        "PYTHONPATH": os.pathsep.join(map(str, (unpacked, site, tree.parents[1]))),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "LD_LIBRARY_PATH": str(tree / "lib64"),
+    }
+    command = [emulator, "-L", str(root), str(root / "usr/bin" / f"python{stack.python}")]
+    return process.run(
+        [*command, str(paths.WHEELS / "mmcv" / "smoke.py")],
+        env=environ | variables,
+        error="smoke-failed",
+        what=f"mmcv does not work on an emulated {machine}",
+        hint=f"the program is {paths.shorten(paths.WHEELS / 'mmcv' / 'smoke.py')}",
+    )
+
+
+def _record(stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:
+    """The page that keeps what was seen."""
+    date = datetime.date.today().isoformat()
+    size = built.stat().st_size / 1e6
+    return f"""# mmcv's NPU wheel for {machine}, seen at work
+
+Written by `make check-{machine}` on {date}: a {platform.machine()} host, QEMU user emulation, Debian's
+Python {stack.python}. The NPU is simulated: cann_sim, cross-compiled for {machine}.
+
+`{built.name}`, {size:.2f} MB, sha256 `{files.digest(built)}`,
+passed the audit for Ubuntu 22.04. The smoke test printed, in {seconds:.0f} s:
+
+```
+{shown.strip()}
+```
+"""

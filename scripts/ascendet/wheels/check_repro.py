@@ -1,0 +1,94 @@
+"""Build a wheel twice, as differently as one machine can, and compare every byte."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import files, process
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.errors import AscendetError
+from ascendet.wheels import wheelfile
+
+# Nobody's user and group: the second build runs under them where this one runs as root.
+_OTHER_ID = "61234"
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    parser.add_argument("name", help="a folder below wheels/")
+    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Build twice from nothing and fail where the two wheels differ."""
+    env.ensure_base(Stack.load(args.stack))
+    with tempfile.TemporaryDirectory(prefix="ascendet-repro-") as folder:
+        first = _build(args, Path(folder, "first"), [], {"TZ": "UTC", "LANG": "C"}, umask=0o022)
+        # Other folder, name, home, time zone, language, permissions, number of jobs, and user.
+        other = {"TZ": "Asia/Shanghai", "LANG": "zh_CN.UTF-8", "USER": "other", "MAX_JOBS": "1"}
+        deep = Path(folder, "second", "in", "another folder")
+        second = _build(args, deep, _as_other_user(), other, umask=0o077)
+        compare(first, second)
+        print(f"{first.name}: two builds, same sha256 {files.digest(first)}")
+
+
+def compare(first: Path, second: Path) -> None:
+    """Raise `not-reproducible`, naming the members that differ, unless two wheels are the same file."""
+    if first.name == second.name and files.digest(first) == files.digest(second):
+        return
+    one, two = wheelfile.read(first).files, wheelfile.read(second).files
+    names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+    raise AscendetError(
+        "not-reproducible",
+        f"two builds of {first.name} differ",
+        expected=files.digest(first),
+        found=f"{files.digest(second)}, in: {', '.join(names) or 'the archive itself'}",
+        hint="compare the two members (diffoscope), then look for a path, a time or an order in them",
+    )
+
+
+def _build(
+    args: argparse.Namespace, folder: Path, prefix: Sequence[str], environ: dict[str, str], *, umask: int
+) -> Path:
+    (folder / "home").mkdir(parents=True)
+    command = [*prefix, sys.executable, "-m", "ascendet", "wheel", args.name, "--stack", args.stack]
+    print(f"{folder.name}: {' '.join(prefix[:1])} {environ}".replace("  ", " "), flush=True)
+    home = str(folder / "home")
+    places = {
+        "HOME": home,
+        "TMPDIR": home,
+        "ASCENDET_BUILD": str(paths.BUILD),
+        "ASCENDET_CACHE": str(paths.CACHE),
+    }
+    process.run(
+        [*command, "--into", str(folder / "out")],
+        env=os.environ | places | environ,
+        cwd=paths.ROOT,
+        umask=umask,
+        capture=False,
+        what=f"the build in {folder.name} failed",
+        hint="read its message above",
+    )
+    (built,) = (folder / "out").glob("*.whl")
+    return built
+
+
+def _as_other_user() -> list[str]:
+    """A command that runs another one as somebody else who may still read our files; nothing unless root."""
+    tool = shutil.which("setpriv")
+    if os.geteuid() != 0 or tool is None:
+        print("not root, or no setpriv: both builds run as the same user")
+        return []
+    rights = "+dac_override,+dac_read_search"
+    return [
+        *(tool, "--reuid", _OTHER_ID, "--regid", _OTHER_ID, "--clear-groups"),
+        *("--inh-caps", rights, "--ambient-caps", rights),
+    ]

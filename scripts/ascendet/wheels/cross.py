@@ -1,0 +1,96 @@
+"""A stack for another architecture: its locked wheels, its simulated CANN, and a target to compile for.
+
+The locks hold every file's hash for both architectures, so the other one's site-packages can be laid out here
+and serve as the sysroot of a cross compiler. Nothing of it runs on this machine, other than under emulation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ascendet.core import files, manifest
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.machine import arch
+from ascendet.supply import lock
+from ascendet.wheels import native
+
+
+def add_machine_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--machine`, the architecture to work for."""
+    parser.add_argument(
+        "--machine", type=arch.parse, default="", help=f"{' or '.join(arch.KNOWN)}; this one where not given"
+    )
+
+
+def target(stack: Stack, machine: str) -> native.Target:
+    """What to compile for: this machine in the stack's environment, or another one from the stack's locks.
+
+    CPython's headers are this machine's: on 64-bit Linux the only differences between architectures are in
+    pyconfig.h's description of long double, which no extension module reads.
+
+    Raises
+    ------
+    AscendetError
+        `usage` where the architecture is none that is locked.
+    """
+    here = native.host_target(stack)
+    if machine == here.machine:
+        return here
+    machine = arch.parse(machine)
+    suffix = here.suffix.replace(here.machine, machine)
+    return dataclasses.replace(here, machine=machine, site=ensure_site(stack, machine), suffix=suffix)
+
+
+def ensure_site(stack: Stack, machine: str) -> Path:
+    """The site-packages folder with all of the stack's locked wheels for `machine`."""
+    locks = [lock.packages_lock(stack.packages), lock.torch_lock(stack, machine)]
+    inputs = {"locks": {path.name: files.digest(path) for path in locks}, "python": stack.python}
+    with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
+        if not stage.fresh:
+            print(f"{stack.name}: the locked wheels for {machine}", flush=True)
+            options = [f"--python-platform={machine}-manylinux_2_28", f"--target={stage.path / 'site'}"]
+            options += ["--only-binary=:all:", "--require-hashes"]
+            options += [option for path in locks for option in ("--requirement", str(path))]
+            env.uv_install(env.stack_python(stack), options)
+            stage.record(stack=stack.name)
+    return stage.final / "site"
+
+
+def ensure_cann_sim(stack: Stack, machine: str) -> Path:
+    """The simulated CANN's tree, cross-compiled for `machine`."""
+    compiler = native.find_compiler(machine)
+    site = ensure_site(stack, machine)
+    inputs = {
+        "source": env.digest_cann_sim(),
+        "site": site.parent.name,
+        "compiler": compiler.identity,
+    }
+    with manifest.stage(f"cross/cann_sim-{machine}", inputs) as stage:
+        if not stage.fresh:
+            with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
+                # sysconfig's own variable for cross builds; setup.py finds the pair by the module search path.
+                environ = {
+                    "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+                    "CXX": compiler.command,
+                    "PYTHONPATH": str(site),
+                }
+                built = env.compile_cann_sim(stack, Path(folder), environ)
+                with zipfile.ZipFile(built) as archive:
+                    archive.extractall(stage.path)  # our own, of a moment ago
+            for name in ("bin/npu-smi", "set_env.sh"):  # zipfile drops the mode
+                (stage.path / "cann_sim/tree" / name).chmod(0o755)
+            stage.record(stack=stack.name)
+    return stage.final / "cann_sim" / "tree"
+
+
+def find_cann_libraries(stack: Stack, machine: str) -> tuple[str, Path]:
+    """Whose CANN libraries a wheel for `machine` is audited against, and their folder."""
+    if machine == platform.machine():
+        return env.find_cann_libraries(stack)
+    return "cann_sim", ensure_cann_sim(stack, machine) / "lib64"

@@ -1,0 +1,32 @@
+"""The stack's environment made complete: our wheels, built and audited, on top of the locked ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import manifest
+from ascendet.core.stack import Stack
+from ascendet.envs import env
+from ascendet.wheels import wheel
+
+configure_parser = env.configure_parser
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Build and install the stack's wheels and say what the environment holds."""
+    stack = Stack.load(args.stack)
+    ensure(stack)
+    content = manifest.read(env.stack_home(stack)) or {}
+    layers = content.get("layers")
+    names = ", ".join(layers) if isinstance(layers, dict) else ""
+    print(f"{paths.shorten(env.stack_home(stack))}: {stack.pair}; ours: {names}")
+
+
+def ensure(stack: Stack) -> Path:
+    """Make the stack's environment with our wheels in it; its interpreter."""
+    python = env.ensure_base(stack)
+    for name in stack.wheels:
+        wheel.install(name, stack)
+    return python
