@@ -33,7 +33,7 @@ def check():
 
 
 def installed(name):
-    """The installed public version of a project, or None."""
+    """Return the public version of an installed project, or None."""
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -42,11 +42,11 @@ def installed(name):
 
 
 class Guard:
-    """A finder that finds nothing and checks the pair when mmcv._ext is asked for, by whomever."""
+    """A module finder that finds nothing, but checks the pair when anyone imports mmcv._ext."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        """Check before the import system looks for the shared library."""
+        """Check the pair before the import system looks for the shared library."""
         if name == "mmcv._ext":
             check()
 
