@@ -28,7 +28,7 @@ def main() -> None:
     """Run setup.py up to its call of `setup()` and print what it passed."""
     site = Path(sys.argv[1]).resolve()
     passed: dict[str, Any] = {}
-    setuptools.setup = lambda **arguments: passed.update(arguments)
+    setuptools.setup = lambda **arguments: passed.update(arguments)  # type: ignore[assignment]  # returns nothing
     install_stand_ins(site)
     sys.path.insert(0, str(Path.cwd()))
     stdout, sys.stdout = sys.stdout, sys.stderr  # setup.py's own output must not mix with the JSON

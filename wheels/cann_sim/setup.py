@@ -14,6 +14,7 @@ import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
@@ -73,7 +74,8 @@ class BuildTree(build_py):
         """Copy the Python files, then compile and link beside the tree's own files."""
         super().run()
         tree = Path(self.build_lib) / "cann_sim" / "tree"
-        objects = Path(self.get_finalized_command("build").build_temp)
+        build: Any = self.get_finalized_command("build")
+        objects = Path(build.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         self.compile_sources(objects)
         self.link_libraries(objects, tree / "lib64")
@@ -85,7 +87,7 @@ class BuildTree(build_py):
         """Compile every source; those of the compute plug-in use a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         # Foreign headers are system headers: their warnings are not ours.
-        acl = ["-isystem", torch_npu / "include"]
+        acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
         header = objects / "compute/pch.h"
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):

@@ -5,6 +5,8 @@ mmcv._ext calls torch_npu's C++ functions, which change between releases. Loaded
 undefined symbol at best; at worst it loads, and reads memory that has another layout.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from importlib import metadata
@@ -14,7 +16,7 @@ from pathlib import Path
 PAIR = ("torch", "torch_npu")
 
 
-def check():
+def check() -> None:
     """Raise ImportError unless the installed pair is the one that this mmcv was built against."""
     built = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     found = {name: installed(name) for name in PAIR}
@@ -32,7 +34,7 @@ def check():
     )
 
 
-def installed(name):
+def installed(name: str) -> str | None:
     """Return the public version of an installed project, or None."""
     try:
         version = metadata.version(name)
@@ -45,7 +47,7 @@ class Guard:
     """A module finder that finds nothing, but checks the pair when anyone imports mmcv._ext."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
         """Check the pair before the import system looks for the shared library."""
         if name == "mmcv._ext":
             check()

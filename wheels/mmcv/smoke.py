@@ -5,8 +5,6 @@ Run by `make mmcv-wheel` in the stack's environment, on real NPUs or on cann_sim
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import torch_npu
 from mmcv import _ext
@@ -62,4 +60,4 @@ def check_roi_align() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

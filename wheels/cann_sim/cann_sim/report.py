@@ -21,7 +21,7 @@ class BadCountersError(Exception):
 def load(path: Path) -> Counters:
     """Return the counters in a file; raise BadCountersError if it is not a counter file of this schema."""
     try:
-        counters = json.loads(path.read_text(encoding="utf-8"))
+        counters: Counters = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadCountersError(f"{path}: {error}") from None
     found = counters.get("schema") if isinstance(counters, dict) else None

@@ -63,13 +63,13 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pi
     if pixels is None:
         raise ImageError(f"{name}: it cannot be decoded; {_first_bytes(content)}")
     if size is None or pixels.shape[:2] == size:
-        return pixels.astype(np.uint8, copy=False)
+        return np.asarray(pixels, np.uint8)
     stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if stored is None or stored.shape[:2] != size:
         raise ImageError(
             f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as {size[1]} x {size[0]}"
         )
-    return stored.astype(np.uint8, copy=False)
+    return np.asarray(stored, np.uint8)
 
 
 def read(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:

@@ -72,12 +72,12 @@ class AttentionByRows(torch.autograd.Function):
         key, value = key.contiguous(), value.contiguous()
         rows, logits, weights = _block(query)
         blocks = zip(*(part.split(rows, 1) for part in (query, row, column)), strict=True)
-        out = torch.cat([_softmax(*block, key, logits, weights) @ value for block in blocks], dim=1)
+        out = torch.cat([_softmax(q, r, c, key, logits, weights) @ value for q, r, c in blocks], dim=1)
         ctx.save_for_backward(query, key, value, row, column, out)
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of query, key, value, row and column."""

@@ -215,8 +215,9 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
         log, count = value.data
         return {"log": log.tolist(), "count": count.tolist(), "max_length": value.max_length}
     if isinstance(value, Mapping):
-        kind = type(value) if type(value) in (OrderedDict, Counter) else dict
-        return kind({plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()})
+        items = {plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        kinds: tuple[type[dict[Any, Any]], ...] = (OrderedDict, Counter)
+        return next((kind(items) for kind in kinds if type(value) is kind), items)
     if isinstance(value, (list, tuple, set)):
         kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
         return kind(plain(item, f"{where}[{index}]") for index, item in enumerate(value))
@@ -239,7 +240,7 @@ def restore_message_hub(hub: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"log_scalars": scalars, "runtime_info": info, "resumed_keys": hub["resumed_keys"]}
 
 
-class AtomicLocalBackend(LocalBackend):  # type: ignore[misc]  # mmengine has no types
+class AtomicLocalBackend(LocalBackend):
     """mmengine's backend for local files, but a checkpoint gets its name only after all of it is on the disk."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
@@ -348,7 +349,7 @@ def drop_class_layers(model: nn.Module, checkpoint: Mapping[str, Any], *, by_nam
 
 
 @HOOKS.register_module()
-class KeepingCheckpointHook(CheckpointHook):  # type: ignore[misc]  # mmengine has no types
+class KeepingCheckpointHook(CheckpointHook):
     """mmengine's hook, but it removes an old checkpoint after the new one is written, not before.
 
     If the disk fills up while the new checkpoint is written, the last and the best one therefore still exist. The disk
@@ -368,7 +369,8 @@ class KeepingCheckpointHook(CheckpointHook):  # type: ignore[misc]  # mmengine h
     @contextlib.contextmanager
     def _removing_last(self) -> Iterator[None]:
         """Postpone removals until the block has ended; after an exception nothing is removed."""
-        remove, old = self.file_backend.remove, []
+        old: list[str] = []
+        remove = self.file_backend.remove
         self.file_backend.remove = old.append
         try:
             yield

@@ -57,7 +57,7 @@ def read(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is no COCO instances file: {error!r}") from error
     if not all(isinstance(entries, list) for entries in lists):
         raise DataError(f"{file} is no COCO instances file: images, annotations and categories must be lists")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ __all__ = ["CheckedCocoDataset", "DataError", "LoadCheckedImage"]
 
 
 @DATASETS.register_module()
-class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no types
+class CheckedCocoDataset(CocoDataset):
     """mmdet's COCO data set, checked when it is built. It takes indices, or the draws of `ResumableSampler`.
 
     Raises
@@ -66,23 +66,23 @@ class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no typ
                 f"{self.ann_file} names {len(missing)} of {len(entries)} images that are not in {folder}: "
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
             )
-        return entries  # type: ignore[no-any-return]
+        return entries
 
     def filter_data(self) -> list[dict[str, Any]]:
         """Return the entries that mmdet keeps; raise DataError if none is left."""
         kept = super().filter_data()
         if not kept:
             raise DataError(f"{self.ann_file} has no image with an object to train on")
-        return kept  # type: ignore[no-any-return]
+        return kept
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
         """Return what the pipeline makes of the image of an index, or of a draw, which also seeds the augmentation."""
         with reporting():  # an exception of a data loader's worker reaches the training as text only
-            return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)  # type: ignore[no-any-return]
+            return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)
 
 
 @TRANSFORMS.register_module()
-class LoadCheckedImage(LoadImageFromFile):  # type: ignore[misc]
+class LoadCheckedImage(LoadImageFromFile):
     """mmcv's loading, but a damaged image ends the run with `DataError`: mmcv reads a truncated JPEG as partly grey.
 
     With `ignore_empty` a training logs the damaged image and takes another one; an evaluation cannot.

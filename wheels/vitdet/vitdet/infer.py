@@ -157,7 +157,8 @@ def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = detector.meta
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    results, skipped, calls = [], [], []
+    results, skipped = [], []
+    calls: list[dict[str, float]] = []
     for number, file in enumerate(files):
         shown = printable(file)
         try:

@@ -33,7 +33,7 @@ class Step:
 
 
 @HOOKS.register_module()
-class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
+class LossHook(RuntimeInfoHook):
     """mmengine's hook, but losses are read from the device only when they are needed, not at every step.
 
     They are read when the log is written, before a validation and before a checkpoint is saved; all ranks do so after

@@ -29,7 +29,7 @@ Chosen = npt.NDArray[np.intp]
 PADDING = -1
 
 
-class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
+class DeferredMasks(BitmapMasks):
     """mmdet's bitmap masks, created when they are first used.
 
     Parameters
@@ -132,7 +132,8 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
             return super().get_bboxes(dst_type)
         boxes = np.zeros((len(self), 4), np.float32)
         for box, (top, rows, left, columns, bitmap) in zip(boxes, self._visible(), strict=True):
-            across, down = bitmap.any(axis=0)[columns].nonzero()[0], bitmap.any(axis=1)[rows].nonzero()[0]
+            across = np.flatnonzero(np.asarray(bitmap.any(axis=0))[columns])
+            down = np.flatnonzero(np.asarray(bitmap.any(axis=1))[rows])
             if len(across):
                 box[:] = left + across[0], top + down[0], left + across[-1] + 1, top + down[-1] + 1
         return HorizontalBoxes(boxes)
@@ -160,7 +161,7 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
             yield first_row, rows, first_column, columns, np.ascontiguousarray(by_column.T)
 
 
-class ReadyMasks(BitmapMasks):  # type: ignore[misc]
+class ReadyMasks(BitmapMasks):
     """mmdet's bitmap masks, but padding them to the size that they already have copies nothing."""
 
     @classmethod
@@ -222,7 +223,7 @@ def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
 
 
 @TRANSFORMS.register_module()
-class LoadDeferredAnnotations(LoadAnnotations):  # type: ignore[misc]
+class LoadDeferredAnnotations(LoadAnnotations):
     """mmdet's loading of annotations, with `DeferredMasks` instead of its bitmaps."""
 
     def _load_masks(self, results: dict[str, Any]) -> None:
@@ -237,7 +238,7 @@ class LoadDeferredAnnotations(LoadAnnotations):  # type: ignore[misc]
 def encode(mask: list[Any] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Return the compressed RLE of polygons, or of RLE in any form, as mmdet's loading computes it before decoding."""
     if isinstance(mask, list):
-        return coco_mask.merge(coco_mask.frPyObjects(mask, height, width))  # type: ignore[no-any-return]
+        return coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
     if isinstance(mask["counts"], list):
-        return coco_mask.frPyObjects(mask, height, width)  # type: ignore[no-any-return]
+        return coco_mask.frPyObjects(mask, height, width)
     return mask | {"counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]}

@@ -63,7 +63,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
 
 
 @OPTIM_WRAPPERS.register_module()
-class MixedPrecisionOptimWrapper(AmpOptimWrapper):  # type: ignore[misc]  # mmengine has no types
+class MixedPrecisionOptimWrapper(AmpOptimWrapper):
     """mmengine's `AmpOptimWrapper` (float16 with a dynamic loss scale on NPUs), which also runs on CPUs.
 
     mmengine's refuses to. On a CPU this is bfloat16, autocast's default there, also with a loss scale.

@@ -25,13 +25,15 @@ Json = dict[str, Any]
 
 
 @METRICS.register_module()
-class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no types
+class NumberedCocoMetric(CocoMetric):
     """mmdet's COCO metric, but its scores do not depend on the ids in the annotation file.
 
     pycocotools treats an object with the id 0 as not found, keeps only one of several objects with the same id, and
     fails at ids that are text; therefore it gets new ids. Result files (`format_only`) keep the annotations' ids. A
     model that finds nothing has an AP of 0; mmdet reports no number then.
     """
+
+    _coco_api: Any  # mmdet's, the annotations to evaluate with; None if they come with the images
 
     def compute_metrics(self, results: list[tuple[Json, Json]]) -> dict[str, float]:
         """Return `bbox_mAP` and the like for pairs of truth and prediction, each with its `img_id`.
@@ -42,7 +44,7 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
             The annotations lack images that were predicted.
         """
         if self.format_only:
-            return super().compute_metrics(results)  # type: ignore[no-any-return]
+            return super().compute_metrics(results)
         named = self._coco_api
         content, images = number(named.dataset if named else self._travelling_truth(results))
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
@@ -51,7 +53,7 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
             )
         self._coco_api = Truth(content)
         try:
-            return super().compute_metrics(  # type: ignore[no-any-return]
+            return super().compute_metrics(
                 [tuple(side | {"img_id": images[side["img_id"]]} for side in pair) for pair in results]
             )
         finally:
@@ -66,7 +68,7 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         return {"annotations": []} | content
 
 
-class Truth(COCO):  # type: ignore[misc]
+class Truth(COCO):
     """mmdet's COCO, made from the content of a file."""
 
     def __init__(self, content: Json) -> None:

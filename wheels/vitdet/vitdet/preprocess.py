@@ -32,9 +32,12 @@ class FixedShapePreprocessor(DetDataPreprocessor):
       They are padded on the host, because on the device each number of boxes would be another shape.
     """
 
+    _channel_conversion: bool  # mmengine's: whether it swaps the channels
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._flip, self._channel_conversion = self._channel_conversion, False
+        self._flip = self._channel_conversion
+        self._channel_conversion = False
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Move, convert, normalise and pad a batch as it comes from the data loader."""

@@ -19,7 +19,7 @@ _EVERY = 5.0  # seconds between two rows of a validation or prediction
 
 
 @VISBACKENDS.register_module()
-class ProgressVisBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine has no types
+class ProgressVisBackend(BaseVisBackend):
     """Write what mmengine's LoggerHook logs as rows of `progress.jsonl`; mmengine calls it on the first rank only."""
 
     def __init__(self, save_dir: str) -> None:

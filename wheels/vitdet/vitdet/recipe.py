@@ -159,7 +159,7 @@ def fit(cfg: Config, ranks: int) -> Batch:
 
 
 @RUNNERS.register_module()
-class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
+class RecipeRunner(Runner):
     """mmengine's runner, fitted to the data set and to the devices that torchrun started it on.
 
     It resumes after torchrun restarted it. `cfg.lr` replaces the learning rate, whatever the recipe and the batch are;

@@ -33,7 +33,7 @@ Draw = tuple[int, int, int]
 
 
 @DATA_SAMPLERS.register_module()
-class ResumableSampler(DefaultSampler):  # type: ignore[misc]  # mmengine has no types
+class ResumableSampler(DefaultSampler):
     """mmengine's sampler, shuffled by seed and epoch, which can also start within an epoch.
 
     It passes draws (seed, epoch, index) to a `CheckedCocoDataset`. `skip` is the number of this rank's images to leave
@@ -67,7 +67,7 @@ class SeedEachIterationHook(Hook):
 
 
 @LOOPS.register_module()
-class ResumableEpochLoop(EpochBasedTrainLoop):  # type: ignore[misc]
+class ResumableEpochLoop(EpochBasedTrainLoop):
     """mmengine's loop over epochs, but an epoch that was interrupted resumes where it stopped."""
 
     def run_epoch(self) -> None:
@@ -96,7 +96,7 @@ class _SkippedItems:
 
 
 @LOOPS.register_module()
-class ResumableIterLoop(IterBasedTrainLoop):  # type: ignore[misc]
+class ResumableIterLoop(IterBasedTrainLoop):
     """mmengine's loop over iterations, but a resumed training does not load earlier images again."""
 
     def run(self) -> Any:
