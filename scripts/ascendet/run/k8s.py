@@ -1,4 +1,4 @@
-"""`make k8s`: the two kinds of Kubernetes jobs that train on several machines, from one template, checked offline."""
+"""`make k8s`: write Kubernetes jobs of two kinds that train on several nodes, from one template, checked offline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ascendet.errors import AscendetError
 from ascendet.machine import arch, devices, needs
 from ascendet.run import target
 
-# What MindCluster's node labels are called. The one for A3 is from its naming scheme; no document that we had shows it.
+# MindCluster's node labels. The label for A3 follows its naming scheme; we found no document that states it.
 _ACCELERATORS = {"910b": "module-910b-8", "a3": "module-a3-16"}
-_PER_MACHINE = 16  # devices, at most
+_PER_NODE = 16  # devices, at most
 _KUBERNETES = "1.28"  # the schemas to check against; the oldest that the fields need
 
 
@@ -25,17 +25,17 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
     parser.add_argument("--nnodes", type=options.number("NNODES", 2), default=2, help="nodes")
-    parser.add_argument("--host-network", action="store_true", help="use the machines' own network")
+    parser.add_argument("--host-network", action="store_true", help="use the nodes' own network")
     parser.add_argument(
         "--device-group",
         type=options.number("DEVICE_GROUP", 0),
         default=1000,
-        help="the machines' gid of HwHiAiUser",
+        help="the gid of HwHiAiUser on the nodes",
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Write the jobs and say where they are."""
+    """Write the jobs, and print the commands that start them."""
     folder = paths.BUILD / "k8s"
     folder.mkdir(parents=True, exist_ok=True)
     for kind, job in make_jobs(args).items():
@@ -45,22 +45,21 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
-    """The jobs by kind, "acjob" and "vcjob".
+    """Return the jobs by kind, "acjob" and "vcjob".
 
     Raises
     ------
     AscendetError
-        `usage`: what results is no valid pod. `model-unknown`, `dataset-unknown`, `devices-invalid`,
-        `soc-unknown`.
+        `usage`: the resulting pod is not valid. `model-unknown`, `dataset-unknown`, `devices-invalid`, `soc-unknown`.
     """
     import yaml
 
     stack = Stack.load(args.stack)
     target.check_names(stack, args.model, args.dataset)
-    chosen = devices.parse(args.devices, _PER_MACHINE)
+    chosen = devices.parse(args.devices, _PER_NODE)
     chip, machine = stack.chip(args.soc), arch.KNOWN[arch.parse(args.arch)]
     name = re.sub(r"[^a-z0-9]+", "-", f"{args.model}-{args.dataset}")
-    # MindCluster's rule: on the machines' own network HCCL is told the address, else the interface.
+    # MindCluster's rule: HCCL needs the address on the nodes' own network, else the name of the interface.
     interface = (
         "{ name: HCCL_SOCKET_IFNAME, value: eth0 }\n          - { name: GLOO_SOCKET_IFNAME, value: eth0 }"
     )
@@ -91,7 +90,7 @@ def make_jobs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_pod(pod: dict[str, Any]) -> None:
-    """Hold the pod to Kubernetes' published schema. The jobs' own kinds have no schema that is packaged."""
+    """Check the pod against Kubernetes' published schema. No package has schemas of the jobs' own kinds."""
     import kubernetes_validate
 
     complete = {"apiVersion": "v1", "kind": "Pod", **pod}
@@ -101,14 +100,14 @@ def check_pod(pod: dict[str, Any]) -> None:
         place = ".".join(map(str, error.path))
         raise AscendetError(
             "usage",
-            "the job is not valid Kubernetes",
+            "the job must be a valid Kubernetes pod",
             found=f"{place}: {error.message}",
             hint="edit docker/k8s/job.yaml",
         ) from error
 
 
 def render(job: dict[str, Any]) -> str:
-    """YAML without anchors: people edit it, and some tools cannot read them."""
+    """Return a job as YAML without anchors, because people edit it and some tools cannot read anchors."""
     import yaml
 
     class Plain(yaml.SafeDumper):

@@ -1,4 +1,4 @@
-"""What to run on what: a model on a data set, on checked devices of one stack, in its environment or in a container."""
+"""The target of a run: a model, a data set and devices, checked; in the stack's environment or in a container."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ascendet.run import family
 from ascendet.supply import assets
 from ascendet.wheels import install
 
-# Settings that scripts/run.sh keeps where the caller has set them; the same names as in runtime.sh.
+# Settings of scripts/runtime.sh that the caller may set; it keeps their values.
 RUNTIME = (
     "OMP_NUM_THREADS",
     "TASK_QUEUE_ENABLE",
@@ -38,7 +38,7 @@ RUNTIME = (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container."""
+    """The checked names and devices of a run; with `container` it runs there, else in the stack's environment."""
 
     stack: Stack
     family: family.Family
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def home(self) -> Path:
-        """The folder of all runs of this model on this data set."""
+        """The folder that holds all runs of this model on this data set."""
         return paths.BUILD / "runs" / f"{self.model}_{self.dataset}"
 
 
@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace, program: str) -> Target:
-    """Check the names and devices that the options give; with RUN_IN=docker the image is built first.
+    """Check the names and devices in the options and return the target; with RUN_IN=docker the image is built first.
 
     Raises
     ------
@@ -93,12 +93,12 @@ def check(args: argparse.Namespace, program: str) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
+    """Raise `model-unknown` if the stack does not have the model, `dataset-unknown` if there is no such data set."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
             f"the {stack.name} stack has no model {model!r}",
-            expected=", ".join(stack.models) or "none is built yet for this stack",
+            expected=", ".join(stack.models) or "this stack has no models yet",
             found=f"MODEL={model}",
             hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
         )
@@ -106,13 +106,13 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
 
 
 def prepare(target: Target) -> None:
-    """Make what the programs run in complete: the stack's environment, where there is no container."""
+    """Install the stack's wheels into its environment; a target in a container needs no preparation."""
     if target.container is None:
         install.ensure(target.stack)
 
 
 def environ(target: Target, work_dir: Path) -> dict[str, str]:
-    """Return the environment of scripts/run.sh; for a container, only what it is given."""
+    """Return the environment variables of scripts/run.sh; for a container, only those that are passed to it."""
     given = {
         "FAMILY": target.family.package,
         "MODEL": target.model,
@@ -126,11 +126,11 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     return env.stack_environ(target.stack) | given | {"DEVICES": ",".join(map(str, target.devices))}
 
 
-# -- what a manifest says of it --
+# -- facts for the manifest --
 
 
 def software(target: Target) -> dict[str, object]:
-    """Return what a result depends on of the software that makes it: an image, or locks and wheels."""
+    """Return the software that a result depends on: the image's id, or the environment's locks and wheels."""
     if target.container:
         return {"image": target.container.image.id}
     environment = manifest.read(env.stack_home(target.stack)) or {}
@@ -138,7 +138,7 @@ def software(target: Target) -> dict[str, object]:
 
 
 def describe(target: Target, environ: Mapping[str, str]) -> str:
-    """Return one line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
+    """Return one line about devices and place, such as `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
     kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
     if target.container:
         soc = target.stack.soc[0] if target.npu == "sim" else soc_name(os.environ)
@@ -148,7 +148,7 @@ def describe(target: Target, environ: Mapping[str, str]) -> str:
 
 
 def facts(target: Target, where: str) -> dict[str, object]:
-    """Return what every manifest of a run says of how it came about; `where` is `describe`'s line."""
+    """Return the facts that the manifest of every run has; `where` is the line that `describe` returns."""
     return {
         "where": where,
         "versions": versions(target.stack),
@@ -159,14 +159,14 @@ def facts(target: Target, where: str) -> dict[str, object]:
 
 
 def versions(stack: Stack) -> dict[str, str]:
-    """Return what a run's manifest says about its software."""
+    """Return the versions of a stack's software by name."""
     names = ("torch", "torchvision", "torch_npu", "python")
     upstreams = {name: pin.version for name, pin in stack.upstreams.items()}
     return {"ascendet": __version__, **{name: str(getattr(stack, name)) for name in names}, **upstreams}
 
 
 def soc_name(environ: Mapping[str, str]) -> str:
-    """Return the SoC as npu-smi shows it, with CANN's prefix: `Ascend910B3`."""
+    """Return the SoC's name that npu-smi shows, with CANN's prefix: `Ascend910B3`."""
     try:
         shown = subprocess.run(
             ["npu-smi", "info"], env=dict(environ), capture_output=True, text=True, timeout=60, check=False
