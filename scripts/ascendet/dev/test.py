@@ -1,12 +1,12 @@
-"""`make test`: all suites, each in the environment that it needs, and one closing line with the counts.
+"""`make test`: run all suites, each in the environment that it needs, and print a closing line with the counts.
 
-tests/unit            the tools environment, no torch, no network
+tests/unit            in the tools environment, without torch and without a network
 tests/fetch           the same, with servers on this machine
-tests/image           the tools environment and a Docker engine, which is started for it where it can be
-tests/<others>        the stack's environment, on the NPUs that NPU says (cann_sim where there are none)
-tests/npu             the same, only with real NPUs
-tests/examples        the same, only when named (`make test-examples`): it installs packages that nothing else needs
-tests/bench           never: `make bench-<name>` prints measurements, it does not judge them
+tests/image           in the tools environment, with a Docker engine, which the suite starts if that is possible
+tests/<others>        in the stack's environment, on the NPUs that NPU chooses (cann_sim if there are none)
+tests/npu             the same, but only with real NPUs
+tests/examples        the same, but only if named (`make test-examples`): it installs packages that nothing else needs
+tests/bench           never: `make bench-<name>` prints measurements and checks nothing
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from ascendet.machine import host
 from ascendet.wheels import install
 
 TESTS = paths.ROOT / "tests"
-# Not run with the stack's suites: those with a suite of their own, measurements, data for tests.
+# Folders that are not run with the stack's suites: separate suites, measurements, data for tests.
 _APART = {"unit", "fetch", "image", "examples", "bench", "fixtures", "npu"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many tests ended how; a linter counts as one test."""
+    """Numbers of tests by result; a linter counts as one test."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        """Both together."""
+        """Return the sum of both counts."""
         return Counts(
             passed=self.passed + other.passed,
             failed=self.failed + other.failed,
@@ -48,7 +48,7 @@ class Counts:
         )
 
     def __str__(self) -> str:
-        """The closing line that continuous integration reads."""
+        """Return the closing line that continuous integration reads."""
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
 
@@ -56,18 +56,18 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
     parser.add_argument(
-        "suites", nargs="*", choices=[*NAMED, []], help="all but examples where none is named"
+        "suites", nargs="*", choices=[*NAMED, []], help="suites to run; by default all except examples"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run the suites, all of them even if one fails, then print the closing line."""
+    """Run the suites, also after one has failed, then print the closing line."""
     stack = Stack.load(args.stack)
     total, failed = Counts(), []
     for name in args.suites or SUITES:
         print(f"== {name}", flush=True)
         counts = NAMED[name](stack)
-        # What nothing passed of is not tested, except where a package index may be out of reach.
+        # A suite in which no test passed is a failure, except one that may have skipped all (no package index).
         if counts.failed or not (counts.passed or (name not in SUITES and counts.skipped)):
             failed.append(name)
         total += counts
@@ -85,7 +85,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def lint(stack: Stack) -> Counts:
-    """Style, types, shell scripts, C++, and the files that are made from others."""
+    """Check style, types, shell scripts, C++, and the files that are generated from others."""
     python = str(env.ensure_tools())
     bin_folder = Path(python).parent
     shell = [str(file) for file in _tracked("*.sh", ".ci/run")]
@@ -110,34 +110,34 @@ def lint(stack: Stack) -> Counts:
 
 
 def unit(stack: Stack) -> Counts:
-    """The tests of the tool itself."""
+    """Run the tests of the tool itself."""
     return _pytest(env.ensure_tools(), "unit", [TESTS / "unit"], _environ(os.environ))
 
 
 def fetch(stack: Stack) -> Counts:
-    """The tests of fetching, with hostile servers."""
+    """Run the tests of fetching, with servers that misbehave."""
     return _pytest(env.ensure_tools(), "fetch", [TESTS / "fetch"], _environ(os.environ))
 
 
 def image(stack: Stack) -> Counts:
-    """The tests of the container image."""
+    """Run the tests of the container image."""
     install.ensure(stack)
     return _pytest(env.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
 
 
 def sim(stack: Stack) -> Counts:
-    """The tests that need torch, our wheels and a device."""
+    """Run the tests that need torch, our wheels and a device."""
     python = install.ensure(stack)
     folders = sorted(folder for folder in TESTS.iterdir() if folder.name not in _APART and _has_tests(folder))
     if host.npu_kind() == "real":
         folders += [folder for folder in [TESTS / "npu"] if _has_tests(folder)]
     environ = _environ(env.stack_environ(stack))
-    # A process per folder: some keep torch_npu out of theirs, others need it.
+    # One process per folder, because some suites must not import torch_npu and others need it.
     return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
 
 
 def examples(stack: Stack) -> Counts:
-    """Training scripts of other projects; their packages come from the package index."""
+    """Run training scripts of other projects; their packages come from the package index."""
     return _pytest(
         install.ensure(stack), "examples", [TESTS / "examples"], _environ(env.stack_environ(stack))
     )
@@ -154,7 +154,7 @@ NAMED = SUITES | {"examples": examples}
 
 
 def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, str]) -> Counts:
-    """Run pytest over `folders`; the counts are from its report, so that a crash cannot pass for success."""
+    """Run pytest on `folders` and return the counts in its report, so that a crash is not taken for success."""
     if not folders:
         return Counts()
     report = paths.BUILD / "report" / f"{name}.xml"
@@ -165,12 +165,12 @@ def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, 
     if not report.exists():
         return Counts(failed=1)
     counts = read_report(report)
-    # Anything but "all passed" and "some failed" (say, a broken plug-in) must not look like success.
+    # Any other end (such as a broken plug-in) than "all passed" and "some failed" counts as a failure.
     return counts if done.returncode == 0 or counts.failed else counts + Counts(failed=1)
 
 
 def read_report(report: Path) -> Counts:
-    """The counts of a JUnit XML file."""
+    """Return the counts in a JUnit XML file."""
     total = Counts()
     for suite in ElementTree.parse(report).iter("testsuite"):  # noqa: S314  # written by our own pytest
         number = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
@@ -190,7 +190,7 @@ def _has_tests(folder: Path) -> bool:
 
 
 def _tracked(*patterns: str) -> Iterator[Path]:
-    """Files that git knows, or would add."""
+    """Yield the files that git tracks or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     yield from (paths.ROOT / name for name in listed.splitlines())
