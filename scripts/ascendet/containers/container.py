@@ -24,8 +24,9 @@ from pathlib import Path
 
 from ascendet import paths
 from ascendet.containers import image
+from ascendet.containers.image import ImageRequest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation
 from ascendet.errors import AscendetError
 from ascendet.machine import devices, engine, host, needs
 from ascendet.supply import assets
@@ -257,9 +258,9 @@ def _ranges(text: str) -> set[int]:
     return found
 
 
-def open_container(args: argparse.Namespace, *, build: bool = True) -> Container:
-    """Return the container for the options' image on this host; build the image first if `build` is set."""
-    built = image.ensure(args) if build or args.image else image.latest(args)
+def open_container(request: ImageRequest, *, build: bool = True) -> Container:
+    """Return the container for an image on this host; build the image first if it is stale and `build` is set."""
+    built = image.ensure(request) if build or request.ready else image.latest(request)
     runtimes = json.loads(engine.run("info", "--format={{json .Runtimes}}") or "{}")
     return make(built, look_at_host(runtime="ascend" in runtimes))
 
@@ -288,31 +289,30 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
 
 
-def in_docker(args: argparse.Namespace) -> bool:
+def in_docker(run_in: str) -> bool:
     """Return whether to run in the image; raise `usage` if RUN_IN is neither venv nor docker."""
-    if args.run_in not in ("venv", "docker"):
+    if run_in not in ("venv", "docker"):
         raise AscendetError(
             "usage",
             "RUN_IN must be venv or docker",
-            found=f"RUN_IN={args.run_in}",
+            found=f"RUN_IN={run_in}",
             hint="RUN_IN=docker",
         )
-    return bool(args.run_in == "docker")
+    return run_in == "docker"
 
 
 def execute(args: argparse.Namespace) -> None:
     """Print the command of a training in the image, or replace this process with a shell."""
-    if args.what == "shell" and not in_docker(args):
+    if args.what == "shell" and not in_docker(args.run_in):
         chosen = devices.choose(args.devices, devices.available(host.npu_kind()))
         visible = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, chosen))}
-        environ = env.stack_environ(Stack.load(args.stack)) | visible
+        environ = activation.stack_environ(Stack.load(args.stack)) | visible
         os.execvpe("bash", ["bash"], environ)
-    container = open_container(args, build=args.what == "shell")
+    container = open_container(ImageRequest.read(args), build=args.what == "shell")
     chosen = devices.choose(args.devices, container.count)
     folder = assets.root()
-    work_dir = (
-        paths.BUILD / "runs" / (args.what if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand")
-    )
+    work_dir = paths.BUILD / "runs"
+    work_dir /= "shell" if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand"
     environ = {"ASCENDET_DATA": str(folder)}
     program = ["bash"]
     if args.what == "plan":

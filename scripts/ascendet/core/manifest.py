@@ -83,7 +83,7 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
     Parameters
     ----------
     kind
-        The stage's noun, for example "wheelhouse/mmcv".
+        The stage's noun, for example "wheelhouse/<name>".
     inputs
         Everything that the result depends on, as JSON values (digests, not paths). The key is its hash.
     cached

@@ -32,12 +32,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Detect objects, draw the pictures, and print the latency."""
-    score, pictures = _check_options(args), find_images(args.images)
+    """Find objects, draw the pictures, and print the latency."""
+    score, pictures = check_options(args.score, args.bad), find_images(args.images)
     aim = target.check(args, "infer")
     aim = replace(aim, devices=aim.devices[:1])  # pictures are processed one at a time
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
-    target.prepare(aim)
+    aim = target.prepare(aim)
     final = folders.folder_beside(aim, checkpoint, "infer")
     with folders.replacing(final, _LOG) as work:
         (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
@@ -135,21 +135,21 @@ def latency_table(latency: dict[str, Any]) -> str:
     return "\n".join(lines) + f"  {latency['steady']['images_per_second']:.2f} img/s"
 
 
-def _check_options(args: argparse.Namespace) -> float:
+def check_options(score: str, bad: str) -> float:
     """Return SCORE as a number; raise `usage` if SCORE or BAD is invalid."""
-    if args.bad not in ("skip", "refuse"):
+    if bad not in ("skip", "refuse"):
         raise AscendetError(
             "usage",
             "BAD must be skip or refuse",
-            found=f"BAD={args.bad}",
+            found=f"BAD={bad}",
             hint="BAD=skip",
         )
     try:
-        score = float(args.score)
+        lowest = float(score)
     except ValueError:
-        score = -1.0
-    if not 0 <= score <= 1:
+        lowest = -1.0
+    if not 0 <= lowest <= 1:
         raise AscendetError(
-            "usage", "SCORE must be a number from 0 to 1", found=f"SCORE={args.score}", hint="SCORE=0.3"
+            "usage", "SCORE must be a number from 0 to 1", found=f"SCORE={score}", hint="SCORE=0.3"
         )
-    return score
+    return lowest
