@@ -1,4 +1,4 @@
-"""The wheel of cann_sim, compiled against the torch pair of a stack."""
+"""Build the wheel of cann_sim against the torch pair of a stack."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ascendet.envs import venv
 
 
 def digest() -> str:
-    """The digest of what cann_sim is built from: not the table that is made with it."""
+    """Return the digest of the sources of cann_sim, without COVERAGE.md, which is generated with it."""
     return files.digest_tree(paths.WHEELS / "cann_sim", without={"COVERAGE.md"})
 
 
 def build(stack: Stack, inputs: Mapping[str, object]) -> Path:
-    """Build the simulated CANN's wheel against the torch pair in the stack's environment; its path."""
+    """Build the simulated CANN's wheel against the torch pair in the stack's environment, and return its path."""
     with manifest.stage("wheelhouse/cann_sim", inputs, cached=True) as stage:
         if not stage.fresh:
             compile_wheel(stack, stage.path, {})
@@ -29,7 +29,10 @@ def build(stack: Stack, inputs: Mapping[str, object]) -> Path:
 
 
 def compile_wheel(stack: Stack, output: Path, environ: Mapping[str, str]) -> Path:
-    """Compile the simulated CANN into a wheel in the folder `output`, with more variables if need be; its path."""
+    """Compile the simulated CANN into a wheel in the folder `output` and return its path.
+
+    `environ` holds additional environment variables for the build.
+    """
     print("cann_sim: compiling the simulated CANN", flush=True)
     with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
         copy = Path(folder, "cann_sim")  # setuptools writes into the source folder
@@ -37,7 +40,7 @@ def compile_wheel(stack: Stack, output: Path, environ: Mapping[str, str]) -> Pat
         shutil.copytree(paths.WHEELS / "cann_sim", copy, ignore=ignored)
         command = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}", "wheel", "--no-build-isolation"]
         command += ["--no-deps", "--no-index", "--wheel-dir", str(output), str(copy)]
-        # torch must not load torch_npu here: that needs the CANN libraries that are only now built.
+        # torch must not load torch_npu here, which needs the CANN libraries that are being built.
         complete = (
             {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
         )

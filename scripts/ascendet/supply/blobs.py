@@ -1,4 +1,4 @@
-"""Lists of git blob ids: what a source consists of, wherever it was found."""
+"""Lists of git blob ids, which verify each file of a source, wherever it was found."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ascendet.errors import AscendetError
 
 
 def read(path: Path) -> dict[str, str]:
-    """Return a list of git blob ids by file name.
+    """Return the git blob ids in a list by file name.
 
     Raises
     ------
     AscendetError
-        `stack-invalid`: a line is not "<40 hex digits>  <relative path>", or there is none.
+        `stack-invalid`: a line is not "<40 hex digits>  <relative path>", or the list is empty.
     """
     try:
         return _parse_blobs(path.read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def _parse_blobs(text: str) -> dict[str, str]:
             raise ValueError(f"not a line '<git blob id>  <path>': {line!r}")
         listed[found[2]] = found[1]
     if not listed:
-        raise ValueError("it names no file")
+        raise ValueError("the list is empty")
     return listed
 
 
