@@ -100,8 +100,8 @@ def test_resume_and_checkpoint_reach_the_tool() -> None:
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
 def test_readme_names_every_target_and_no_other(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z0-9-]+%?)", text)) | set(
-        re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE)
+    named = set(re.findall(r"`make ([a-z0-9_-]+%?)", text)) | set(
+        re.findall(r"^make ([a-z0-9_-]+)", text, re.MULTILINE)
     )
     assert {name for name in TARGETS if "%" not in name} - named == set()
     wheels = {f"{name}-wheel" for name in spec.known()}
