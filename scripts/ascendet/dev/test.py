@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
-    parser.add_argument("suites", nargs="*", choices=[LINT, *SUITES, []], help="what make test runs, where none is named")
+    parser.add_argument(
+        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -65,7 +68,9 @@ def execute(args: argparse.Namespace) -> None:
 def _default() -> list[str]:
     """Return what `make test` runs on this machine."""
     real = host.npu_kind() == "real"
-    wanted = [suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)]
+    wanted = [
+        suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
+    ]
     return [LINT, *(suite.name for suite in wanted if suite.folder.is_dir())]
 
 
@@ -111,7 +116,7 @@ def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
     with Pool(native.count_jobs()) as pool:
         # Parts are made as we go: a stack's environment takes minutes where nothing is cached, and what needs
         # none runs meanwhile.
-        futures = [pool.submit(part.job, lambda outcome, part=part: show(part, outcome)) for part in parts]
+        futures = [pool.submit(part.job, functools.partial(show, part)) for part in parts]
         for future in futures:
             future.result()
     return found
@@ -124,7 +129,9 @@ def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) ->
     for name in names:
         for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
             old.unlink()
-        yield from _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+        yield from (
+            _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+        )
 
 
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
@@ -137,7 +144,10 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         else (env.stack_python(stack), env.stack_environ(stack))
     )
     # Processes that run at once have a processor each.
-    environ |= {"PYTHONPATH": str(paths.ROOT / "scripts"), "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1")}
+    environ |= {
+        "PYTHONPATH": str(paths.ROOT / "scripts"),
+        "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
+    }
     for name, words in suite.processes(tests).items():
         report = folder / f"{name}.xml"
         command = [str(python), "-m", "pytest", "--quiet", "--no-header", "-o", "junit_family=xunit1"]
@@ -149,7 +159,13 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
             log=report.with_suffix(".log"),
             waits=suite.waits,
         )
-        yield Part(suite=suite.name, job=job, read=lambda outcome, file=report: reports.read(file, **vars(outcome)))
+        yield Part(suite=suite.name, job=job, read=functools.partial(_read_pytest, report))
+
+
+def _read_pytest(file: Path, outcome: Outcome) -> Report:
+    return reports.read(
+        file, exit_code=outcome.exit_code, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds
+    )
 
 
 def _lint(folder: Path) -> Iterator[Part]:
