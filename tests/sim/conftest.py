@@ -15,7 +15,7 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeShapes = Callable[..., Path]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-GENERATOR = SCRIPTS / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 
 
 def free_ports() -> str:

@@ -14,6 +14,7 @@ from ascendet.containers import image
 from ascendet.core import spec
 from ascendet.core.options import Parser
 from ascendet.core.stack import load_all
+from ascendet.dev.suites import SUITES
 from ascendet.errors import EXIT_CODES
 from ascendet.wheels import cross
 
@@ -106,7 +107,7 @@ def test_readme_names_every_target_and_no_other(readme: Path) -> None:
     assert {name for name in TARGETS if "%" not in name} - named == set()
     wheels = {f"{name}-wheel" for name in spec.known()}
     assert wheels - named == set()
-    unknown = named - wheels - set(TARGETS)
+    unknown = named - wheels - set(TARGETS) - {f"test-{name}" for name in SUITES}
     unknown = {name for name in unknown if not name.startswith(("bench-", "print-"))}
     assert unknown == set()
 
