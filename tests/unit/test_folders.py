@@ -49,7 +49,7 @@ def test_resume_keeps_mixed_precision_and_learning_rate(
     run = make_run(aim, "1", "interrupted")
     manifest.write(run, {"state": "interrupted", "inputs": {"ranks": 2, "amp": True, "lr": 0.5}})
     plain: dict[str, object] = {"ranks": 2, "amp": False, "lr": None}
-    assert folders.continued(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
+    assert folders.resume_inputs(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
     folders.find_resumable(aim, plain)
     assert capsys.readouterr().err == ""
     folders.find_resumable(aim, plain | {"lr": 0.25})

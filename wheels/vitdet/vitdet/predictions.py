@@ -93,7 +93,7 @@ def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
     known = [one for one in objects if one["image_id"] in images and one["category_id"] in categories]
     if len(known) < len(objects):
         print_log(
-            f"{len(objects) - len(known)} of {len(objects)} objects do not count: the annotations list no such "
+            f"{len(objects) - len(known)} of {len(objects)} objects are not counted: the annotations list no such "
             "category or image",
             logger="current",
             level=30,
