@@ -18,6 +18,7 @@ from types import FrameType
 # In the environment of a job and so of all that it starts, whatever session or parent that has.
 _MARK = "ASCENDET_JOB"
 _KILLS = 250
+_ASKED = (signal.SIGTERM, signal.SIGHUP)  # by another process, which the terminal's own job knows nothing of
 _GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, network namespaces
 
 
@@ -66,9 +67,9 @@ class Pool:
         """Start to take jobs; SIGTERM and SIGHUP are then what Ctrl-C is."""
         self._computing = ThreadPoolExecutor(self.slots)
         self._waiting = ThreadPoolExecutor()
-        self._before = {
-            number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-        }
+        # SIGINT too: a shell starts what runs in the background without it, and jobs would inherit that.
+        handlers = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_ASKED, _interrupt)}
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

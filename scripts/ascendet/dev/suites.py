@@ -27,6 +27,8 @@ class Suite:
         Whether it mostly waits (for servers, for the Docker engine), so that it may run beside what computes.
     apart
         Whether each file gets a process of its own, so that several run at once: for suites that take minutes.
+    long
+        Of such a suite, the files that take longest: they start first, so that none is left alone at the end.
     when
         What `make test` asks before it runs it; by its name it runs always.
     """
@@ -36,6 +38,7 @@ class Suite:
     installed: bool = True
     waits: bool = False
     apart: bool = False
+    long: tuple[str, ...] = ()
     when: Literal["always", "real NPUs", "named"] = "always"
 
     @property
@@ -51,7 +54,8 @@ class Suite:
         found: dict[str, list[str]] = {}
         for word in words:
             path = paths.ROOT / word.partition("::")[0]
-            for file in sorted(path.rglob("test_*.py")) if path.is_dir() else [path]:
+            files = sorted(path.rglob("test_*.py"), key=lambda file: (file.name not in self.long, file))
+            for file in files if path.is_dir() else [path]:
                 name = f"{self.name}-{file.stem}"
                 found.setdefault(name, []).append(
                     str(file.relative_to(paths.ROOT)) if path.is_dir() else word
@@ -65,7 +69,20 @@ _ALL = (
     Suite(name="fetch", python="tools", installed=False, waits=True),
     Suite(name="image", python="tools", waits=True),  # asks for an engine; it starts one where none answers
     Suite(name="models", python="stack"),  # keeps torch_npu out of its process
-    Suite(name="sim", python="stack", apart=True),
+    Suite(
+        name="sim",
+        python="stack",
+        apart=True,
+        long=(
+            "test_cluster.py",
+            "test_custom_data.py",
+            "test_detector.py",
+            "test_empty_ranks.py",
+            "test_opinfo.py",
+            "test_runs.py",
+            "test_training_faults.py",
+        ),
+    ),
     Suite(name="wheel", python="stack"),
     Suite(name="mmcv", python="stack"),
     Suite(name="npu", python="stack", when="real NPUs"),
