@@ -72,6 +72,10 @@ def test_finished_with_the_same_inputs_is_found(aim: Target) -> None:
     finished = make_run(aim, "2", "finished", key)
     make_run(aim, "3", "finished", "another")
     assert folders.find_finished(aim, inputs) == finished
+    assert folders.find_finished(aim, inputs, resume=True) == finished
+    make_run(aim, "4", "interrupted", "of mixed precision")
+    assert folders.find_finished(aim, inputs) == finished
+    assert folders.find_finished(aim, inputs, resume=True) is None, "the newer one is meant"
     (finished / "epoch_3.pth").unlink()
     assert folders.find_finished(aim, inputs) is None
 

@@ -292,10 +292,7 @@ def in_docker(run_in: str) -> bool:
     """Return whether to run in the image; raise `usage` if RUN_IN is neither venv nor docker."""
     if run_in not in ("venv", "docker"):
         raise AscendetError(
-            "usage",
-            "RUN_IN must be venv or docker",
-            found=f"RUN_IN={run_in}",
-            hint="RUN_IN=docker",
+            "usage", "RUN_IN must be venv or docker", found=f"RUN_IN={run_in}", hint="RUN_IN=docker"
         )
     return run_in == "docker"
 

@@ -62,6 +62,8 @@ class Spec:
         The series in `patches/` to apply, if any.
     environ
         Environment variables for the source's setup.py.
+    environment
+        Whether it is part of the stack's environment, and so built before all others.
     family
         The `[family]` table, if the wheel is a family of models; see `ascendet.run.family`.
     """
@@ -75,6 +77,7 @@ class Spec:
     environ: Mapping[str, str]
     native: Native | None
     audit: Audit = field(default_factory=Audit)
+    environment: bool = False
     family: Mapping[str, object] | None = None
 
     @classmethod
@@ -132,6 +135,7 @@ class Spec:
             audit=Audit(
                 extension=promised.pop("extension", None), operators=tuple(promised.pop("operators", ()))
             ),
+            environment=table.pop("environment", False),
             family=table.pop("family", None),
         )
         return spec, [*table, *source, *(compiled or {}), *promised]

@@ -132,11 +132,16 @@ def all_runs(target: Target) -> list[Path]:
     )
 
 
-def find_finished(target: Target, inputs: dict[str, object]) -> Path | None:
-    """Return a finished run with the same inputs, or None."""
+def find_finished(target: Target, inputs: dict[str, object], *, resume: bool = False) -> Path | None:
+    """Return a finished run of the same inputs; None where there is none, or where `resume` means a newer one.
+
+    What is resumed keeps its mixed precision and learning rate, so the inputs do not tell whether it is meant.
+    """
     key = manifest.digest_inputs(inputs)
     for run in all_runs(target):
         content = manifest.read(run) or {}
+        if resume and content.get("state") != "finished" and last_checkpoint(run):
+            return None
         if content.get("key") == key and content.get("state") == "finished" and last_checkpoint(run):
             return run
     return None

@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> None:
     start = folders.find_checkpoint(aim, args.checkpoint) if args.checkpoint else None
     aim = target.prepare(aim)
     inputs = {**_inputs(aim, data, args.epochs, start), "amp": args.amp, "lr": lr}
-    finished = None if args.run else folders.find_finished(aim, inputs)
+    finished = None if args.run else folders.find_finished(aim, inputs, resume=args.resume)
     if finished:
         folders.link_latest(finished)
         print(f"{paths.shorten(finished)}: finished with the same inputs; nothing to train")

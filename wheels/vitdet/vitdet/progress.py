@@ -62,8 +62,9 @@ class _WarningsToProgress(logging.Handler):
     """Write warnings of the log to `progress.jsonl`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a row for the warning."""
-        progress.write("warning", text=record.getMessage())
+        """Write a row for the warning, unless it is about a library's own future, which is in the log."""
+        if "deprecated in future" not in record.getMessage():
+            progress.write("warning", text=record.getMessage())
 
 
 @HOOKS.register_module()
