@@ -1,7 +1,7 @@
-"""`make test`: all suites (`suites.py`), each in the environment that it needs, and one closing line with the counts.
+"""`make test`: run all suites (`suites.py`), each in the environment that it needs, and print a line with the counts.
 
-As many processes run at once as there are processors, and beside them those that mostly wait. What each prints is in
-build/report and is shown in one piece when it ends; where there is only one, it prints to the terminal.
+As many processes run at the same time as there are CPUs, and in addition those that mostly wait. The output of each
+is written to build/report and printed when the process ends; a single process prints to the terminal directly.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     options.add_stack_option(parser)
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
-        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
+        "suites", nargs="*", choices=[LINT, *SUITES, []], help="suites to run; by default those of make test"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
+    """Run the suites, also after one has failed, then print the slowest tests and the closing line."""
     stack = Stack.load(args.stack)
     tests = suites.parse_tests(args.tests)
     names = args.suites or list(tests) or _default()
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> None:
             hint="; ".join(f"make test-{name} TESTS='{' '.join(tests[name])}'" for name in tests),
         )
     found = _run(_plan(stack, names, tests), names)
-    print("\n".join(reports.times(found)))
+    print("\n".join(reports.describe_times(found)))
     total = reports.total(found.values())
     print(total, flush=True)
     failed = {name: report for name, report in found.items() if not _succeeded(name, report.counts)}
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _default() -> list[str]:
-    """Return what `make test` runs on this machine."""
+    """Return the names of the suites that `make test` runs on this machine."""
     real = host.npu_kind() == "real"
     wanted = [
         suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
@@ -76,13 +76,13 @@ def _default() -> list[str]:
 
 
 def _succeeded(name: str, counts: Counts) -> bool:
-    """Tell whether a suite did: what nothing passed of is not tested, but where its packages may be out of reach."""
+    """Return whether a suite succeeded: none failed, and one passed (or was skipped, if its packages are optional)."""
     optional = name != LINT and SUITES[name].when == "named"
     return not counts.failed and bool(counts.passed or (optional and counts.skipped))
 
 
 def _again(name: str, report: Report) -> str:
-    """Return the command that runs what failed again."""
+    """Return the command that runs the failed tests of a suite again."""
     if name == LINT:
         return "make lint"
     return f"make test-{name}" + (f" TESTS='{' '.join(sorted(report.failed))}'" if report.failed else "")
@@ -93,7 +93,7 @@ def _again(name: str, report: Report) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A process of a suite, and how to read from its end what it said."""
+    """A process of a suite, and the function that reads its report after it has ended."""
 
     suite: str
     job: Job
@@ -101,7 +101,7 @@ class Part:
 
 
 def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
-    """Run all parts; what each printed is shown when it ends. One alone prints to the terminal."""
+    """Run all parts and return the reports by suite; print the output of each part when it ends."""
     found = dict.fromkeys(names, Report())
     if len(names) == 1:
         parts = list(parts)
@@ -115,8 +115,8 @@ def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
         print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
 
     with Pool(native.count_jobs()) as pool:
-        # Parts are made as we go: a stack's environment takes minutes where nothing is cached, and what needs
-        # none runs meanwhile.
+        # The generator prepares each part just before it is submitted: without a cache, creating a stack's environment
+        # takes minutes, and parts that do not need it run meanwhile.
         futures = [pool.submit(part.job, functools.partial(show, part)) for part in parts]
         for future in futures:
             future.result()
@@ -124,7 +124,7 @@ def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
 
 
 def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> Iterator[Part]:
-    """Yield the parts of the suites."""
+    """Yield the parts of the suites, in the order to start them."""
     folder = paths.BUILD / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -136,7 +136,7 @@ def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) ->
 
 
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
-    """Yield a suite's processes: one, or one per file."""
+    """Yield the parts of a suite: one, or one for each file."""
     if suite.installed:
         install.ensure(stack)
     python, environ = (
@@ -144,7 +144,7 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         if suite.python == "tools"
         else (venv.stack_python(stack), activation.stack_environ(stack))
     )
-    # Processes that run at once have a processor each.
+    # Processes that run at the same time have one CPU each.
     environ |= {
         "PYTHONPATH": str(paths.ROOT / "scripts"),
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
@@ -170,7 +170,7 @@ def _read_pytest(file: Path, outcome: Outcome) -> Report:
 
 
 def _lint(folder: Path) -> Iterator[Part]:
-    """Yield the linters: style, types, shell scripts, C++, and the files that are made from others."""
+    """Yield the linters: style, types, shell scripts, C++, and the files that are generated from others."""
     python = venv.ensure_tools()
     bin_folder = python.parent
     commands: dict[str, list[str | Path]] = {
@@ -199,7 +199,7 @@ def _read_lint(outcome: Outcome) -> Report:
 
 
 def _tracked(*patterns: str) -> list[Path]:
-    """Return the files that git knows, or would add."""
+    """Return the files that git tracks or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     return [paths.ROOT / name for name in listed.splitlines()]

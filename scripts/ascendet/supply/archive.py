@@ -94,13 +94,13 @@ def file_name(info: zipfile.ZipInfo) -> str:
 
 
 def _separates(info: zipfile.ZipInfo) -> bool:
-    r"""Return whether a backslash stands in a member's name as a character of its own: some tools' path separator.
+    r"""Return whether a member's name contains a backslash, which some tools use to separate folders.
 
-    In a name of GBK, Big5 or Shift-JIS the same byte (0x5C) is the second half of many characters.
+    In GBK, Big5 and Shift-JIS the same byte (0x5C) is also the second byte of many characters.
     """
     if info.flag_bits & 0x800:
         return "\\" in info.filename
-    # A byte from 0x81 on begins a character of two bytes in all three, except 0xA1 to 0xDF in Shift-JIS.
+    # In all three, a byte of 0x81 or more begins a character of two bytes, except 0xA1 to 0xDF in Shift-JIS.
     rest = re.sub(rb"[\x81-\xfe][\x40-\xfe]", b"", os.fsencode(file_name(info)))
     return b"\\" in rest
 

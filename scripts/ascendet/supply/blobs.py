@@ -45,9 +45,9 @@ def _parse_blobs(text: str) -> dict[str, str]:
 
 
 def move_to_listed_names(tree: Path, listed: Mapping[str, str]) -> None:
-    """Give each listed file that `tree` has under another name its own: a distribution may move files.
+    """Copy listed files that `tree` has under another name to their listed names, as a distribution may move files.
 
-    detectron2's packs configs/ below detectron2/model_zoo/.
+    detectron2's has configs/ below detectron2/model_zoo/.
     """
     missing = {name: blob for name, blob in listed.items() if not (tree / name).exists()}
     if not missing:

@@ -65,7 +65,7 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
 
 
 def project(sdist: str) -> str:
-    """Return whose source distribution it is.
+    """Return the project's name in the file name of a source distribution.
 
     >>> project("pb1-detectron2-0.6.tar.gz")
     'pb1-detectron2'
@@ -306,7 +306,7 @@ def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
         if "cannot declare direct URL dependencies" in done.stderr:
-            # What pip refuses to resolve it can still not download. Its link and its hash are all that we need.
+            # pip cannot download a project that it refuses to resolve; the file's link and hash are enough for us.
             _download(index.find_link(index.settings(pip), project(sdist), sdist), path)
             return
         got = re.search(r"DO NOT MATCH THE HASHES.*?\bGot\s+([0-9a-f]{64})", done.stderr, re.DOTALL)

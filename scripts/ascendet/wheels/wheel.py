@@ -61,10 +61,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def install(name: str, stack: Stack) -> Path:
-    """Build the wheel, install it into the stack's environment, smoke-test it there, and return its path.
-
-    The environment must exist. Nothing is installed if it has exactly this wheel already, tested.
-    """
+    """Build a wheel and return its path; install and smoke-test it in the stack's environment unless that has it."""
     built = build(name, stack)
 
     def install_and_test() -> None:
