@@ -146,7 +146,9 @@ curves: ## Draw a training's loss and AP, as PNG and SVG
 	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --run '$(RUN)'
 
 ##@ Development
-.PHONY: lint test-unit test-fetch test-image test-sim test-examples clean
+.PHONY: docs lint test-unit test-fetch test-image test-sim test-examples clean
+docs: ## Write the pages of docs/ that are made from tables: errors, settings
+	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-unit: ## The tool's own tests

@@ -1,13 +1,13 @@
 """Every way in which Ascendet can fail, as an interface: name, exit code, expected, found, next command.
 
 Scripts match on the name or on the exit code, people read the rest; so a name is never reused for another
-meaning.
+meaning. What each means, its usual cause and its remedy are in docs/errors.toml, from which `make docs` writes
+docs/troubleshooting.md.
 """
 
 from __future__ import annotations
 
-# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container,
-# 90-99 cann_sim.
+# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -36,6 +36,7 @@ EXIT_CODES: dict[str, int] = {
     "hccl-link-down": 34,
     "loss-not-finite": 35,
     "program-missing": 36,
+    "docs-stale": 37,
     "score-failed": 38,
     "sdist-unlocked": 40,
     "sdist-download-failed": 41,
@@ -84,6 +85,18 @@ EXIT_CODES: dict[str, int] = {
     "device-busy": 87,
     "device-permission": 88,
     "driver-missing": 89,
+}
+
+# Errors of programs that run without the tool, and the code that each ends with; None where the program goes on and ends
+# with a code of its own.
+ELSEWHERE: dict[str, int | None] = {
+    "wheel-mismatch": 1,  # an ImportError
+    "cann-sim-config": 90,
+    "cann-sim-mixed-trees": 90,  # a shell that sources set_env.sh, and `python -m cann_sim env`: 1
+    "cann-sim-torch-npu": None,  # `python -m cann_sim check`: 1
+    "cann-sim-report": 1,
+    "cann-sim-counters": None,
+    "cann-sim-msprof": 1,
 }
 
 

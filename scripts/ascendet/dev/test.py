@@ -97,6 +97,7 @@ def lint(stack: Stack) -> Counts:
         [str(bin_folder / "clang-format"), "--dry-run", "-Werror", *map(str, _tracked("*.cpp", "*.h"))],
         [python, "-m", "ascendet", "lock", "--check"],
         [python, "-m", "ascendet", "patches", "--check"],
+        [python, "-m", "ascendet", "docs", "--check"],
     ]
     total = Counts()
     for command in commands:
