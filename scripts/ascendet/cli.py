@@ -52,7 +52,7 @@ STAGES: dict[str, StageCommand] = {
     "check-emulated": StageCommand(
         "wheels.check_emulated",
         "tools",
-        "build mmcv for another architecture and smoke-test it under emulation",
+        "build the compiled wheels for another architecture and smoke-test them under emulation",
     ),
     "install": StageCommand(
         "wheels.install", "tools", "build the stack's wheels and install them into its environment"
@@ -142,11 +142,11 @@ def overview() -> str:
 
 def _enter_tools(argv: list[str]) -> None:
     """Continue in the tools environment, which is made first where it is missing."""
-    from ascendet.envs import env
+    from ascendet.envs import venv
 
-    python = env.ensure_tools()
+    python = venv.ensure_tools()
     if os.path.realpath(sys.prefix) != os.path.realpath(python.parent.parent):
         sys.stdout.flush()
-        environ = {name: value for name, value in os.environ.items() if name not in env.FOREIGN}
+        environ = {name: value for name, value in os.environ.items() if name not in venv.FOREIGN}
         environ["PYTHONPATH"] = str(paths.ROOT / "scripts")
         os.execve(python, [str(python), "-m", "ascendet", *argv], environ)

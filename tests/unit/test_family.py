@@ -65,7 +65,11 @@ def start(stack: Stack, **environ: str) -> Path:
     kin = family.of(stack)
     aim = target.Target(stack=stack, family=kin, model="one", dataset="shapes", devices=(0,), npu="sim")
     run = folders.new_run(aim)
-    given = {"FAMILY": kin.package, "WORK_DIR": str(run), "PYTHONPATH": f"{WHEELS / 'common'}:{kin.source.parent}"}
+    given = {
+        "FAMILY": kin.package,
+        "WORK_DIR": str(run),
+        "PYTHONPATH": f"{WHEELS / 'common'}:{kin.source.parent}",
+    }
     with folders.keeping_state(run, {"key": "k"}):
         program.execute(
             program.Run(program="train", environ=os.environ | given | environ, log=run / folders.LOG)

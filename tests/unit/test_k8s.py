@@ -16,7 +16,7 @@ def jobs(*more: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     k8s.configure_parser(parser)
     words = ["--model=vitdet-b", "--dataset=coco", "--devices=0,1,2,3,4,5,6,7", "--arch=arm64"]
-    return k8s.make_jobs(parser.parse_args([*words, *more]))
+    return k8s.make_jobs(k8s.JobRequest.read(parser.parse_args([*words, *more])))
 
 
 def pods(kind: str, *more: str) -> list[tuple[int, Any]]:

@@ -20,7 +20,7 @@ from ascendet import paths
 from ascendet.core import files
 from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
-from ascendet.supply import sources
+from ascendet.supply import blobs, sources, unpack
 
 NAME = "thing-1.0.tar.gz"
 
@@ -126,7 +126,7 @@ def test_unpack_keeps_contents_and_executable_bit(tmp_path: Path) -> None:
     script.mode, script.size = 0o4755, 2  # set-uid is dropped
     with tarfile.open(tmp_path / NAME, "w:gz") as file:
         file.addfile(script, io.BytesIO(b"#!"))
-    top = sources.unpack(tmp_path / NAME, tmp_path / "out")
+    top = unpack.unpack(tmp_path / NAME, tmp_path / "out")
     assert top == tmp_path / "out" / "thing-1.0"
     assert (top / "run").read_bytes() == b"#!"
     assert (top / "run").stat().st_mode & 0o7777 == 0o755
@@ -150,7 +150,7 @@ def test_unpack_refuses_members_that_have_no_business_there(
 ) -> None:
     path = archive(tmp_path / NAME, ("thing-1.0/a", b"a"), member)
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
     assert not list(tmp_path.glob("**/evil"))
 
@@ -167,15 +167,15 @@ def test_unpack_names_a_damaged_archive(tmp_path: Path, damage: str) -> None:
         ]
     )
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
 
 
 def test_unpack_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(unpack, "_MAX_BYTES", 1000)
     path = archive(tmp_path / NAME, ("thing-1.0/a", bytes(1001)))
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
 
 
@@ -215,8 +215,8 @@ def repository(
     return tmp_path / "thing.git", git("rev-parse", "HEAD")
 
 
-def blobs(tmp_path: Path, *names: str) -> str:
-    lines = [f"{sources.blob_id(FILES[name])}  {name}" for name in names or FILES]
+def write_blobs(tmp_path: Path, *names: str) -> str:
+    lines = [f"{blobs.blob_id(FILES[name])}  {name}" for name in names or FILES]
     (tmp_path / "thing.blobs").write_text("\n".join(lines) + "\n")
     return "thing.blobs"
 
@@ -300,7 +300,10 @@ def test_mirror_s_sdist_is_held_to_the_locked_hash(
 def test_listed_files_and_no_others(repository: tuple[Path, str], tmp_path: Path) -> None:
     place, commit = repository
     pin = Upstream(
-        version="1.0", commit=commit, blobs=blobs(tmp_path, "setup.py", "package/a.py"), places=(str(place),)
+        version="1.0",
+        commit=commit,
+        blobs=write_blobs(tmp_path, "setup.py", "package/a.py"),
+        places=(str(place),),
     )
     assert obtain(pin, tmp_path / "out") == {name: FILES[name] for name in ("setup.py", "package/a.py")}
 
@@ -312,7 +315,7 @@ def test_sdist_with_listed_files_may_hold_more(
     members = [(f"thing-1.0/{name}", content) for name, content in FILES.items()]
     made = archive(tmp_path / "made.tar.gz", *members, ("thing-1.0/PKG-INFO", b"more"))
     lock(files.digest(made))
-    pin = Upstream(version="1.0", sdist=NAME, blobs=blobs(tmp_path))
+    pin = Upstream(version="1.0", sdist=NAME, blobs=write_blobs(tmp_path))
     pip = fake_pip(tmp_path, delivers=made)
     assert obtain(pin, tmp_path / "out", pip) == FILES
     (tmp_path / "thing.blobs").write_text(f"{'0' * 40}  setup.py\n{'1' * 40}  gone.py\n")
@@ -336,7 +339,7 @@ def test_release_archive_from_the_second_place(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        wrong = Upstream(version="1.0", blobs=blobs(tmp_path), places=(f"{address}/wrong.tar.gz",))
+        wrong = Upstream(version="1.0", blobs=write_blobs(tmp_path), places=(f"{address}/wrong.tar.gz",))
         with pytest.raises(AscendetError) as caught:
             obtain(wrong, tmp_path / "out")
         assert caught.value.name == "sdist-hash-mismatch"
@@ -351,10 +354,10 @@ def test_release_archive_from_the_second_place(
 def test_list_of_blobs_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(AscendetError) as caught:
-        sources.read_blobs(tmp_path / "list")
+        blobs.read(tmp_path / "list")
     assert caught.value.name == "stack-invalid"
     with pytest.raises(AscendetError):
-        sources.read_blobs(tmp_path / "none")
+        blobs.read(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_pictures_are_files_folders_and_globs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("score", "bad"), [("2", "skip"), ("much", "skip"), ("0.3", "ignore")])
 def test_inference_refuses_options_that_mean_nothing(score: str, bad: str) -> None:
-    fails("usage", infer._check_options, argparse.Namespace(score=score, bad=bad))
+    fails("usage", infer.check_options, score, bad)
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 0), ("200", 200)])

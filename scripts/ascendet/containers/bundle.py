@@ -24,13 +24,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ascendet import __version__, paths
-from ascendet.core import files
+from ascendet.core import files, options
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
-from ascendet.envs import env
+from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.machine import engine
-from ascendet.supply import assets, lock
+from ascendet.supply import assets, lockfiles
 
 INDEX = "bundle.json"
 _CHUNK = 2**20
@@ -47,7 +47,7 @@ class Entry:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("--dataset", default="shapes", help="the data set to take along")
     parser.add_argument("--image", default="", help="a container image to take along")
     parser.add_argument("--unpack", metavar="FILE", help="take a bundle in, instead of making one")
@@ -122,8 +122,8 @@ def _locks(stack: Stack) -> dict[str, str]:
 def _lock_files(stack: Stack) -> list[Path]:
     return [
         paths.LOCK / "tools.txt",
-        lock.packages_lock(stack.packages),
-        lock.torch_lock(stack, platform.machine()),
+        lockfiles.packages_lock(stack.packages),
+        lockfiles.torch_lock(stack, platform.machine()),
     ]
 
 
@@ -138,15 +138,15 @@ def _sources() -> Iterator[tuple[str, Path]]:
 def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
     """The files of the stack's locks, as pip downloads them: a folder per lock, which env takes instead of an index."""
     for path in _lock_files(stack):
-        folder = env.local_wheels(path)
-        if not env.has_wheels(path):
+        folder = venv.local_wheels(path)
+        if not venv.has_wheels(path):
             shutil.rmtree(folder, ignore_errors=True)
             temp = folder.with_name(f".tmp-{folder.name}")
             shutil.rmtree(temp, ignore_errors=True)
             temp.mkdir(parents=True)
             print(f"bundle: downloading what {path.name} locks", flush=True)
             command = [
-                *env.tools_pip(),
+                *venv.tools_pip(),
                 "download",
                 "--quiet",
                 "--no-deps",

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from ascendet import paths
 from ascendet.containers import image
+from ascendet.containers.image import ImageRequest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation
 from ascendet.errors import AscendetError
 from ascendet.machine import devices, engine, host, needs
 from ascendet.supply import assets
@@ -257,9 +258,9 @@ def _ranges(text: str) -> set[int]:
     return found
 
 
-def open_container(args: argparse.Namespace, *, build: bool = True) -> Container:
-    """The image of the options, built where it has to be, on this host."""
-    built = image.ensure(args) if build or args.image else image.latest(args)
+def open_container(request: ImageRequest, *, build: bool = True) -> Container:
+    """Return the image on this host, built first where it has to be and may be."""
+    built = image.ensure(request) if build or request.ready else image.latest(request)
     runtimes = json.loads(engine.run("info", "--format={{json .Runtimes}}") or "{}")
     return make(built, look_at_host(runtime="ascend" in runtimes))
 
@@ -286,32 +287,31 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
 
 
-def in_docker(args: argparse.Namespace) -> bool:
-    """Whether to run in the image; `error[usage]` where RUN_IN is neither of its values."""
-    if args.run_in not in ("venv", "docker"):
+def in_docker(run_in: str) -> bool:
+    """Return whether to run in the image, or raise `usage` where RUN_IN is neither of its values."""
+    if run_in not in ("venv", "docker"):
         raise AscendetError(
             "usage",
             "RUN_IN says where programs run",
             expected="venv or docker",
-            found=args.run_in,
+            found=run_in,
             hint="RUN_IN=docker",
         )
-    return bool(args.run_in == "docker")
+    return run_in == "docker"
 
 
 def execute(args: argparse.Namespace) -> None:
     """Print the plan, or become the shell."""
-    if args.what == "shell" and not in_docker(args):
+    if args.what == "shell" and not in_docker(args.run_in):
         chosen = devices.choose(args.devices, devices.available(host.npu_kind()))
         visible = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, chosen))}
-        environ = env.stack_environ(Stack.load(args.stack)) | visible
+        environ = activation.stack_environ(Stack.load(args.stack)) | visible
         os.execvpe("bash", ["bash"], environ)
-    container = open_container(args, build=args.what == "shell")
+    container = open_container(ImageRequest.read(args), build=args.what == "shell")
     chosen = devices.choose(args.devices, container.count)
     folder = assets.root()
-    work_dir = (
-        paths.BUILD / "runs" / (args.what if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand")
-    )
+    work_dir = paths.BUILD / "runs"
+    work_dir /= "shell" if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand"
     environ = {"ASCENDET_DATA": str(folder)}
     program = ["bash"]
     if args.what == "plan":

@@ -83,7 +83,7 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
     Parameters
     ----------
     kind
-        The stage's noun, for example "wheelhouse/mmcv".
+        The stage's noun, for example "wheelhouse/<name>".
     inputs
         JSON-able: everything that the result depends on (digests, not paths). It makes the key.
     cached

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
+from ascendet.core.stack import load_all
 from ascendet.errors import AscendetError
 
 
@@ -18,6 +19,13 @@ class Parser(argparse.ArgumentParser):
         raise AscendetError(
             "usage", message, expected=usage.removeprefix("usage: "), hint=f"make help, or {self.prog} --help"
         )
+
+
+def add_stack_option(
+    parser: argparse.ArgumentParser, text: str = "a stack of requirements/stacks.toml"
+) -> None:
+    """Add `--stack` with this text of help; where it is not given, it is the first one of stacks.toml."""
+    parser.add_argument("--stack", default=next(iter(load_all())), help=text)
 
 
 def number(variable: str, least: int) -> Callable[[str], int]:

@@ -18,7 +18,7 @@ class Native:
     Attributes
     ----------
     module
-        The extension module, for example "mmcv._ext".
+        The extension module, such as "package._ext".
     guard
         A file beside wheel.toml that becomes `_built_against.py` in the module's package; None for no guard.
     flags, header, units

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import paths
+from ascendet.core import options
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host
 from ascendet.wheels import install
@@ -54,7 +55,7 @@ class Counts:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument(
         "suites", nargs="*", choices=[*NAMED, []], help="all but examples where none is named"
     )
@@ -86,7 +87,7 @@ def execute(args: argparse.Namespace) -> None:
 
 def lint(stack: Stack) -> Counts:
     """Style, types, shell scripts, C++, and the files that are made from others."""
-    python = str(env.ensure_tools())
+    python = str(venv.ensure_tools())
     bin_folder = Path(python).parent
     shell = [str(file) for file in _tracked("*.sh", ".ci/run")]
     commands = [
@@ -112,18 +113,18 @@ def lint(stack: Stack) -> Counts:
 
 def unit(stack: Stack) -> Counts:
     """The tests of the tool itself."""
-    return _pytest(env.ensure_tools(), "unit", [TESTS / "unit"], _environ(os.environ))
+    return _pytest(venv.ensure_tools(), "unit", [TESTS / "unit"], _environ(os.environ))
 
 
 def fetch(stack: Stack) -> Counts:
     """The tests of fetching, with hostile servers."""
-    return _pytest(env.ensure_tools(), "fetch", [TESTS / "fetch"], _environ(os.environ))
+    return _pytest(venv.ensure_tools(), "fetch", [TESTS / "fetch"], _environ(os.environ))
 
 
 def image(stack: Stack) -> Counts:
     """The tests of the container image."""
     install.ensure(stack)
-    return _pytest(env.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
+    return _pytest(venv.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
 
 
 def sim(stack: Stack) -> Counts:
@@ -132,7 +133,7 @@ def sim(stack: Stack) -> Counts:
     folders = sorted(folder for folder in TESTS.iterdir() if folder.name not in _APART and _has_tests(folder))
     if host.npu_kind() == "real":
         folders += [folder for folder in [TESTS / "npu"] if _has_tests(folder)]
-    environ = _environ(env.stack_environ(stack))
+    environ = _environ(activation.stack_environ(stack))
     # A process per folder: some keep torch_npu out of theirs, others need it.
     return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
 
@@ -140,7 +141,7 @@ def sim(stack: Stack) -> Counts:
 def examples(stack: Stack) -> Counts:
     """Training scripts of other projects; their packages come from the package index."""
     return _pytest(
-        install.ensure(stack), "examples", [TESTS / "examples"], _environ(env.stack_environ(stack))
+        install.ensure(stack), "examples", [TESTS / "examples"], _environ(activation.stack_environ(stack))
     )
 
 

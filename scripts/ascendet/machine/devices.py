@@ -14,6 +14,8 @@ from ascendet.machine import host
 
 # cann_sim's own default.
 SIMULATED_DEVICES = 8
+# The most that a machine has: Atlas 900 A3 pods have 16 dies per node.
+PER_NODE = 16
 
 
 def parse(text: str, count: int) -> tuple[int, ...]:

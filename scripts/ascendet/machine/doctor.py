@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ascendet import paths
-from ascendet.core import files
+from ascendet.core import files, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.machine import engine, host, needs
@@ -42,7 +42,7 @@ class Check:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 
 from ascendet import paths
-from ascendet.core import again, manifest
+from ascendet.core import again, manifest, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.run import target
@@ -15,7 +15,7 @@ from ascendet.wheels import install
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("--model", required=True, help="one of the stack's models")
     parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the latest")

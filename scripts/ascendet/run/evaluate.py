@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> None:
     data = datasets.require(aim.dataset, "val")
     check_splits(data, datasets.find(aim.dataset).named(("val",)))
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
-    target.prepare(aim)
+    aim = target.prepare(aim)
     final = folders.folder_beside(aim, checkpoint, f"eval-{count}" if count else "eval")
     clock = time.monotonic()
     with folders.replacing(final, _LOG) as work:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet.core.spec import Spec
-from ascendet.core.stack import Stack
+from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 
 
@@ -93,7 +93,7 @@ def of(stack: Stack) -> Family:
             f"the {stack.name} stack has {len(found)} wheels with a family of models",
             expected="one of its wheels with [family] in wheel.toml",
             found=", ".join(stack.wheels) or "no wheels: it is declared, not built yet",
-            hint="STACK=vitdet; docs/add-a-family.md",
+            hint=f"STACK={next(iter(load_all()))}; docs/add-a-family.md",
         )
     ((spec, table),) = found
     try:

@@ -33,11 +33,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Detect, draw, and say how long it took."""
-    score, pictures = _check_options(args), find_images(args.images)
+    score, pictures = check_options(args.score, args.bad), find_images(args.images)
     aim = target.check(args, "infer")
     aim = replace(aim, devices=aim.devices[:1])  # pictures one by one
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
-    target.prepare(aim)
+    aim = target.prepare(aim)
     final = folders.folder_beside(aim, checkpoint, "infer")
     with folders.replacing(final, _LOG) as work:
         (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
@@ -132,22 +132,22 @@ def latency_table(latency: dict[str, Any]) -> str:
     return "\n".join(lines) + f"  {latency['steady']['images_per_second']:.2f} img/s"
 
 
-def _check_options(args: argparse.Namespace) -> float:
+def check_options(score: str, bad: str) -> float:
     """SCORE as a number, and BAD as one of its values, or `error[usage]`."""
-    if args.bad not in ("skip", "refuse"):
+    if bad not in ("skip", "refuse"):
         raise AscendetError(
             "usage",
             "BAD says what damaged pictures do",
             expected="skip or refuse",
-            found=args.bad,
+            found=bad,
             hint="BAD=skip",
         )
     try:
-        score = float(args.score)
+        lowest = float(score)
     except ValueError:
-        score = -1.0
-    if not 0 <= score <= 1:
+        lowest = -1.0
+    if not 0 <= lowest <= 1:
         raise AscendetError(
-            "usage", "SCORE is the lowest score", expected="0 to 1", found=args.score, hint="SCORE=0.3"
+            "usage", "SCORE is the lowest score", expected="0 to 1", found=score, hint="SCORE=0.3"
         )
-    return score
+    return lowest

@@ -8,16 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ascendet import __version__, paths
 from ascendet.containers import container, image
+from ascendet.containers.image import ImageRequest
 from ascendet.core import manifest
-from ascendet.core.stack import Stack
+from ascendet.core.stack import Stack, load_all
 from ascendet.data import datasets
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import devices, host
 from ascendet.run import family
@@ -38,7 +39,11 @@ RUNTIME = (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container."""
+    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container.
+
+    With an `image`, `check` leaves open what only `prepare` learns, when the image is there: `container`, whether its
+    NPUs are simulated, and whether it has the devices.
+    """
 
     stack: Stack
     family: family.Family
@@ -46,6 +51,7 @@ class Target:
     dataset: str
     devices: tuple[int, ...]
     npu: host.NpuKind
+    image: ImageRequest | None = None
     container: container.Container | None = None
 
     @property
@@ -61,26 +67,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace, program: str) -> Target:
-    """Check the names and devices that the options give; with RUN_IN=docker the image is built first.
+    """Check the names and devices that the options give; nothing is built.
 
     Raises
     ------
     AscendetError
         `model-unknown`, `dataset-unknown`, `config-missing`, `program-missing`, `devices-invalid`, `npu-unknown`,
-        `npu-missing`; in a container also those of `container.make`, `container.check_free` and `image.ensure`.
+        `npu-missing`, `usage`.
     """
     stack = Stack.load(args.stack)
     check_names(stack, args.model, args.dataset)
     kin = family.of(stack)
     kin.check_program(program)
     kin.config(args.model)
-    npu, place = host.npu_kind(), None
-    if container.in_docker(args):
-        place = container.open_container(args)
-        npu = "sim" if place.image.simulated else "real"
-    chosen = devices.choose(args.devices, place.count if place else devices.available(npu))
-    if place:
-        container.check_free(place.physical(chosen))
+    request = ImageRequest.read(args) if container.in_docker(args.run_in) else None
+    npu = host.npu_kind()
+    chosen = devices.choose(args.devices, devices.PER_NODE if request else devices.available(npu))
     return Target(
         stack=stack,
         family=kin,
@@ -88,7 +90,7 @@ def check(args: argparse.Namespace, program: str) -> Target:
         dataset=args.dataset,
         devices=chosen,
         npu=npu,
-        container=place,
+        image=request,
     )
 
 
@@ -100,15 +102,26 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
             f"the {stack.name} stack has no model {model!r}",
             expected=", ".join(stack.models) or "none is built yet for this stack",
             found=f"MODEL={model}",
-            hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
+            hint=f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}",
         )
     datasets.find(dataset)
 
 
-def prepare(target: Target) -> None:
-    """Make what the programs run in complete: the stack's environment, where there is no container."""
-    if target.container is None:
+def prepare(target: Target) -> Target:
+    """Build what the programs run in, the stack's environment or its image, and return the target with all known.
+
+    Raises
+    ------
+    AscendetError
+        Those of `install.ensure`, or of `image.ensure`, `container.make` and `container.check_free`; `devices-invalid`.
+    """
+    if target.image is None:
         install.ensure(target.stack)
+        return target
+    place = container.open_container(target.image)
+    devices.parse(",".join(map(str, target.devices)), place.count)
+    container.check_free(place.physical(target.devices))
+    return replace(target, npu="sim" if place.image.simulated else "real", container=place)
 
 
 def environ(target: Target, work_dir: Path) -> dict[str, str]:
@@ -123,7 +136,11 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     }
     if target.container:
         return given | {name: os.environ[name] for name in RUNTIME if name in os.environ}
-    return env.stack_environ(target.stack) | given | {"DEVICES": ",".join(map(str, target.devices))}
+    return (
+        activation.stack_environ(target.stack, target.npu)
+        | given
+        | {"DEVICES": ",".join(map(str, target.devices))}
+    )
 
 
 # -- what a manifest says of it --
@@ -133,17 +150,17 @@ def software(target: Target) -> dict[str, object]:
     """Return what a result depends on of the software that makes it: an image, or locks and wheels."""
     if target.container:
         return {"image": target.container.image.id}
-    environment = manifest.read(env.stack_home(target.stack)) or {}
+    environment = manifest.read(venv.stack_home(target.stack)) or {}
     return {"locks": environment.get("base"), "wheels": environment.get("layers")}
 
 
 def describe(target: Target, environ: Mapping[str, str]) -> str:
-    """Return one line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
+    """Return one line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/<stack>`."""
     kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
     if target.container:
         soc = target.stack.soc[0] if target.npu == "sim" else soc_name(os.environ)
         return f"{len(target.devices)} x {soc}{kind} in {target.container.image.tag}"
-    home = paths.shorten(env.stack_home(target.stack))
+    home = paths.shorten(venv.stack_home(target.stack))
     return f"{len(target.devices)} x {soc_name(environ)}{kind} in {home}"
 
 

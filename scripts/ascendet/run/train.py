@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> None:
     data = datasets.require(aim.dataset, "train", "val")
     check_splits(data, datasets.find(aim.dataset).named(("train", "val")))
     start = folders.find_checkpoint(aim, args.checkpoint) if args.checkpoint else None
-    target.prepare(aim)
+    aim = target.prepare(aim)
     inputs = {**_inputs(aim, data, args.epochs, start), "amp": args.amp, "lr": lr}
     finished = None if args.run else folders.find_finished(aim, inputs)
     if finished:
@@ -149,7 +149,7 @@ def _node(aim: target.Target, run: str) -> int:
             found=f"NNODES={count} NODE_RANK={rank}",
             hint="NNODES=2 NODE_RANK=0 on the first, NODE_RANK=1 on the second",
         )
-    if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and aim.container is None):
+    if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and aim.image is None):
         raise AscendetError(
             "usage",
             "several nodes need a meeting point, one run folder on shared storage, and RUN_IN=venv",

@@ -15,16 +15,8 @@ import requests
 from ascendet.core import files
 from ascendet.core.progress import Meter
 from ascendet.errors import EXIT_CODES, AscendetError
-from ascendet.supply.fetch.answer import (
-    Changed,
-    Failure,
-    NoRanges,
-    Policy,
-    Retries,
-    Transient,
-    Useless,
-    judge,
-)
+from ascendet.supply.fetch import answer as answers
+from ascendet.supply.fetch.answer import Changed, Failure, NoRanges, Policy, Retries, Transient, Useless
 from ascendet.supply.fetch.part import Digests, Part, complement
 
 _FULL_DIGEST = {"sha256": 64, "md5": 32}
@@ -165,7 +157,7 @@ class Download:
 
     def accept(self, piece: Piece, response: requests.Response, *, ranged: bool) -> None:
         """Judge an answer's head; from now on the size, the validator and the piece's end are known."""
-        answer = judge(response, piece.start, piece.end, ranged=ranged)
+        answer = answers.judge(response, piece.start, piece.end, ranged=ranged)
         if not self.file.digests and piece.url.startswith("https:") and response.url.startswith("http:"):
             raise Useless(
                 "fetch-refused", "leads from https to http, and nothing is known that would tell a fake"
