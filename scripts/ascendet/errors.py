@@ -87,8 +87,8 @@ EXIT_CODES: dict[str, int] = {
     "driver-missing": 89,
 }
 
-# Errors of programs that run without the tool, and the code that each ends with; None where the program goes on and ends
-# with a code of its own.
+# Errors of programs that run without the tool, and the code that each ends with; None where the program continues and
+# ends with a code of its own.
 ELSEWHERE: dict[str, int | None] = {
     "wheel-mismatch": 1,  # an ImportError
     "cann-sim-config": 90,

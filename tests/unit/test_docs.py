@@ -1,4 +1,4 @@
-"""The pages of docs/: generated ones are those of their tables, the tables those of the code, both languages the same."""
+"""Pages: generated ones are what their tables say, the tables what the code says, and both languages the same."""
 
 from __future__ import annotations
 
@@ -36,14 +36,12 @@ def read(path: Path) -> str:
 
 
 PROGRAMS = [
-    path for path in tracked("scripts", "wheels", "docker", ".ci", "Makefile") if path.suffix not in (".md", ".toml")
+    path
+    for path in tracked("scripts", "wheels", "docker", ".ci", "Makefile")
+    if path.suffix not in (".md", ".toml")
 ]
 PAGES = tracked("*.md")
-PAIRS = [
-    (path, path.with_suffix("").with_suffix(".md"))
-    for path in PAGES
-    if path.name.endswith(".zh-CN.md")
-]
+PAIRS = [(path, path.with_suffix("").with_suffix(".md")) for path in PAGES if path.name.endswith(".zh-CN.md")]
 
 
 # -- generated pages --
@@ -91,7 +89,7 @@ def test_errors_of_other_programs_have_names_of_their_own() -> None:
 def test_every_name_that_a_program_prints_is_in_the_table() -> None:
     printed = {}
     for path in PROGRAMS:
-        for name in re.findall(r"error\[([a-z]+(?:-[a-z]+)*)\]", read(path)):
+        for name in re.findall(r"error\[([a-z]+(?:-[a-z]+)*)\]", read(path).replace("error[name]", "")):
             printed.setdefault(name, path)
     assert {name: path for name, path in printed.items() if name not in NAMES} == {}
     assert ELSEWHERE.keys() - printed.keys() == set()
@@ -124,7 +122,7 @@ def reads_of_python(tree: ast.AST) -> Iterator[str]:
     """Yield the environment variables that a program reads, by any of Python's ways with a fixed name."""
 
     def is_environ(node: ast.AST) -> bool:
-        return ast.unparse(node) in ("os.environ", "environ")
+        return ast.unparse(node) == "os.environ"
 
     for node in ast.walk(tree):
         found: ast.AST | None = None
@@ -247,7 +245,7 @@ def commands(page: Path) -> list[str]:
 def tables(page: Path) -> list[list[str]]:
     """Return what stands in backquotes or is a number, row by row: the part of a table that no language changes."""
     rows = [line for line in read(page).splitlines() if line.startswith("|")]
-    return [sorted(re.findall(r"`[^`]+`|\d[\d.]*", re.sub(r"\]\([^)]*\)", "]", row))) for row in rows]
+    return [re.findall(r"`[^`]+`|\d[\d.]*", re.sub(r"\]\([^)]*\)", "]", row)) for row in rows]
 
 
 def anchors(page: Path) -> set[str]:
@@ -282,14 +280,21 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(paths.ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(paths.ROOT)),
+)
 def test_pages_name_only_targets_and_variables_that_exist(page: Path) -> None:
     targets = set(re.findall(r"^(?:\$\(\w+\): )?([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE))
     targets |= {f"{name}-wheel" for name in spec.known()}
-    quoted = [*re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(page), flags=re.M | re.S)), *commands(page)]
+    quoted = [
+        *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(page), flags=re.M | re.S)),
+        *commands(page),
+    ]
     for text in quoted:
-        for command in re.split(r" && |; | \| ", text):
-            words = shlex.split(command.replace("…", ""), comments=True) if "make " in command else []
+        for command in re.split(r" && |; | \| ", re.sub(r"<[^>]*>|…", "x", text)):
+            words = shlex.split(command) if "make " in command else []
             for word in words[words.index("make") + 1 :] if "make" in words else []:
                 name, equals, _ = word.partition("=")
                 if equals and name.isupper():

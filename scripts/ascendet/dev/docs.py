@@ -36,9 +36,8 @@ _WORDS = {
     "en": {
         "errors": "Troubleshooting",
         "settings": "Settings",
-        "errors intro": "Every error has a name, `error[name]`, and an exit code of its own; `make` shows it as "
-        "`Error <code>`. What was expected and found, and the next command, stand below the error; this page says what the "
-        "name means.",
+        "errors intro": "Every error has a name, `error[name]`, and an exit code, which `make` shows as `Error <code>`. "
+        "What was expected and found, and the next command, stand below the error; this page says what its name means.",
         "settings intro": "Every variable that Ascendet reads. A test holds this page to the code.",
         "code": "Exit code {}.",
         "no code": "The program ends with a code of its own.",
@@ -49,8 +48,8 @@ _WORDS = {
     "zh": {
         "errors": "故障排除",
         "settings": "设置",
-        "errors intro": "每个错误都有名称 `error[name]` 和自己的退出码；`make` 显示为 `Error <code>`。期望值、实际值和下一条命令"
-        "在错误下方；本页说明名称的含义。",
+        "errors intro": "每个错误都有名称 `error[name]` 和退出码，`make` 显示为 `Error <code>`。"
+        "期望值、实际值和下一条命令在错误下方；本页说明名称的含义。",
         "settings intro": "Ascendet 读取的全部变量。有测试保证本页与代码一致。",
         "code": "退出码 {}。",
         "no code": "程序以自己的退出码结束。",
