@@ -36,8 +36,8 @@ _WORDS = {
     "en": {
         "errors": "Troubleshooting",
         "settings": "Settings",
-        "errors intro": "Every error has a name, `error[name]`, and an exit code, which `make` shows as `Error <code>`. "
-        "What was expected and found, and the next command, stand below the error; this page says what its name means.",
+        "errors intro": "Every error has a name, `error[name]`, and an exit code, which `make` shows as `Error <code>`."
+        " What was expected and found, and the next command, stand below it; this page says what its name means.",
         "settings intro": "Every variable that Ascendet reads. A test holds this page to the code.",
         "code": "Exit code {}.",
         "no code": "The program ends with a code of its own.",
