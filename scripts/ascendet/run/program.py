@@ -83,6 +83,7 @@ def execute(run: Run) -> None:
     with (
         run.log.open("a", encoding="utf-8") as file,
         _interrupts_to(children, name) as interrupted,
+        _showing(work / PROGRESS),  # from before the program starts, so that its first row is shown too
         subprocess.Popen(
             command,
             env=dict(environ),
@@ -92,7 +93,6 @@ def execute(run: Run) -> None:
             errors="replace",
             start_new_session=True,
         ) as child,
-        _showing(work / PROGRESS),
     ):
         children.append(child)
         if interrupted:  # while it was being started
