@@ -1,4 +1,4 @@
-"""One noun per stage: the same in the command line, the Makefile, and both READMEs."""
+"""One noun per stage: the same in the command line, the Makefile, and the pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ascendet.containers import image
 from ascendet.core import spec
 from ascendet.core.options import Parser
 from ascendet.core.stack import load_all
-from ascendet.dev.suites import SUITES
 from ascendet.errors import EXIT_CODES
 from ascendet.wheels import cross
 
@@ -22,25 +21,14 @@ MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^(?:\$\(\w+\): )?([a-z0-9%-]+):.*## ", MAKEFILE, re.MULTILINE)
 SOURCE = paths.ROOT / "scripts/ascendet"
 READMES = [paths.ROOT / "README.md", paths.ROOT / "README.zh-CN.md"]
+COMMANDS = [paths.ROOT / "docs/commands.md", paths.ROOT / "docs/commands.zh-CN.md"]
+STACKS = [paths.ROOT / "docs/stacks.md", paths.ROOT / "docs/stacks.zh-CN.md"]
 
 
 def make(*arguments: str) -> str:
     done = subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True, check=True)
     assert done.stderr == "", "GNU make warns of undefined variables here"
     return done.stdout
-
-
-def commands(readme: Path) -> list[str]:
-    """The lines of the README's shell blocks, without comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", readme.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = (line.split("#")[0].strip() for block in blocks for line in block.splitlines())
-    return [line for line in lines if line]
-
-
-def tables(readme: Path) -> list[list[str]]:
-    """What stands in backquotes or is a number, row by row: the part of a table that no language changes."""
-    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    return [re.findall(r"`[^`]+`|\d[\d.]*", row) for row in rows]
 
 
 def test_every_stage_has_a_module_and_a_target() -> None:
@@ -98,16 +86,16 @@ def test_resume_and_checkpoint_reach_the_tool() -> None:
     )
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_readme_names_every_target_and_no_other(readme: Path) -> None:
-    text = readme.read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z0-9_-]+%?)", text)) | set(
-        re.findall(r"^make ([a-z0-9_-]+)", text, re.MULTILINE)
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda path: path.name)
+def test_page_of_commands_names_every_target_and_no_other(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([a-z0-9-]+%?)", text)) | set(
+        re.findall(r"^make ([a-z0-9-]+)", text, re.MULTILINE)
     )
     assert {name for name in TARGETS if "%" not in name} - named == set()
     wheels = {f"{name}-wheel" for name in spec.known()}
     assert wheels - named == set()
-    unknown = named - wheels - set(TARGETS) - {f"test-{name}" for name in SUITES}
+    unknown = named - wheels - set(TARGETS)
     unknown = {name for name in unknown if not name.startswith(("bench-", "print-"))}
     assert unknown == set()
 
@@ -120,28 +108,24 @@ def test_first_screen_holds_the_two_commands(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_readmes_table_of_stacks_is_stacks_toml(readme: Path) -> None:
-    rows = [line for line in readme.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+def test_readmes_are_one_screen_and_lead_to_every_page_for_users(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    kind = ".zh-CN.md" if readme.name.endswith(".zh-CN.md") else ".md"
+    chinese = sorted((paths.ROOT / "docs").glob("*.zh-CN.md"))
+    pages = {page.name.replace(".zh-CN.md", kind) for page in chinese}
+    assert pages - set(re.findall(r"\(docs/([^)#]+)", text)) == set()
+
+
+@pytest.mark.parametrize("page", STACKS, ids=lambda path: path.name)
+def test_table_of_stacks_is_stacks_toml(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     for stack in load_all().values():
         row = next(row for row in rows if row.startswith(f"| `{stack.name}` |"))
         for value in (stack.cann, stack.python, stack.torch, stack.torchvision, stack.torch_npu):
             assert f" {value} " in row, value
         for name, pin in stack.upstreams.items():
             assert f"{name} {pin.commit or pin.version}" in row
-
-
-def test_readmes_say_the_same() -> None:
-    english, chinese = READMES
-    assert commands(english) == commands(chinese)
-    assert tables(english) == tables(chinese)
-    headings = [re.findall(r"^(#+) ", readme.read_text(encoding="utf-8"), re.MULTILINE) for readme in READMES]
-    assert headings[0] == headings[1]
-
-
-def test_links_of_the_readmes_exist() -> None:
-    for readme in READMES:
-        for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (paths.ROOT / target).exists(), target
 
 
 @pytest.mark.parametrize(
@@ -168,7 +152,7 @@ def test_architecture_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.setattr(cli, "_enter_tools", lambda argv: None)
     assert cli.main([*words, "--machine", "riscv64"]) == EXIT_CODES["usage"]
-    assert "ARCH must be an architecture that the locks cover" in capsys.readouterr().err
+    assert "ARCH must be an architecture that is locked" in capsys.readouterr().err
     assert not build.exists()
 
 

@@ -181,6 +181,7 @@ def _lint(folder: Path) -> Iterator[Part]:
         "ruff format": [bin_folder / "ruff", "format", "--check", "--quiet", "."],
         "check-lock": [python, "-m", "ascendet", "lock", "--check"],
         "patches": [python, "-m", "ascendet", "patches", "--check"],
+        "docs": [python, "-m", "ascendet", "docs", "--check"],
     }
     for name, command in commands.items():
         job = Job(
