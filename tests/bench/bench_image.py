@@ -27,7 +27,7 @@ from ascendet import paths  # noqa: E402
 from ascendet.containers import base_sim, image  # noqa: E402
 from ascendet.core.stack import Stack  # noqa: E402
 from ascendet.machine import arch, engine  # noqa: E402
-from ascendet.supply import sources  # noqa: E402
+from ascendet.supply import sources, unpack  # noqa: E402
 
 STACK = Stack.load("vitdet")
 # The report's steps after the CANN image, in its order. libgl1 is libgl1-mesa-glx's name in Debian.
@@ -102,7 +102,7 @@ def report_sizes(base: str, base_size: int, machine: str) -> tuple[int, int]:
             (context / "wheels").mkdir(parents=True, exist_ok=True)
             shutil.copy(wheel, context / "wheels")
         pip = [sys.executable, "-m", "pip"]
-        tree = sources.unpack(sources.fetch(str(STACK.upstreams["mmdet"].sdist), pip), Path(folder))
+        tree = unpack.unpack(sources.fetch(str(STACK.upstreams["mmdet"].sdist), pip), Path(folder))
         tree.rename(context / "mmdetection")
         (context / "Dockerfile").write_text(REPORT.format(base=base).strip() + "\n")
         engine.run("build", f"--tag={tag}", *image.secrets(Path(folder)), str(context))

@@ -25,8 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from ascendet import paths
-from ascendet.supply import patches, sources
-from ascendet.wheels import native
+from ascendet.supply import patches, sources, unpack
+from ascendet.wheels import toolchain
 
 TABLE = paths.WHEELS / "mmcv" / "BENCHMARK.md"
 CHANGED = "mmcv/ops/csrc/pytorch/npu/nms_npu.cpp"
@@ -170,7 +170,7 @@ print(json.dumps(results))
 def prepare_stock(folder: Path) -> Path:
     """mmcv's patched source; the guard that its __init__ imports is ours, so here it is empty."""
     sdist = sources.fetch("mmcv-2.1.0.tar.gz", [sys.executable, "-m", "pip"])
-    tree = sources.unpack(sdist, folder)
+    tree = unpack.unpack(sdist, folder)
     patches.apply("mmcv", tree)
     (tree / "mmcv" / "_built_against.py").touch()
     return tree
@@ -244,7 +244,7 @@ def table(measured: Measurement, operators: list[tuple[str, float, float, bool]]
     """The benchmark as a page."""
     stock, ours = measured.wheels()
     costs = measured.costs
-    compiler = native.find_compiler(platform.machine()).identity
+    compiler = toolchain.find(platform.machine()).identity
     busy = os.getloadavg()[1]
     lines = [
         "# Building the mmcv NPU wheel: stock and ours",

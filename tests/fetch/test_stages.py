@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from ascendet import cli, paths
 from ascendet.core import stack
-from ascendet.data import data, datasets
-from ascendet.envs import env
+from ascendet.data import archives, datasets
+from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.supply import assets, lock
 from PIL import Image
@@ -187,7 +187,7 @@ def test_killed_while_unpacking(coco: Coco, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "check_images", die)
+        patch.setattr(archives, "check_images", die)
         assert run("data", "--dataset", "coco-val") != 0
     folder = assets.root() / "coco"
     assert not (folder / "val2017").exists()
@@ -401,7 +401,7 @@ def packed(weights: Coco, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A bundle with a small COCO, weights, a source distribution, a built wheel and a lock's wheels."""
     for name in lock_files():
         (paths.LOCK / name).write_text(DEMO_LOCK)
-    wheels = env.local_wheels(paths.LOCK / "tools.txt")
+    wheels = venv.local_wheels(paths.LOCK / "tools.txt")
     wheels.mkdir(parents=True)
     (wheels / "demo-1.0-py3-none-any.whl").write_bytes(DEMO)
     for name in ("sdist/aa/x.tar.gz", "wheelhouse/mmcv/0123/manifest.json", "wheelhouse/mmcv/0123/mmcv.whl"):
@@ -444,7 +444,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
         from pathlib import Path
         from ascendet import cli, paths
         from ascendet.core import stack
-        from ascendet.envs import env
+        from ascendet.envs import venv
         from ascendet.machine import needs
         from dataclasses import replace
         try:
@@ -452,7 +452,7 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
             sys.exit("there is a network")
         except OSError:
             pass
-        real = env.tools_home()
+        real = venv.tools_home()
         paths.BUILD, paths.CACHE = Path({str(paths.BUILD)!r}), Path({str(paths.CACHE)!r})
         paths.LOCK = Path({str(paths.LOCK)!r})
         cli._enter_tools = lambda argv: None
@@ -461,10 +461,10 @@ def test_a_bundle_replaces_the_network(packed: Path, weights: Coco) -> None:
         stack.Stack.load = lambda name: one
         for argv in (["bundle", "--unpack", {str(packed)!r}], ["data", "--dataset", "coco-val"], ["weights"]):
             assert cli.main(argv) == 0, argv
-        env.tools_home = lambda: real
-        env.tools_pip = lambda: [sys.executable, "-m", "pip"]
+        venv.tools_home = lambda: real
+        venv.tools_pip = lambda: [sys.executable, "-m", "pip"]
         needs.DISK_GIB.clear()
-        env._ensure(paths.BUILD / "venv/demo", "3.11", [paths.LOCK / "vitdet.txt"], {{}})
+        venv.ensure(paths.BUILD / "venv/demo", "3.11", [paths.LOCK / "vitdet.txt"], {{}})
     """
     environ = os.environ | {
         "PYTHONPATH": str(paths.ROOT / "scripts"),
@@ -521,7 +521,7 @@ def test_a_bundle_is_not_believed(packed: Path, capsys: pytest.CaptureFixture[st
 def test_a_bundle_needs_what_it_packs(weights: Coco, capsys: pytest.CaptureFixture[str]) -> None:
     for name in lock_files():
         (paths.LOCK / name).write_text(DEMO_LOCK)
-    wheels = env.local_wheels(paths.LOCK / "tools.txt")
+    wheels = venv.local_wheels(paths.LOCK / "tools.txt")
     wheels.mkdir(parents=True)
     (wheels / "demo-1.0-py3-none-any.whl").write_bytes(DEMO)
     assert "make data" in fails(capsys, "data-missing", "bundle", "--dataset", "coco-val")

@@ -6,7 +6,6 @@ and not torch is tested on small images: the same Dockerfile with three small pa
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from ascendet.containers import base_sim, image
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
-from ascendet.supply import lock
+from ascendet.supply import lockfiles
 from ascendet.wheels import wheelfile
 
 STACK = Stack.load("vitdet")
@@ -92,10 +91,8 @@ def base(docker: str) -> str:
         return base_sim.ensure(STACK, arch.parse(""))
 
 
-def options(base: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    image.add_image_options(parser)
-    return parser.parse_args([f"--base-image={base}"])
+def request_image(base: str) -> image.ImageRequest:
+    return image.ImageRequest(stack=STACK, machine=arch.parse(""), base=base)
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +101,7 @@ def built(base: str) -> image.Image:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_TRUSTED_HOST", SECRET)
         patch.setenv("NO_PROXY", ",".join(filter(None, [os.environ.get("NO_PROXY"), SECRET])))
-        return image.ensure(options(base))
+        return image.ensure(request_image(base))
 
 
 def small_context(folder: Path, text: str = "echo first") -> Path:
@@ -116,7 +113,7 @@ def small_context(folder: Path, text: str = "echo first") -> Path:
         shutil.copy(docker / Path(name).name, context / name)
     (context / "scripts/train.sh").write_text(f"#!/bin/bash\n{text}\n")
     (context / "scripts/train.sh").chmod(0o755)
-    locked = lock.packages_lock(STACK.packages).read_text()
+    locked = lockfiles.packages_lock(STACK.packages).read_text()
     for name, package in (("torch.txt", "six"), ("packages.txt", "pyyaml")):
         start = locked.index(f"\n{package}==") + 1
         body = locked[start:].splitlines()
@@ -152,7 +149,7 @@ def build_small(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     def build(context: Path, tag: str, **more: bool) -> str:
         arguments = {"PYTHON": STACK.python, "IMPORTS": "six,yaml yaml,six"}
         with pytest.MonkeyPatch.context() as tools:
-            tools.setattr("ascendet.envs.env.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
+            tools.setattr("ascendet.envs.venv.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
             image.build(context, machine, base_facts, arguments, {}, tag, **more)
         return (paths.BUILD / "image" / f"{context.parent.name}.log").read_text()
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from ascendet import paths
-from ascendet.containers import image
+from ascendet.containers import base_image, image
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.machine import arch, engine
-from conftest import SECRET, STACK, Build, options, small_context
+from conftest import SECRET, STACK, Build, request_image, small_context
 
 # What `pip check` finds in the locks, each for a reason in requirements/README.md or lock.py.
 KNOWN = (
@@ -221,7 +221,7 @@ def test_up_to_date_image_is_not_built_again(
         raise AssertionError("built again")
 
     monkeypatch.setattr(image, "build", refuse)
-    assert image.ensure(options(base)).id == built.id
+    assert image.ensure(request_image(base)).id == built.id
 
 
 def test_change_in_our_code_reinstalls_nothing_heavy(build_small: Build, tmp_path: Path) -> None:
@@ -329,13 +329,13 @@ def test_base_that_is_not_there_or_not_ours_is_named(
     docker: str, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(AscendetError) as caught:
-        image.find_base("localhost:1/ascendet/none:1", "x86_64", None)
+        base_image.find("localhost:1/ascendet/none:1", "x86_64", None)
     assert caught.value.name == "base-missing"
     with pytest.raises(AscendetError, match="base-mismatch") as caught:
-        image.find_base(base, "x86_64", "sha256:" + "0" * 64)
+        base_image.find(base, "x86_64", "sha256:" + "0" * 64)
     assert "make relock" in caught.value.hint
     other = "aarch64" if arch.parse("") == "x86_64" else "x86_64"
     with pytest.raises(AscendetError, match=r"base-mismatch: .* another architecture"):
-        image.find_base(base, other, None)
+        base_image.find(base, other, None)
     with pytest.raises(AscendetError, match="image-missing"):
         image.ready("ascendet/none:1")

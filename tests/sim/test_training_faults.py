@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ascendet.envs import env
+from ascendet.envs import venv
 from ascendet.errors import EXIT_CODES
 from conftest import MakeShapes, script_environ
 
@@ -40,7 +40,7 @@ def train(environ: dict[str, str], folder: Path, *arguments: str, **changed: str
     """The exit code, what is on the error output, and the name of the last whole checkpoint."""
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        [env.ensure_tools(), "-c", TRAIN, folder, "--epochs=3", *arguments],
+        [venv.ensure_tools(), "-c", TRAIN, folder, "--epochs=3", *arguments],
         env=environ | {"WORK_DIR": str(folder)} | changed,
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ import pytest
 from ascendet import paths
 from ascendet.core.spec import Spec
 from ascendet.errors import AscendetError
-from ascendet.wheels import audit, wheelfile
+from ascendet.wheels import audit, elf, wheelfile
 
 OPS = list(Spec.load("mmcv").audit.operators)
 PAIR = {"torch": "2.8.0", "torch_npu": "2.8.0"}
@@ -44,7 +44,7 @@ def python_library() -> Path:
 
 
 @pytest.fixture(scope="module")
-def against(tmp_path_factory: pytest.TempPathFactory) -> audit.Provider:
+def against(tmp_path_factory: pytest.TempPathFactory) -> elf.Provider:
     """A torch, a torch_npu and a CANN of a few bytes each, chained as the real ones are."""
     home = tmp_path_factory.mktemp("provider")
     folders = {name: home / name for name in ("torch", "torch_npu", "cann_sim")}
@@ -63,7 +63,7 @@ def against(tmp_path_factory: pytest.TempPathFactory) -> audit.Provider:
         str(acl),
         "-Wl,-soname,libtorch_npu.so",
     )
-    return audit.Provider(
+    return elf.Provider(
         versions=PAIR,
         python="cp311",
         machine=platform.machine(),
@@ -76,7 +76,7 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path, against: audit.Provider) -> Make:
+def make(tmp_path: Path, against: elf.Provider) -> Make:
     """A function that makes an mmcv wheel, sound but for what it is told."""
 
     def make(
@@ -126,7 +126,7 @@ def make(tmp_path: Path, against: audit.Provider) -> Make:
 
 
 @pytest.fixture
-def make_other(tmp_path: Path, against: audit.Provider) -> Make:
+def make_other(tmp_path: Path, against: elf.Provider) -> Make:
     """A function that makes a wheel of a project that Ascendet does not build."""
 
     def make(*members: str, tag: str = TAG, extra: Mapping[str, bytes] | None = None) -> Path:
@@ -147,7 +147,7 @@ def broken(report: Mapping[str, Any]) -> dict[str, str]:
     return {rule["name"]: rule["detail"] for rule in report["rules"] if not rule["ok"]}
 
 
-def test_sound_wheel(make: Make, against: audit.Provider) -> None:
+def test_sound_wheel(make: Make, against: elf.Provider) -> None:
     report = audit.audit(make(), against)
     assert broken(report) == {}
     assert report["sound"]
@@ -158,14 +158,14 @@ def test_sound_wheel(make: Make, against: audit.Provider) -> None:
     }
 
 
-def test_report_names_every_symbol_s_provider(make: Make, against: audit.Provider) -> None:
+def test_report_names_every_symbol_s_provider(make: Make, against: elf.Provider) -> None:
     symbols = audit.audit(make(), against)["symbols"]
     assert symbols["_Z10from_torchi"] == "libc10.so (torch)"
     assert symbols["aclopCreateAttr"] == "libascendcl.so (cann_sim)"  # found through libtorch_npu.so
     assert symbols["puts"].startswith("libc.so.6 (GLIBC_2.")
 
 
-def test_report_is_json_and_readable(make: Make, against: audit.Provider) -> None:
+def test_report_is_json_and_readable(make: Make, against: elf.Provider) -> None:
     report = audit.audit(make(ops=OPS[1:]), against)
     assert json.loads(json.dumps(report)) == report
     assert report["schema"] == audit.SCHEMA
@@ -186,7 +186,7 @@ def test_report_is_json_and_readable(make: Make, against: audit.Provider) -> Non
     [f"cp310-cp310-linux_{platform.machine()}", "cp311-cp311-linux_riscv64", "cp311-cp311-win_amd64"],
     ids=["another Python", "another machine", "another system"],
 )
-def test_tags(make: Make, against: audit.Provider, tag: str) -> None:
+def test_tags(make: Make, against: elf.Provider, tag: str) -> None:
     assert set(broken(audit.audit(make(tag=tag), against))) == {"tags"}
 
 
@@ -194,22 +194,22 @@ def test_tags(make: Make, against: audit.Provider, tag: str) -> None:
     "built",
     [{"torch": "2.9.0", "torch_npu": "2.9.0"}, {"torch": "2.8.0", "torch_npu": "2.8.0.post2"}, None, {}],
 )
-def test_built_against(make: Make, against: audit.Provider, built: dict[str, str] | None) -> None:
+def test_built_against(make: Make, against: elf.Provider, built: dict[str, str] | None) -> None:
     assert set(broken(audit.audit(make(built=built), against))) == {"built-against"}
 
 
-def test_no_extension(make: Make, against: audit.Provider) -> None:
+def test_no_extension(make: Make, against: elf.Provider) -> None:
     found = broken(audit.audit(make(library=False), against))
     assert found == {"extension": "the wheel has no shared library"}
 
 
-def test_file_that_is_no_library(make: Make, against: audit.Provider) -> None:
+def test_file_that_is_no_library(make: Make, against: elf.Provider) -> None:
     found = broken(audit.audit(make(extra={"mmcv/other.so": b"text"}), against))
     assert set(found) == {"extension"}
     assert "mmcv/other.so is not an ELF file" in found["extension"]
 
 
-def test_machine(make: Make, against: audit.Provider) -> None:
+def test_machine(make: Make, against: elf.Provider) -> None:
     other = {"x86_64": 183, "aarch64": 62}[platform.machine()]
 
     def foreign(content: bytes) -> bytes:
@@ -218,7 +218,7 @@ def test_machine(make: Make, against: audit.Provider) -> None:
     assert set(broken(audit.audit(make(edit=foreign), against))) == {"machine"}
 
 
-def test_versions(make: Make, against: audit.Provider, tmp_path: Path) -> None:
+def test_versions(make: Make, against: elf.Provider, tmp_path: Path) -> None:
     (tmp_path / "map").write_text("GLIBC_2.99 { global: from_the_future; };")
     future = 'extern "C" int from_the_future() { return 1; }'
     library = compile_library(
@@ -229,7 +229,7 @@ def test_versions(make: Make, against: audit.Provider, tmp_path: Path) -> None:
     assert found == {"versions": "from_the_future needs GLIBC_2.99, the limit is 2.35"}
 
 
-def test_versions_of_an_unknown_kind(make: Make, against: audit.Provider, tmp_path: Path) -> None:
+def test_versions_of_an_unknown_kind(make: Make, against: elf.Provider, tmp_path: Path) -> None:
     (tmp_path / "map").write_text("STRANGE_1 { global: strange; };")
     library = compile_library(
         tmp_path / "libm.so.6",
@@ -241,19 +241,19 @@ def test_versions_of_an_unknown_kind(make: Make, against: audit.Provider, tmp_pa
     assert set(broken(audit.audit(make(str(library), source=source), against))) == {"versions"}
 
 
-def test_needed(make: Make, against: audit.Provider, tmp_path: Path) -> None:
+def test_needed(make: Make, against: elf.Provider, tmp_path: Path) -> None:
     compile_library(tmp_path / "libfoo.so.1", "int foo() { return 1; }", "-Wl,-soname,libfoo.so.1")
     found = broken(audit.audit(make(str(tmp_path / "libfoo.so.1")), against))
     assert found == {"needed": "libfoo.so.1: not in the list"}
 
 
 @pytest.mark.parametrize("kind", ["--enable-new-dtags", "--disable-new-dtags"])
-def test_search_paths(make: Make, against: audit.Provider, kind: str) -> None:
+def test_search_paths(make: Make, against: elf.Provider, kind: str) -> None:
     found = broken(audit.audit(make("-Wl,-rpath,$ORIGIN/lib", f"-Wl,{kind}"), against))
     assert found == {"search-paths": "$ORIGIN/lib"}
 
 
-def test_stripped(make: Make, against: audit.Provider, tmp_path: Path) -> None:
+def test_stripped(make: Make, against: elf.Provider, tmp_path: Path) -> None:
     def with_symbols(_: bytes) -> bytes:
         command = ["g++", "-shared", "-fPIC", "-g0", "_ext.cpp", "-o", "full.so", "-Wl,--no-as-needed"]
         command += ["-Wl,--unresolved-symbols=ignore-all", "-Wl,--allow-shlib-undefined"]
@@ -265,20 +265,20 @@ def test_stripped(make: Make, against: audit.Provider, tmp_path: Path) -> None:
     assert broken(audit.audit(make(edit=with_symbols), against)) == {"stripped": ".symtab"}
 
 
-def test_build_paths(make: Make, against: audit.Provider) -> None:
+def test_build_paths(make: Make, against: elf.Provider) -> None:
     source = SOURCE + 'const char* where = "/home/me/mmcv/csrc/nms.cpp"; const char* fine = "/dev/null";\n'
     found = broken(audit.audit(make(source=source), against))
     assert found == {"build-paths": "/home/me/mmcv/csrc/nms.cpp"}
 
 
-def test_symbols(make: Make, against: audit.Provider) -> None:
+def test_symbols(make: Make, against: elf.Provider) -> None:
     source = SOURCE + "namespace at_npu { int gone(int); } int use() { return at_npu::gone(1); }\n"
     found = broken(audit.audit(make(source=source), against))
     assert set(found) == {"symbols"}
     assert "_ZN6at_npu4goneEi" in found["symbols"]
 
 
-def test_symbols_that_only_another_torch_npu_has(make: Make, against: audit.Provider, tmp_path: Path) -> None:
+def test_symbols_that_only_another_torch_npu_has(make: Make, against: elf.Provider, tmp_path: Path) -> None:
     compile_library(tmp_path / "libtorch_npu.so", "int other_version() { return 1; }")
     other = replace(against, folders={**against.folders, "torch_npu": tmp_path})
     source = SOURCE + "int from_npu(); int use() { return from_npu(); }\n"
@@ -290,14 +290,14 @@ def test_symbols_that_only_another_torch_npu_has(make: Make, against: audit.Prov
     assert "aclopCreateAttr" in found["symbols"]  # its provider was named by the right libtorch_npu.so
 
 
-def test_python_s_symbols_come_from_the_interpreter(make: Make, against: audit.Provider) -> None:
+def test_python_s_symbols_come_from_the_interpreter(make: Make, against: elf.Provider) -> None:
     source = SOURCE + 'extern "C" int Py_IsInitialized(); int use() { return Py_IsInitialized(); }\n'
     assert audit.audit(make(source=source), against)["symbols"]["Py_IsInitialized"] == "python (cp311)"
     source = SOURCE + 'extern "C" int PyNo_Such(); int use() { return PyNo_Such(); }\n'
     assert set(broken(audit.audit(make(source=source), against))) == {"symbols"}
 
 
-def test_weak_symbols_may_be_missing(make: Make, against: audit.Provider) -> None:
+def test_weak_symbols_may_be_missing(make: Make, against: elf.Provider) -> None:
     source = (
         SOURCE + "__attribute__((weak)) int perhaps(int); int use() { return perhaps ? perhaps(1) : 0; }\n"
     )
@@ -305,7 +305,7 @@ def test_weak_symbols_may_be_missing(make: Make, against: audit.Provider) -> Non
 
 
 @pytest.mark.parametrize("missing", [OPS[:1], ["nms_npu"], OPS])
-def test_npu_ops(make: Make, against: audit.Provider, missing: list[str]) -> None:
+def test_npu_ops(make: Make, against: elf.Provider, missing: list[str]) -> None:
     found = broken(audit.audit(make(ops=[op for op in OPS if op not in missing]), against))
     assert set(found) == {"npu-ops"}
     assert all(op in found["npu-ops"] for op in missing)
@@ -323,7 +323,7 @@ def names(report: Mapping[str, Any]) -> set[str]:
     return {rule["name"] for rule in report["rules"]}
 
 
-def test_wheel_of_others_is_held_to_the_policy_only(make_other: Make, against: audit.Provider) -> None:
+def test_wheel_of_others_is_held_to_the_policy_only(make_other: Make, against: elf.Provider) -> None:
     report = audit.audit(make_other(f"other/_C{SUFFIX}"), against)
     assert broken(report) == {}
     assert names(report) == {
@@ -332,14 +332,14 @@ def test_wheel_of_others_is_held_to_the_policy_only(make_other: Make, against: a
     }
 
 
-def test_pure_wheel_of_others(make_other: Make, against: audit.Provider) -> None:
+def test_pure_wheel_of_others(make_other: Make, against: elf.Provider) -> None:
     report = audit.audit(make_other(tag="py3-none-any"), against)
     assert broken(report) == {}
     assert names(report) == {"tags", "extension"}
     assert "the wheel has no shared library" in audit.summary(report)
 
 
-def test_pair_that_a_wheel_of_others_states_is_checked(make_other: Make, against: audit.Provider) -> None:
+def test_pair_that_a_wheel_of_others_states_is_checked(make_other: Make, against: elf.Provider) -> None:
     for stated, wrong in ((PAIR, set()), ({"torch": "2.9.0"}, {"built-against"})):
         extra = {"other/_built_against.json": json.dumps(stated).encode()}
         assert set(broken(audit.audit(make_other(extra=extra), against))) == wrong
@@ -360,7 +360,7 @@ def promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def test_another_extension_is_promised(
-    make_other: Make, against: audit.Provider, promise: Callable[[str], None]
+    make_other: Make, against: elf.Provider, promise: Callable[[str], None]
 ) -> None:
     promise('[audit]\nextension = "other/_C"\n')
     assert broken(audit.audit(make_other(f"other/_C{SUFFIX}"), against)) == {}
@@ -370,7 +370,7 @@ def test_another_extension_is_promised(
 
 
 def test_other_operators_are_promised(
-    make_other: Make, against: audit.Provider, promise: Callable[[str], None]
+    make_other: Make, against: elf.Provider, promise: Callable[[str], None]
 ) -> None:
     promise('[audit]\nextension = "other/_C"\noperators = ["from_torch", "gone"]\n')
     assert broken(audit.audit(make_other(f"other/_C{SUFFIX}"), against)) == {
@@ -379,7 +379,7 @@ def test_other_operators_are_promised(
 
 
 def test_compiled_wheel_of_ours_must_state_its_pair(
-    make_other: Make, against: audit.Provider, promise: Callable[[str], None]
+    make_other: Make, against: elf.Provider, promise: Callable[[str], None]
 ) -> None:
     promise('[native]\nmodule = "other._C"\n')
     assert set(broken(audit.audit(make_other(f"other/_C{SUFFIX}"), against))) == {"built-against"}

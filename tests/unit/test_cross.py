@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import env, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import arch
-from ascendet.supply import lock
-from ascendet.wheels import check_emulated, cross, native
+from ascendet.supply import lockfiles
+from ascendet.wheels import check_emulated, cross, toolchain
 
 STACK = Stack.load("vitdet")
 HERE = platform.machine()
@@ -20,25 +20,25 @@ HERE = platform.machine()
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> native.Target:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> toolchain.Target:
     """This machine's target, without an environment."""
-    target = native.Target(
+    target = toolchain.Target(
         machine=HERE,
         site=tmp_path / "site",
         python_include=tmp_path / "include",
         interpreter=tmp_path / "python",
         suffix=f".cpython-311-{HERE}-linux-gnu.so",
     )
-    monkeypatch.setattr(native, "host_target", lambda stack: target)
+    monkeypatch.setattr(toolchain, "host_target", lambda stack: target)
     return target
 
 
-def test_this_machine_is_the_stacks_environment(here: native.Target) -> None:
+def test_this_machine_is_the_stacks_environment(here: toolchain.Target) -> None:
     assert cross.target(STACK, HERE) is here
 
 
 def test_another_machine_has_its_own_wheels_and_suffix(
-    here: native.Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    here: toolchain.Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cross, "ensure_site", lambda stack, machine: tmp_path / machine)
     target = cross.target(STACK, OTHER)
@@ -59,13 +59,13 @@ def test_locked_wheels_of_the_other_machine_are_asked_for(
     build: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(env, "uv_install", lambda python, arguments: asked.append(arguments))
+    monkeypatch.setattr(venv, "uv_install", lambda python, arguments: asked.append(arguments))
     cross.ensure_site(STACK, OTHER)
     cross.ensure_site(STACK, OTHER)
     (arguments,) = asked
     assert "--require-hashes" in arguments
     assert "--only-binary=:all:" in arguments
-    assert str(lock.torch_lock(STACK, OTHER)) in arguments
+    assert str(lockfiles.torch_lock(STACK, OTHER)) in arguments
     assert any(argument.startswith(f"--python-platform={OTHER}") for argument in arguments)
 
 

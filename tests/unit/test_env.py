@@ -12,7 +12,7 @@ import pytest
 from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host, needs
 
@@ -24,7 +24,7 @@ STACK = Stack.load("vitdet")
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What uv would have been asked to install; nothing is."""
     asked: list[list[str]] = []
-    monkeypatch.setattr(env, "uv_install", lambda python, arguments: asked.append(arguments))
+    monkeypatch.setattr(venv, "uv_install", lambda python, arguments: asked.append(arguments))
     monkeypatch.setattr(needs, "DISK_GIB", {})
     return asked
 
@@ -36,8 +36,8 @@ def locked(tmp_path: Path) -> Path:
     return path
 
 
-def make(home: Path, locked: Path, **layers: env.Layer) -> None:
-    env._ensure(home, PYTHON, [locked], layers)
+def make(home: Path, locked: Path, **layers: venv.Layer) -> None:
+    venv.ensure(home, PYTHON, [locked], layers)
 
 
 def test_made_once_and_anew_when_the_lock_changes(
@@ -74,11 +74,11 @@ def test_killed_half_way_is_repaired(build: Path, locked: Path, monkeypatch: pyt
         (home / "half").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(env, "uv_install", killed)
+    monkeypatch.setattr(venv, "uv_install", killed)
     with pytest.raises(KeyboardInterrupt):
         make(home, locked)
     assert manifest.read(home) is None
-    monkeypatch.setattr(env, "uv_install", lambda *_: None)
+    monkeypatch.setattr(venv, "uv_install", lambda *_: None)
     make(home, locked)
     assert not (home / "half").exists()
     assert manifest.read(home) is not None
@@ -132,7 +132,7 @@ def test_missing_lock_is_named(build: Path, tmp_path: Path) -> None:
 
 def test_missing_interpreter_is_named(build: Path, locked: Path) -> None:
     with pytest.raises(AscendetError) as caught:
-        env._ensure(build / "venv/some", "3.99", [locked], {})
+        venv.ensure(build / "venv/some", "3.99", [locked], {})
     assert caught.value.name == "python-version"
     assert not (build / "venv/some").exists()
 
@@ -153,7 +153,7 @@ def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.Mon
     uv.write_text("#!/bin/sh\nexit 3\n")
     uv.chmod(0o755)
     monkeypatch.setattr(needs, "DISK_GIB", {})
-    monkeypatch.setattr(env, "_uv_environ", dict)
+    monkeypatch.setattr(venv, "_uv_environ", dict)
     with pytest.raises(AscendetError) as caught:
         make(build / "venv/some", locked)
     assert caught.value.name == "install-failed"
@@ -162,16 +162,16 @@ def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.Mon
 
 
 def test_what_pip_was_told_about_indexes_holds_for_uv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(env, "tools_pip", lambda: [sys.executable, "-m", "pip"])
+    monkeypatch.setattr(venv, "tools_pip", lambda: [sys.executable, "-m", "pip"])
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "UV_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
-    environ = env._uv_environ()
+    environ = venv._uv_environ()
     assert environ["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
     assert environ["UV_FIND_LINKS"] == "/one,/two"
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://own.example/simple")
-    assert env._uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
+    assert venv._uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
 
 
 def fake_tree(home: Path) -> Path:
@@ -190,13 +190,15 @@ def test_environment_variables_come_from_the_trees_own_script(
 ) -> None:
     home = fake_tree(tmp_path / "tree")
     monkeypatch.setenv("NPU", "sim")
-    monkeypatch.setattr(env, "find_cann", lambda stack: host.CannTree(home=home, version=None))
+    monkeypatch.setattr(
+        activation, "find_cann", lambda stack, npu=None: host.CannTree(home=home, version=None)
+    )
     monkeypatch.setenv("ASCEND_OPP_PATH", "/another/tree/opp")
     monkeypatch.setenv("ASCEND_AICPU_PATH", "/another/tree")
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
     monkeypatch.setenv("TASK_QUEUE_ENABLE", "0")
-    environ = env.stack_environ(STACK)
+    environ = activation.stack_environ(STACK)
     assert environ["ASCEND_HOME_PATH"] == str(home)
     assert environ["ASCEND_OPP_PATH"] == f"{home}/opp"
     assert environ["LD_LIBRARY_PATH"] == f"{home}/lib64:/mine"
@@ -213,13 +215,15 @@ def test_tree_without_its_script_is_named(
     home = tmp_path / "tree"
     home.mkdir()
     monkeypatch.setenv("NPU", "sim")
-    monkeypatch.setattr(env, "find_cann", lambda stack: host.CannTree(home=home, version=None))
+    monkeypatch.setattr(
+        activation, "find_cann", lambda stack, npu=None: host.CannTree(home=home, version=None)
+    )
     with pytest.raises(AscendetError) as caught:
-        env.stack_environ(STACK)
+        activation.stack_environ(STACK)
     assert caught.value.name == "npu-missing"
     (home / "set_env.sh").write_text("exit 3\n")
     with pytest.raises(AscendetError) as caught:
-        env.stack_environ(STACK)
+        activation.stack_environ(STACK)
     assert caught.value.found == "exit code 3"
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from ascendet import paths
-from ascendet.containers import container, image
+from ascendet.containers import base_image, container, image, sbom
 from ascendet.core.stack import Stack, load_all
-from ascendet.envs import env
+from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
 from ascendet.supply import lock
@@ -53,7 +53,7 @@ def test_unpinned_base_is_pulled_by_tag_and_said(
     registry: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry["remote"][NAME] = facts(GOOD)
-    assert image.find_base(NAME, "x86_64", None)["Id"] == "sha256:1"
+    assert base_image.find(NAME, "x86_64", None)["Id"] == "sha256:1"
     assert registry["pulled"] == [NAME]
     assert "is not pinned; `make relock`" in capsys.readouterr().out
 
@@ -62,7 +62,7 @@ def test_pinned_base_is_pulled_by_digest(
     registry: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry["remote"][f"quay.io/ascend/cann@{GOOD}"] = facts(GOOD)
-    image.find_base(NAME, "x86_64", GOOD)
+    base_image.find(NAME, "x86_64", GOOD)
     assert registry["pulled"] == [f"quay.io/ascend/cann@{GOOD}"]
     assert "not pinned" not in capsys.readouterr().out
 
@@ -71,21 +71,21 @@ def test_pinned_base_is_pulled_by_digest(
 def test_another_base_of_the_same_name_is_refused(registry: dict[str, Any], digests: tuple[str, ...]) -> None:
     registry["local"][NAME] = facts(*digests)
     with pytest.raises(AscendetError) as caught:
-        image.find_base(NAME, "x86_64", GOOD)
+        base_image.find(NAME, "x86_64", GOOD)
     assert (caught.value.name, caught.value.expected) == ("base-mismatch", GOOD)
     assert f"docker pull quay.io/ascend/cann@{GOOD}" in caught.value.hint
 
 
 def test_missing_base_says_which(registry: dict[str, Any]) -> None:
     with pytest.raises(AscendetError) as caught:
-        image.find_base(NAME, "aarch64", None)
+        base_image.find(NAME, "aarch64", None)
     assert caught.value.found == f"{NAME}: manifest unknown"
 
 
 def test_base_of_another_architecture_is_refused(registry: dict[str, Any]) -> None:
     registry["local"][NAME] = facts(GOOD)
     with pytest.raises(AscendetError) as caught:
-        image.find_base(NAME, "aarch64", None)
+        base_image.find(NAME, "aarch64", None)
     assert (caught.value.name, caught.value.found) == ("base-mismatch", "linux/amd64")
 
 
@@ -95,7 +95,11 @@ def test_relock_keeps_and_adds_digests(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "images.toml").write_text(f'"{NAME}" = "{GOOD}"\n"gone:1" = "{GOOD}"\n')
     monkeypatch.setattr(lock, "_pulled_digest", lambda name: OTHER if name == other else None)
     (tmp_path / "images.toml").write_text(lock._images())
-    assert (image.pinned(NAME), image.pinned(other), image.pinned("gone:1")) == (GOOD, OTHER, None)
+    assert (base_image.pinned(NAME), base_image.pinned(other), base_image.pinned("gone:1")) == (
+        GOOD,
+        OTHER,
+        None,
+    )
 
 
 def test_soc_chooses_the_base() -> None:
@@ -124,7 +128,7 @@ def test_pips_settings_become_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path
         "echo \"global.extra-index-url='file:///opt/x https://more/simple'\"\necho \":env:.cert='/etc/ca.crt'\"\n"
     )
     pip.chmod(0o755)
-    monkeypatch.setattr(env, "tools_pip", lambda: [str(pip)])
+    monkeypatch.setattr(venv, "tools_pip", lambda: [str(pip)])
     options = image.secrets(tmp_path)
     assert options == [f"--secret=id=pip,src={tmp_path}/pip.conf", "--secret=id=ca,src=/etc/ca.crt"]
     assert (tmp_path / "pip.conf").read_text() == (
@@ -136,8 +140,8 @@ def test_pips_settings_become_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_sbom_is_the_same_for_the_same_content() -> None:
     packages = [["pypi", "", "torch", "2.8.0"], ["deb", "debian", "libc6", "2.36-9+deb12u14"]]
     labels = {"ascendet.key": "k"}
-    text = image.sbom("a/b:c", labels, packages)
-    assert text == image.sbom("a/b:c", labels, packages[::-1])
+    text = sbom.write("a/b:c", labels, packages)
+    assert text == sbom.write("a/b:c", labels, packages[::-1])
     content = json.loads(text)
     assert {item["purl"] for item in content["components"]} == {
         "pkg:pypi/torch@2.8.0",

@@ -179,15 +179,15 @@ def test_killed_on_the_way(tmp_path: Path) -> None:
         import os, signal
         from pathlib import Path
         from ascendet import paths
-        from ascendet.data import intake
+        from ascendet.data import intake, splits
         paths.BUILD, paths.CACHE = Path({str(paths.BUILD)!r}), Path({str(paths.CACHE)!r})
-        whole, count = intake._bring, []
+        whole, count = splits._bring, []
         def bring(source, target):
             count.append(target)
             if len(count) == 10:
                 os.kill(os.getpid(), signal.SIGKILL)
             return whole(source, target)
-        intake._bring = bring
+        splits._bring = bring
         intake.take_in(intake.check_options("mine", {str(root)!r}, "0.2", "0"))
     """
     environ = os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}

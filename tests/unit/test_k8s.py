@@ -16,7 +16,7 @@ def jobs(*more: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     k8s.configure_parser(parser)
     words = ["--model=vitdet-b", "--dataset=coco", "--devices=0,1,2,3,4,5,6,7", "--arch=arm64"]
-    return k8s.make_jobs(parser.parse_args([*words, *more]))
+    return k8s.make_jobs(k8s.JobRequest.read(parser.parse_args([*words, *more])))
 
 
 def pods(kind: str, *more: str) -> list[tuple[int, Any]]:
@@ -102,7 +102,7 @@ def test_schema_refuses_what_is_no_pod() -> None:
     """Guards the check itself: a misspelt field must not pass."""
     (_, pod), _ = pods("acjob")
     pod["spec"]["containers"][0]["resource"] = {}
-    with pytest.raises(AscendetError, match="not valid Kubernetes"):
+    with pytest.raises(AscendetError, match="must be a valid Kubernetes pod"):
         k8s.check_pod(pod)
 
 

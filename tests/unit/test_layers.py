@@ -132,3 +132,8 @@ def test_host_stages_need_the_standard_library_only() -> None:
             found = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             for module in found:
                 assert module.split(".")[0] in {"ascendet", *sys.stdlib_module_names}, f"{name}: {module}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_is_longer_than_one_can_read_at_once(name: str) -> None:
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 350

@@ -11,7 +11,7 @@ import pytest
 from ascendet import paths
 from ascendet.core import stack
 from ascendet.errors import AscendetError
-from ascendet.supply import lock
+from ascendet.supply import lock, lock_check, lockfiles
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_everything_agrees() -> None:
-    assert lock.check() == []
+    assert lock_check.check() == []
 
 
 @pytest.mark.parametrize(
@@ -62,26 +62,26 @@ def test_everything_agrees() -> None:
 )
 def test_each_disagreement_is_found(requirements: Path, file: str, old: str, new: str, problem: str) -> None:
     edit(requirements / file, old, new)
-    assert any(problem in found for found in lock.check()), lock.check()
+    assert any(problem in found for found in lock_check.check()), lock_check.check()
 
 
 def test_missing_and_extra_files_are_found(requirements: Path) -> None:
     (requirements / "lock/extra.txt").write_text("# make relock\n")
-    assert lock.check() == ["lock/extra.txt is not written by make relock"]
+    assert lock_check.check() == ["lock/extra.txt is not written by make relock"]
     (requirements / "lock/tools.txt").unlink()
-    assert lock.check() == ["lock/tools.txt is missing"]
+    assert lock_check.check() == ["lock/tools.txt is missing"]
 
 
 def test_setuptools_keeps_pkg_resources() -> None:
     for name in ("vitdet", "blendmask"):
-        version = lock.pins((paths.LOCK / f"{name}.txt").read_text())["setuptools"]
+        version = lockfiles.pins((paths.LOCK / f"{name}.txt").read_text())["setuptools"]
         assert int(version.split(".")[0]) < 82
 
 
 def test_torch_npus_undeclared_needs_are_locked() -> None:
     needs = {"pyyaml", "psutil", "decorator", "attrs", "scipy", "cloudpickle"}
     for one in stack.load_all().values():
-        assert needs <= lock.pins(lock.packages_lock(one.packages).read_text()).keys()
+        assert needs <= lockfiles.pins(lockfiles.packages_lock(one.packages).read_text()).keys()
 
 
 def test_wheels_agree_with_stacks_and_sources() -> None:
@@ -109,7 +109,7 @@ def test_models_have_configurations() -> None:
 
 def test_no_torch_lock_for_an_unknown_machine() -> None:
     with pytest.raises(AscendetError) as caught:
-        lock.torch_lock(stack.Stack.load("vitdet"), "riscv64")
+        lockfiles.torch_lock(stack.Stack.load("vitdet"), "riscv64")
     assert caught.value.name == "lock-missing"
 
 

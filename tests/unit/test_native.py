@@ -16,7 +16,7 @@ import pytest
 from ascendet import paths
 from ascendet.core import files
 from ascendet.errors import AscendetError
-from ascendet.wheels import native
+from ascendet.wheels import native, toolchain
 
 GROUPS = {
     "bindings": {"sources": ["csrc/bind.cpp"], "precompiled": False},
@@ -36,7 +36,7 @@ HEADER = '#include "common.hpp"\n'
 
 
 @pytest.fixture
-def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> native.Target:
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> toolchain.Target:
     """A machine whose torch is one header that names its own file, as torch's do in their error messages."""
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     monkeypatch.setenv("MAX_JOBS", "2")
@@ -50,7 +50,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> native.Target:
     check = "#pragma once\n#include <cstdio>\ninline int check(int x) { return x ? puts(__FILE__) : 0; }\n"
     (site / "include/torch").mkdir(parents=True)
     (site / "include/torch/check.h").write_text(check)
-    return native.Target(
+    return toolchain.Target(
         machine=platform.machine(),
         site=site,
         python_include=Path(sysconfig.get_path("include")),
@@ -77,7 +77,7 @@ def make_tree(folder: Path) -> Path:
 
 
 def build(
-    target: native.Target, tree: Path, store: Path, *, extension: native.Extension = EXTENSION
+    target: toolchain.Target, tree: Path, store: Path, *, extension: native.Extension = EXTENSION
 ) -> tuple[native.Log, bytes]:
     """Build and return the log and the library's content."""
     output = tree / "_ext.so"
@@ -87,7 +87,7 @@ def build(
         HEADER,
         tree=tree,
         target=target,
-        compiler=native.find_compiler(target.machine),
+        compiler=toolchain.find(target.machine),
         output=output,
         store=store,
     )
@@ -106,7 +106,7 @@ def test_every_source_is_in_exactly_one_unit() -> None:
 
 
 def test_same_bytes_in_another_folder_and_with_another_torch_folder(
-    target: native.Target, tmp_path: Path
+    target: toolchain.Target, tmp_path: Path
 ) -> None:
     _, first = build(target, make_tree(tmp_path / "a"), tmp_path / "store-a")
     moved = target.site.rename(tmp_path / "elsewhere")
@@ -118,7 +118,7 @@ def test_same_bytes_in_another_folder_and_with_another_torch_folder(
     assert str(tmp_path).encode() not in first
 
 
-def test_nothing_is_compiled_twice_wherever_the_source_lies(target: native.Target, tmp_path: Path) -> None:
+def test_nothing_is_compiled_twice_wherever_the_source_lies(target: toolchain.Target, tmp_path: Path) -> None:
     log, first = build(target, make_tree(tmp_path / "a"), tmp_path / "store")
     assert (log.compiled, log.reused) == (["bindings", "ops", "csrc_alone.cpp"], [])
     log, second = build(target, make_tree(tmp_path / "b"), tmp_path / "store")
@@ -137,7 +137,7 @@ def test_nothing_is_compiled_twice_wherever_the_source_lies(target: native.Targe
     ],
 )
 def test_what_changed_is_compiled_again(
-    target: native.Target, tmp_path: Path, changed: str, compiled: list[str]
+    target: toolchain.Target, tmp_path: Path, changed: str, compiled: list[str]
 ) -> None:
     build(target, make_tree(tmp_path / "a"), tmp_path / "store")
     tree = make_tree(tmp_path / "b")
@@ -147,7 +147,7 @@ def test_what_changed_is_compiled_again(
 
 
 def test_other_flags_macros_torch_or_compiler_make_other_objects(
-    target: native.Target, tmp_path: Path
+    target: toolchain.Target, tmp_path: Path
 ) -> None:
     build(target, make_tree(tmp_path / "a"), tmp_path / "store")
     tree = make_tree(tmp_path / "b")
@@ -160,17 +160,17 @@ def test_other_flags_macros_torch_or_compiler_make_other_objects(
     assert len(log.compiled) == 3
 
 
-def test_record_of_an_installation_says_the_same_in_every_environment(target: native.Target) -> None:
+def test_record_of_an_installation_says_the_same_in_every_environment(target: toolchain.Target) -> None:
     record = target.site / "torch-1.dist-info/RECORD"
-    before = native.identify(target, "torch")
+    before = toolchain.identify(target, "torch")
     record.write_text(
         "../../../bin/torchrun,sha256=here,9\ntorch-1.dist-info/INSTALLER,sha256=pip,4\n"
         "torch/__pycache__/a.pyc,,\ntorch/a.h,sha256=abc,1\n"
     )
-    assert native.identify(target, "torch") == before
+    assert toolchain.identify(target, "torch") == before
 
 
-def test_error_in_a_source_is_named_and_leaves_no_object(target: native.Target, tmp_path: Path) -> None:
+def test_error_in_a_source_is_named_and_leaves_no_object(target: toolchain.Target, tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "a")
     (tree / "csrc/op2.cpp").write_text('#include "common.hpp"\nint two() { return missing; }\n')
     with pytest.raises(AscendetError) as caught:
@@ -196,14 +196,14 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(AscendetError) as caught:
-        native.find_compiler(platform.machine())
+        toolchain.find(platform.machine())
     assert caught.value.name == "compiler-missing"
 
 
 def test_no_compiler_for_the_other_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AscendetError) as caught:
-        native.find_compiler("riscv64")
+        toolchain.find("riscv64")
     assert (caught.value.name, caught.value.expected) == ("compiler-missing", "riscv64-linux-gnu-g++")
 
 
@@ -212,14 +212,14 @@ def test_compiler_too_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, versi
     script = f"{GNU} -dumpfullversion) echo {version}; exit;; esac"
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, script))
     with pytest.raises(AscendetError) as caught:
-        native.find_compiler(platform.machine())
+        toolchain.find(platform.machine())
     assert (caught.value.name, caught.value.found) == ("compiler-too-old", f"GCC {version}")
 
 
 def test_compiler_that_is_not_gnu_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", fake_compiler(tmp_path, "echo clang version 14"))
     with pytest.raises(AscendetError) as caught:
-        native.find_compiler(platform.machine())
+        toolchain.find(platform.machine())
     assert (caught.value.name, caught.value.found) == ("compiler-missing", "clang version 14")
 
 
@@ -232,7 +232,7 @@ def test_compiler_that_is_not_gnu_s(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 )
 def test_full_disk_and_full_memory(
     monkeypatch: pytest.MonkeyPatch,
-    target: native.Target,
+    target: toolchain.Target,
     tmp_path: Path,
     message: str,
     name: str,
@@ -248,7 +248,7 @@ def test_full_disk_and_full_memory(
 
 
 def test_second_build_waits_for_the_first_and_says_so(
-    target: native.Target, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    target: toolchain.Target, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"
     store.mkdir()
@@ -264,7 +264,7 @@ def test_second_build_waits_for_the_first_and_says_so(
     assert f"waiting for process {os.getpid()}" in capfd.readouterr().err
 
 
-def test_library_loads_and_answers(target: native.Target, tmp_path: Path) -> None:
+def test_library_loads_and_answers(target: toolchain.Target, tmp_path: Path) -> None:
     build(target, make_tree(tmp_path / "a"), tmp_path / "store")
     code = f"import ctypes; print(ctypes.CDLL('{tmp_path}/a/_ext.so').PyInit__ext())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -20,7 +20,7 @@ from ascendet import paths
 from ascendet.core import files
 from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
-from ascendet.supply import sources
+from ascendet.supply import blobs, sources, unpack
 
 NAME = "thing-1.0.tar.gz"
 
@@ -126,7 +126,7 @@ def test_unpack_keeps_contents_and_executable_bit(tmp_path: Path) -> None:
     script.mode, script.size = 0o4755, 2  # set-uid is dropped
     with tarfile.open(tmp_path / NAME, "w:gz") as file:
         file.addfile(script, io.BytesIO(b"#!"))
-    top = sources.unpack(tmp_path / NAME, tmp_path / "out")
+    top = unpack.unpack(tmp_path / NAME, tmp_path / "out")
     assert top == tmp_path / "out" / "thing-1.0"
     assert (top / "run").read_bytes() == b"#!"
     assert (top / "run").stat().st_mode & 0o7777 == 0o755
@@ -150,7 +150,7 @@ def test_unpack_refuses_members_that_have_no_business_there(
 ) -> None:
     path = archive(tmp_path / NAME, ("thing-1.0/a", b"a"), member)
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
     assert not list(tmp_path.glob("**/evil"))
 
@@ -167,15 +167,15 @@ def test_unpack_names_a_damaged_archive(tmp_path: Path, damage: str) -> None:
         ]
     )
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
 
 
 def test_unpack_refuses_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(unpack, "_MAX_BYTES", 1000)
     path = archive(tmp_path / NAME, ("thing-1.0/a", bytes(1001)))
     with pytest.raises(AscendetError) as caught:
-        sources.unpack(path, tmp_path / "out")
+        unpack.unpack(path, tmp_path / "out")
     assert caught.value.name == "sdist-corrupt"
 
 
@@ -215,8 +215,8 @@ def repository(
     return tmp_path / "thing.git", git("rev-parse", "HEAD")
 
 
-def blobs(tmp_path: Path, *names: str) -> str:
-    lines = [f"{sources.blob_id(FILES[name])}  {name}" for name in names or FILES]
+def write_blobs(tmp_path: Path, *names: str) -> str:
+    lines = [f"{blobs.blob_id(FILES[name])}  {name}" for name in names or FILES]
     (tmp_path / "thing.blobs").write_text("\n".join(lines) + "\n")
     return "thing.blobs"
 
@@ -300,7 +300,10 @@ def test_mirror_s_sdist_is_held_to_the_locked_hash(
 def test_listed_files_and_no_others(repository: tuple[Path, str], tmp_path: Path) -> None:
     place, commit = repository
     pin = Upstream(
-        version="1.0", commit=commit, blobs=blobs(tmp_path, "setup.py", "package/a.py"), places=(str(place),)
+        version="1.0",
+        commit=commit,
+        blobs=write_blobs(tmp_path, "setup.py", "package/a.py"),
+        places=(str(place),),
     )
     assert obtain(pin, tmp_path / "out") == {name: FILES[name] for name in ("setup.py", "package/a.py")}
 
@@ -312,7 +315,7 @@ def test_sdist_with_listed_files_may_hold_more(
     members = [(f"thing-1.0/{name}", content) for name, content in FILES.items()]
     made = archive(tmp_path / "made.tar.gz", *members, ("thing-1.0/PKG-INFO", b"more"))
     lock(files.digest(made))
-    pin = Upstream(version="1.0", sdist=NAME, blobs=blobs(tmp_path))
+    pin = Upstream(version="1.0", sdist=NAME, blobs=write_blobs(tmp_path))
     pip = fake_pip(tmp_path, delivers=made)
     assert obtain(pin, tmp_path / "out", pip) == FILES
     (tmp_path / "thing.blobs").write_text(f"{'0' * 40}  setup.py\n{'1' * 40}  gone.py\n")
@@ -336,7 +339,7 @@ def test_release_archive_from_the_second_place(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        wrong = Upstream(version="1.0", blobs=blobs(tmp_path), places=(f"{address}/wrong.tar.gz",))
+        wrong = Upstream(version="1.0", blobs=write_blobs(tmp_path), places=(f"{address}/wrong.tar.gz",))
         with pytest.raises(AscendetError) as caught:
             obtain(wrong, tmp_path / "out")
         assert caught.value.name == "sdist-hash-mismatch"
@@ -351,10 +354,10 @@ def test_release_archive_from_the_second_place(
 def test_list_of_blobs_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "list").write_text(text)
     with pytest.raises(AscendetError) as caught:
-        sources.read_blobs(tmp_path / "list")
+        blobs.read(tmp_path / "list")
     assert caught.value.name == "stack-invalid"
     with pytest.raises(AscendetError):
-        sources.read_blobs(tmp_path / "none")
+        blobs.read(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -371,3 +374,52 @@ def test_list_of_blobs_that_is_none(tmp_path: Path, text: str) -> None:
 def test_pin_that_cannot_be_verified(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"commit|blobs|git"):
         Upstream(version="1.0", **fields)
+
+
+def test_listed_file_may_have_another_name_in_the_archive(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "REQUIREMENTS", tmp_path)
+    (_, content), *others = FILES.items()
+    made = archive(
+        tmp_path / "made.tar.gz",
+        ("thing-1.0/moved/away", content),
+        *[(f"thing-1.0/{n}", c) for n, c in others],
+    )
+    lock(files.digest(made))
+    pin = Upstream(version="1.0", sdist=NAME, blobs=write_blobs(tmp_path))
+    assert obtain(pin, tmp_path / "out", fake_pip(tmp_path, delivers=made)) == FILES
+
+
+def test_sdist_that_pip_refuses_to_resolve_comes_by_its_link(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "thing").mkdir(parents=True)
+    made = archive(site / NAME, ("thing-1.0/setup.py", b"print()"))
+    (site / "thing" / "index.html").write_text(f'<a href="../{NAME}#sha256={"0" * 64}">thing</a>')
+    lock(files.digest(made))
+    script = tmp_path / "pip.py"
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        script.write_text(
+            "import sys\n"
+            "if sys.argv[1] == 'download': sys.exit('Distributions from X cannot declare direct URL dependencies.')\n"
+            f"print(\"global.index-url='{address}/empty'\")\n"
+            f"print(\":env:.extra-index-url='file:///nowhere {address}'\")\n"
+        )
+        pip = [sys.executable, str(script)]
+        assert sources.fetch(NAME, pip).read_bytes() == made.read_bytes()
+        lock("1" * 64)
+        with pytest.raises(AscendetError) as caught:
+            sources.fetch(NAME, pip)
+        assert caught.value.name == "sdist-hash-mismatch"
+        lock(files.digest(made))
+        shutil.rmtree(tmp_path / "cache")
+        (site / "thing" / "index.html").write_text('<a href="../thing-2.tar.gz">another</a>')
+        with pytest.raises(AscendetError) as caught:
+            sources.fetch(NAME, pip)
+        assert caught.value.name == "sdist-download-failed"
+        server.shutdown()

@@ -17,8 +17,8 @@ import mmcv
 import pytest
 import torch
 from ascendet import paths
-from ascendet.supply import patches, sources
-from ascendet.wheels import native
+from ascendet.supply import patches, sources, unpack
+from ascendet.wheels import native, toolchain
 
 # Tells whether the shared library was loaded; `before` runs first, then mmcv._ext is imported.
 PROBE = """
@@ -63,7 +63,7 @@ def test_wheel_says_what_it_was_built_against() -> None:
 
 def patched_source(folder: Path) -> Path:
     sdist = sources.fetch("mmcv-2.1.0.tar.gz", [sys.executable, "-m", "pip"])
-    tree = sources.unpack(sdist, folder)
+    tree = unpack.unpack(sdist, folder)
     patches.apply("mmcv", tree)
     return tree
 
@@ -74,7 +74,7 @@ def test_a_unit_compiles_to_the_same_bytes_in_two_places_with_and_without_precom
     """The whole wheel, under two users: make check-repro."""
     home = paths.WHEELS / "mmcv"
     table = tomllib.loads((home / "wheel.toml").read_text(encoding="utf-8"))
-    target = native.Target(
+    target = toolchain.Target(
         machine=platform.machine(),
         site=Path(torch.__file__).parents[1],
         python_include=Path(sysconfig.get_path("include")),
@@ -109,7 +109,7 @@ def test_a_unit_compiles_to_the_same_bytes_in_two_places_with_and_without_precom
             "".join(f'#include "{name}"\n' for name in table["native"]["header"]),
             tree=tree,
             target=target,
-            compiler=native.find_compiler(target.machine),
+            compiler=toolchain.find(target.machine),
             output=output,
             store=tree.parent / "store",
         )

@@ -7,7 +7,6 @@ builds on it and the same entry point finds it. A label says what it is, and ima
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from ascendet.containers import image
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, env
 from ascendet.machine import arch, engine
 from ascendet.wheels import cross
 
@@ -25,7 +24,6 @@ configure_parser = image.add_image_options
 
 def execute(args: argparse.Namespace) -> None:
     """Make it and print its name, for BASE_IMAGE."""
-    os.environ["NPU"] = "sim"  # whatever this machine has
     print(ensure(Stack.load(args.stack), arch.parse(args.arch)))
 
 
@@ -38,9 +36,9 @@ def ensure(stack: Stack, machine: str) -> str:
         `command-failed`: mmdebstrap is missing or fails.
     """
     name = f"ascendet/cann-sim:{stack.cann}-torch{stack.torch}-{machine}"
-    env.ensure_base(stack)
+    env.ensure_base(stack, "sim")  # whatever this machine has
     here = machine == platform.machine()
-    tree = env.find_cann(stack).home if here else cross.ensure_cann_sim(stack, machine)
+    tree = activation.find_cann(stack, "sim").home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
         "tree": files.digest_tree(tree),
         "code": files.digest(Path(__file__)),

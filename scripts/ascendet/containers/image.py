@@ -7,28 +7,31 @@ change a cache key. What is secret (the package index's address may hold a passw
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import tempfile
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import __version__, paths
-from ascendet.core import files, manifest, process
+from ascendet.containers import base_image, sbom
+from ascendet.core import files, manifest, options, process
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import env, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
-from ascendet.supply import lock
+from ascendet.supply import lockfiles
 from ascendet.wheels import wheel
 
 SIMULATED = "ascendet.simulated"  # the label of the stand-in base, which images inherit
+
+
 # Of the stack's locked packages, those that only build or test.
 _LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
+
+
 _SHOWN = r"^#\d+ (\[[^\]]*\d+/\d+\]|CACHED|DONE|ERROR|exporting)|^ERROR"
 
 
@@ -42,6 +45,31 @@ class Image:
     simulated: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """Which image: of which stack, for which architecture and SoC ("": the stack's first), on which base.
+
+    `base` is the name of another base than the stack's CANN image, `ready` that of an image which is not built.
+    """
+
+    stack: Stack
+    machine: str
+    soc: str = ""
+    base: str = ""
+    ready: str = ""
+
+    @classmethod
+    def read(cls, args: argparse.Namespace) -> ImageRequest:
+        """Return the request that the options of `add_image_options` make."""
+        return cls(
+            stack=Stack.load(args.stack),
+            machine=arch.parse(args.arch),
+            soc=args.soc,
+            base=args.base_image,
+            ready=args.image,
+        )
+
+
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     add_image_options(parser)
@@ -52,7 +80,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which image."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument(
         "--soc", default="", help="the SoC, which chooses the CANN image; empty: the stack's first"
     )
@@ -65,14 +93,13 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Build what is asked for and say what it is."""
-    stack = Stack.load(args.stack)
-    machine = arch.parse(args.arch)
+    request = ImageRequest.read(args)
     if args.context:
-        print(paths.shorten(make_context(stack, machine)))
+        print(paths.shorten(make_context(request.stack, request.machine)))
     else:
-        built = ensure(args)
+        built = ensure(request)
         print(f"{built.tag}\n  digest: {built.id}\n  size:   {built.size / 1e9:.2f} GB with its base")
-        print(f"  SBOM:   {paths.shorten(home(stack, machine) / 'latest' / 'sbom.cdx.json')}")
+        print(f"  SBOM:   {paths.shorten(home(request.stack, request.machine) / 'latest' / 'sbom.cdx.json')}")
 
 
 def home(stack: Stack, machine: str) -> Path:
@@ -80,20 +107,19 @@ def home(stack: Stack, machine: str) -> Path:
     return paths.BUILD / "image" / f"{stack.name}-{machine}"
 
 
-def ensure(args: argparse.Namespace) -> Image:
-    """The image of the options: as it is when it is up to date, else built.
+def ensure(request: ImageRequest) -> Image:
+    """Build the image unless it is up to date, and return it.
 
     Raises
     ------
     AscendetError
         The engine's errors, and `soc-unknown`, `base-missing`, `base-mismatch`, `image-missing`.
     """
-    stack = Stack.load(args.stack)
-    if args.image:
-        return ready(args.image)
-    machine = arch.parse(args.arch)
-    name = args.base_image or stack.base_image(args.soc)
-    base = find_base(name, machine, pinned(name))
+    if request.ready:
+        return ready(request.ready)
+    stack, machine = request.stack, request.machine
+    name = request.base or stack.base_image(request.soc)
+    base = base_image.find(name, machine, base_image.pinned(name))
     context = make_context(stack, machine)
     simulated = (base["Config"].get("Labels") or {}).get(SIMULATED) == "true"
     build_args = build_arguments(stack)
@@ -101,7 +127,7 @@ def ensure(args: argparse.Namespace) -> Image:
         "context": files.digest_tree(context),
         "dockerfile": files.digest(paths.ROOT / "docker" / "Dockerfile"),
         "base": base["Id"],
-        "soc": args.soc or stack.soc[0],
+        "soc": request.soc or stack.soc[0],
         "args": build_args,
     }
     folder = home(stack, machine)
@@ -111,11 +137,11 @@ def ensure(args: argparse.Namespace) -> Image:
         shutil.rmtree(final)  # docker rmi has removed what it describes
     with manifest.stage(f"image/{folder.name}", inputs) as stage:
         if not stage.fresh:
-            labels = _labels(stack, args.soc, name, base, inputs)
-            tag = make_tag(stack, args.soc, machine, simulated)
+            labels = _labels(stack, request.soc, name, base, inputs)
+            tag = make_tag(stack, request.soc, machine, simulated)
             built = build(context, machine, base, build_args, labels, tag)
-            packages = _packages(built["Id"])
-            (stage.path / "sbom.cdx.json").write_text(sbom(tag, labels, packages), encoding="utf-8")
+            packages = sbom.list_packages(built["Id"])
+            (stage.path / "sbom.cdx.json").write_text(sbom.write(tag, labels, packages), encoding="utf-8")
             stage.record(
                 image=built["Id"],
                 tag=tag,
@@ -143,16 +169,16 @@ def build_arguments(stack: Stack) -> dict[str, str]:
     }
 
 
-def latest(args: argparse.Namespace) -> Image:
-    """What `make image` made last for the stack, or `error[image-missing]`; nothing is built."""
-    folder = home(Stack.load(args.stack), arch.parse(args.arch))
+def latest(request: ImageRequest) -> Image:
+    """Return what `make image` made last for the stack, or raise `image-missing`; nothing is built."""
+    folder = home(request.stack, request.machine)
     known = manifest.read(folder / "latest")
     if known is None or not engine.inspect("image", [str(known["tag"])]):
         raise AscendetError(
             "image-missing",
             "the image was not built here, or the engine has it no more",
             expected=f"{paths.shorten(folder / 'latest')}/{manifest.MANIFEST}",
-            hint=f"make image STACK={args.stack}, or IMAGE=<name> for one that the engine has",
+            hint=f"make image STACK={request.stack.name}, or IMAGE=<name> for one that the engine has",
         )
     return ready(str(known["tag"]))
 
@@ -173,54 +199,6 @@ def ready(name: str) -> Image:
     )
 
 
-# -- the base --
-
-
-def pinned(name: str) -> str | None:
-    """The digest that requirements/lock/images.toml states for an image name."""
-    digest = tomllib.loads((paths.LOCK / "images.toml").read_text(encoding="utf-8")).get(name)
-    return str(digest) if digest else None
-
-
-def find_base(name: str, machine: str, digest: str | None) -> engine.Json:
-    """What the engine says of the base image, which is pulled where it is missing; it must be the pinned one."""
-    reference = re.sub(r"(:[^:/]+)?(@.*)?$", f"@{digest}", name, count=1)
-    found = engine.inspect("image", [name]) or (digest and engine.inspect("image", [reference]))
-    if not found:
-        wanted = reference if digest else name
-        print(f"pulling {wanted}", flush=True)
-        try:
-            engine.run("pull", "--quiet", f"--platform=linux/{arch.KNOWN[machine].docker}", wanted)
-        except AscendetError as error:
-            error.found = f"{wanted}: {error.found}"
-            raise
-        found = engine.inspect("image", [wanted])
-    (base,) = found
-    if digest is None and name in lock.image_names():
-        print(
-            f"base image {name} is not pinned; `make relock` records the digest of what was pulled",
-            flush=True,
-        )
-    elif digest and not any(known.endswith(f"@{digest}") for known in base.get("RepoDigests") or []):
-        raise AscendetError(
-            "base-mismatch",
-            f"the image {name} here is not the one in requirements/lock/images.toml",
-            expected=digest,
-            found=", ".join(base.get("RepoDigests") or []) or f"a local image, {base['Id']}",
-            hint=f"docker pull {reference}, or make relock to accept this one",
-        )
-    if base["Architecture"] != arch.KNOWN[machine].docker:
-        raise AscendetError(
-            "base-mismatch",
-            f"the base image {name} is for another architecture",
-            expected=f"linux/{arch.KNOWN[machine].docker}",
-            found=f"linux/{base['Architecture']}",
-            hint=f"docker pull --platform linux/{arch.KNOWN[machine].docker} {name}, or ARCH={base['Architecture']}",
-        )
-    found_base: engine.Json = base
-    return found_base
-
-
 # -- building --
 
 
@@ -235,7 +213,7 @@ def make_context(stack: Stack, machine: str) -> Path:
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=".tmp-") as folder:
             docker, scripts = paths.ROOT / "docker", paths.ROOT / "scripts"
             content = {
-                "torch.txt": lock.torch_lock(stack, machine),
+                "torch.txt": lockfiles.torch_lock(stack, machine),
                 **{name: docker / name for name in ("layer.sh", "check.sh")},
                 **{f"scripts/{name}": docker / name for name in ("cann.sh", "entrypoint.sh")},
                 **{f"scripts/{file.name}": file for file in scripts.glob("*.sh")},
@@ -249,7 +227,7 @@ def make_context(stack: Stack, machine: str) -> Path:
                 shutil.copyfile(source, target)
                 target.chmod(0o755 if target.suffix == ".sh" else 0o644)
                 os.utime(target, (0, 0))  # COPY keeps it: the layer is then the same on every build
-            locked = lock.packages_lock(stack.packages).read_text(encoding="utf-8")
+            locked = lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8")
             Path(folder, "context", "packages.txt").write_text(runtime_packages(locked), encoding="utf-8")
             files.publish(Path(folder, "context"), final)
     return final
@@ -262,7 +240,9 @@ def runtime_packages(locked: str) -> str:
     'numpy==2 \\\n    --hash=sha256:00\n'
     """
     blocks = re.split(r"^(?=\w)", locked, flags=re.MULTILINE)
-    return "".join(block for block in blocks if lock.normalise(block.partition("==")[0]) not in _LEFT_OUT)
+    return "".join(
+        block for block in blocks if lockfiles.normalise(block.partition("==")[0]) not in _LEFT_OUT
+    )
 
 
 def build(
@@ -308,7 +288,7 @@ def build(
 
 def secrets(folder: Path) -> list[str]:
     """Build secrets from what pip is told on this machine: where packages come from, and whose certificates hold."""
-    settings = env.pip_settings()
+    settings = venv.pip_settings()
     lines = ["[global]"]
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"):
         values = [value for value in settings.get(name, "").split() if not value.startswith("file:")]
@@ -356,66 +336,3 @@ def _labels(
         **{f"ascendet.{name}": pin.version for name, pin in stack.upstreams.items()},
         "ascendet.key": manifest.digest_inputs(inputs),
     }
-
-
-# -- what is inside --
-
-_LIST = """
-import importlib.metadata, json, platform, subprocess
-found = [["pypi", item.metadata["Name"], item.version]
-         for item in importlib.metadata.distributions()]
-for kind, command in (("deb", ["dpkg-query", "--show", "--showformat=${Package} ${Version}\\n"]),
-                      ("rpm", ["rpm", "--query", "--all", "--queryformat=%{NAME} %{VERSION}-%{RELEASE}\\n"])):
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        continue
-    found += [[kind, *line.split()] for line in shown.splitlines()]
-distribution = platform.freedesktop_os_release()["ID"]
-print(json.dumps([[kind, "" if kind == "pypi" else distribution, *rest] for kind, *rest in found]))
-"""
-
-
-def _packages(image: str) -> list[list[str]]:
-    """Kind, distribution, name and version of every package that is really in the image."""
-    command = ["run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL"]
-    listed = engine.run(*command, "--entrypoint=/opt/ascendet/venv/bin/python", image, "-I", "-c", _LIST)
-    packages: list[list[str]] = json.loads(listed)
-    return packages
-
-
-def sbom(tag: str, labels: dict[str, str], packages: list[list[str]]) -> str:
-    """A CycloneDX 1.6 document of the image: JSON, the same for the same content."""
-    import uuid
-    from datetime import UTC, datetime
-
-    from cyclonedx.model import Property
-    from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import Component, ComponentType
-    from cyclonedx.output.json import JsonV1Dot6
-    from packageurl import PackageURL
-
-    name, _, version = tag.rpartition(":")
-    bom = Bom(
-        components=[
-            Component(
-                type=ComponentType.LIBRARY,
-                name=package,
-                version=number,
-                purl=(url := PackageURL(kind, distribution or None, package, number)),
-                bom_ref=str(url),
-            )
-            for kind, distribution, package, number in packages
-        ]
-    )
-    bom.metadata.component = Component(
-        type=ComponentType.CONTAINER,
-        name=name,
-        version=version,
-        bom_ref=tag,
-        properties=[Property(name=key, value=value) for key, value in labels.items()],
-    )
-    bom.register_dependency(bom.metadata.component, bom.components)
-    bom.metadata.timestamp = datetime.fromtimestamp(0, UTC)
-    bom.serial_number = uuid.uuid5(uuid.NAMESPACE_URL, f"{tag}#{labels['ascendet.key']}")
-    return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"

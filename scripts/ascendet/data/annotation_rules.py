@@ -101,7 +101,7 @@ _RULES: dict[Action, dict[str, str]] = {
 RULES: dict[str, tuple[Action, str]] = {
     name: (action, what) for action, rules in _RULES.items() for name, what in rules.items()
 }
-# What mmdet and the evaluator cope with in a file as it stands; all else needs the copy that `make data` writes.
+# What the families and the evaluator cope with in a file as it stands; all else needs the copy that `make data` writes.
 IN_PLACE = frozenset({*_RULES["noted"], "box-empty", "box-clipped", "mask-empty"})
 
 

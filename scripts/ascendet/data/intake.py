@@ -7,20 +7,16 @@ system has no hard links. The folder is filled under a temporary name.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ascendet import paths
 from ascendet.core import files, manifest
-from ascendet.data import datasets, layouts
+from ascendet.data import datasets, layouts, splits
 from ascendet.data.annotation_rules import shown
 from ascendet.data.annotations import Report
 from ascendet.data.annotations import check as check_annotations
@@ -29,12 +25,10 @@ from ascendet.data.layouts import Source
 from ascendet.errors import AscendetError
 from ascendet.supply import archive, assets
 
-MEMBERS = ".members"  # what each split holds, for `make data-check`: names, sizes, CRC-32
 _RESERVED = ("weights", "archives")  # folders beside the data sets
-_RATIO = 100  # what a zip may unpack to, as a multiple of its size; pictures do not shrink at all
-_THREADS = min(16, 2 * (os.cpu_count() or 1))
 
-Content = dict[str, Any]
+
+_RATIO = 100  # what a zip may unpack to, as a multiple of its size; pictures do not shrink at all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,12 +202,12 @@ def _fill(work: Path, options: Options, inputs: Mapping[str, object]) -> None:
     folders = {source.kind: source.pictures for source in sources}
     if options.val:
         (whole,) = (kind for kind in contents if kind in ("", "train"))
-        contents["train"], contents["val"] = split(contents.pop(whole), options.val, options.seed)
+        contents["train"], contents["val"] = splits.split(contents.pop(whole), options.val, options.seed)
         folders["train"] = folders["val"] = folders.pop(whole)
-    classes = join_classes(contents)
-    members = {kind: _write_split(work, kind, contents[kind], folders[kind]) for kind in contents}
+    classes = splits.join_classes(contents)
+    members = {kind: splits.write(work, kind, contents[kind], folders[kind]) for kind in contents}
     outputs = {file.name: files.digest(file) for file in sorted((work / ANNOTATIONS).iterdir())}
-    counts = {kind: _counts(content) for kind, content in contents.items()}
+    counts = {kind: splits.count(content) for kind, content in contents.items()}
     findings = {
         str(source.annotations.relative_to(root)): [vars(one) for one in reports[source.kind].findings]
         for source in sources
@@ -229,19 +223,14 @@ def _fill(work: Path, options: Options, inputs: Mapping[str, object]) -> None:
         "outputs": {f"{ANNOTATIONS}/{name}": digest for name, digest in outputs.items()},
     }
     manifest.write(work, facts)
-    say(f"{options.name}: {len(classes)} classes: {', '.join(shown(name) for name in classes[:20])}")
-
-
-def say(text: str) -> None:
-    """Print a line for people."""
-    print(text, file=sys.stderr, flush=True)
+    splits.say(f"{options.name}: {len(classes)} classes: {', '.join(shown(name) for name in classes[:20])}")
 
 
 def _unpack(options: Options, folder: Path) -> Path:
     path = options.origin
     size = sum(info.file_size for info in _directory(path))
     files.check_space(assets.store(), size, "ASCENDET_DATA or ASCENDET_CACHE")
-    say(f"{options.name}: unpacking {shown(path.name)}")
+    splits.say(f"{options.name}: unpacking {shown(path.name)}")
     try:
         archive.unpack(path, folder, top="", limit=_RATIO * path.stat().st_size + 2**20)
     except AscendetError as error:
@@ -281,120 +270,17 @@ def _check_kinds(options: Options, sources: list[Source]) -> None:
 def _check(source: Source, root: Path, options: Options) -> Report:
     """Check one annotation file, say what was found, and return the report with what to write."""
     name = shown(str(source.annotations.relative_to(root)), 200)
-    say(f"{options.name}: checking {name}, pictures in {shown(str(source.pictures.relative_to(root)), 200)}/")
+    splits.say(
+        f"{options.name}: checking {name}, pictures in {shown(str(source.pictures.relative_to(root)), 200)}/"
+    )
     report = check_annotations(
         source.annotations,
         source.pictures,
         training=source.kind in ("", "train"),
         hint="correct it, or export it again; then the same command",
     )
-    say(report.table())
+    splits.say(report.table())
     return report
-
-
-def split(content: Content, part: float, seed: int) -> tuple[Content, Content]:
-    """Return the training and the validation part of a file's content; each picture's hash with the seed decides.
-
-    So a picture that is added later moves few others. Each part has at least one picture.
-
-    Raises
-    ------
-    AscendetError
-        `data-invalid`: there is only one picture.
-    """
-
-    def key(image: Content) -> bytes:
-        return hashlib.sha256(f"{seed} {image['file_name']}".encode("utf-8", "surrogateescape")).digest()
-
-    images = sorted(content["images"], key=key)
-    if len(images) < 2:
-        raise AscendetError(
-            "data-invalid",
-            "one picture cannot be split",
-            expected="two or more",
-            hint="more pictures, then the same command",
-        )
-    count = min(max(1, round(part * len(images))), len(images) - 1)
-    chosen = {image["id"] for image in images[:count]}
-
-    def only(inside: bool) -> Content:
-        return content | {
-            "images": [image for image in content["images"] if (image["id"] in chosen) == inside],
-            "annotations": [one for one in content["annotations"] if (one["image_id"] in chosen) == inside],
-        }
-
-    return only(False), only(True)
-
-
-def join_classes(contents: Mapping[str, Content]) -> list[str]:
-    """Give all splits the same categories, in place, and return their names.
-
-    Names decide. Where the splits list the same ones under the same ids, nothing changes; else those of the training's
-    come first, then the others', numbered from 1.
-    """
-    lists = {kind: content["categories"] for kind, content in contents.items()}
-    ordered = [lists[kind] for kind in ("train", "val", "test") if kind in lists]
-    joined: dict[str, Content] = {}
-    for categories in ordered:
-        for category in categories:
-            joined.setdefault(category["name"], category)
-    pairs = [[(category["id"], category["name"]) for category in categories] for categories in ordered]
-    if all(one == pairs[0] for one in pairs):
-        return list(joined)
-    say(
-        "the splits list different classes, or under different ids; they are joined by name and numbered from 1"
-    )
-    ids = {name: number for number, name in enumerate(joined, 1)}
-    for content in contents.values():
-        own = {category["id"]: ids[category["name"]] for category in content["categories"]}
-        content["categories"] = [category | {"id": ids[name]} for name, category in joined.items()]
-        for one in content["annotations"]:
-            one["category_id"] = own[one["category_id"]]
-    return list(joined)
-
-
-def _counts(content: Content) -> dict[str, int]:
-    real = [one for one in content["annotations"] if not one["iscrowd"]]
-    usable = {one["image_id"] for one in real}
-    return {"images": len(content["images"]), "with_objects": len(usable), "objects": len(real)}
-
-
-def _write_split(work: Path, kind: str, content: Content, pictures: Path) -> dict[str, archive.Content]:
-    """Write a split's annotations, bring its pictures, and return what these are by name."""
-    (work / ANNOTATIONS).mkdir(exist_ok=True)
-    file = work / ANNOTATIONS / f"instances_{kind}.json"
-    file.write_text(json.dumps(content), encoding="ascii")  # names that are no UTF-8 are escaped
-    names = [image["file_name"] for image in content["images"]]
-    for folder in {(work / kind / name).parent for name in names}:
-        folder.mkdir(parents=True, exist_ok=True)
-    members = bring({work / kind / name: pictures / name for name in names}, label=f"{work.name}: {kind}")
-    found = dict(zip(names, members, strict=True))
-    (work / MEMBERS / kind).mkdir(parents=True)
-    manifest.write(work / MEMBERS / kind, {"members": found})
-    return found
-
-
-def bring(files: Mapping[Path, Path], label: str) -> list[archive.Content]:
-    """Link or copy files to where they belong, and return size and CRC-32 of each."""
-    from ascendet.core.progress import Meter
-
-    total = sum(source.stat().st_size for source in files.values())
-    found, done = [], 0
-    with Meter(label) as meter, ThreadPoolExecutor(_THREADS) as threads:
-        for member in threads.map(lambda target: _bring(files[target], target), files):
-            found.append(member)
-            done += member[0]
-            meter.show(done, total)
-    return found
-
-
-def _bring(source: Path, target: Path) -> archive.Content:
-    source = source.resolve()  # a link's target, not the link
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, one without hard links, somebody else's file, too many links
-        shutil.copyfile(source, target)
-    return archive.content(target)
 
 
 def check(one: Dataset) -> dict[str, list[str]]:
@@ -405,7 +291,7 @@ def check(one: Dataset) -> dict[str, list[str]]:
     if isinstance(outputs, dict):
         problems[f"{one.name}/{ANNOTATIONS}"] = manifest.damaged(one.folder, outputs)
     for kind in one.splits:
-        members = (manifest.read(one.folder / MEMBERS / kind) or {}).get("members")
+        members = (manifest.read(one.folder / splits.MEMBERS / kind) or {}).get("members")
         if isinstance(members, dict):
             expected = {name: (size, crc) for name, (size, crc) in members.items()}
             problems[f"{one.name}/{kind}"] = archive.compare(one.folder / kind, expected)

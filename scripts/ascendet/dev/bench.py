@@ -1,4 +1,4 @@
-"""`make bench-<name>`: print what a program in tests/bench measures, in the stack's environment."""
+"""`make bench-<name>`: run a program of tests/bench in the stack's environment, which prints its measurements."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 import subprocess
 
 from ascendet import paths
+from ascendet.core import options
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.supply import assets
 from ascendet.wheels import install
 
-# What measures the tool itself runs in its environment, without torch.
+# Benchmarks of the tool itself, which run in the tools environment, without torch.
 _TOOLS_ONLY = {"fetch", "image", "score"}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("name", help="the program in tests/bench")
 
 
@@ -38,10 +39,10 @@ def execute(args: argparse.Namespace) -> None:
             hint=f"make bench-{known[0]}",
         )
     if args.name in _TOOLS_ONLY:
-        python, environ = env.ensure_tools(), os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
+        python, environ = venv.ensure_tools(), os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}
     else:
         python = install.ensure(stack)
-        environ = env.stack_environ(stack) | {"ASCENDET_DATA": str(assets.root())}
+        environ = activation.stack_environ(stack) | {"ASCENDET_DATA": str(assets.root())}
     done = subprocess.run([python, program], cwd=paths.ROOT, env=environ, check=False)
     if done.returncode:
         raise AscendetError(

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import paths
+from ascendet.core import options
 from ascendet.core.stack import Stack
 from ascendet.dev import reports, suites
 from ascendet.dev.jobs import Job, Outcome, Pool, count_slots
 from ascendet.dev.reports import Counts, Report
 from ascendet.dev.suites import SUITES, Suite
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host
 
@@ -31,7 +32,7 @@ LINT = "lint"
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
         "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
@@ -157,9 +158,9 @@ def _install(stack: Stack, pool: Pool) -> None:
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
     """Yield a suite's processes: one, or one per file."""
     python, environ = (
-        (env.ensure_tools(), dict(os.environ))
+        (venv.ensure_tools(), dict(os.environ))
         if suite.python == "tools"
-        else (env.stack_python(stack), env.stack_environ(stack))
+        else (venv.stack_python(stack), activation.stack_environ(stack))
     )
     # Processes that run at once have a processor each.
     environ |= {
@@ -188,7 +189,7 @@ def _read_pytest(file: Path, outcome: Outcome) -> Report:
 
 def _lint(folder: Path) -> Iterator[Part]:
     """Yield the linters: style, types, shell scripts, C++, and the files that are made from others."""
-    python = env.ensure_tools()
+    python = venv.ensure_tools()
     bin_folder = python.parent
     commands: dict[str, list[str | Path]] = {
         "mypy": [bin_folder / "mypy"],

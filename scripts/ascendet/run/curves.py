@@ -1,4 +1,4 @@
-"""`make curves`: a training's loss and AP as pictures, in its run folder."""
+"""`make curves`: draw a training's loss and AP into its run folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import subprocess
 
 from ascendet import paths
-from ascendet.core import again, manifest
+from ascendet.core import again, manifest, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.run import target
@@ -15,14 +15,14 @@ from ascendet.wheels import install
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument("--model", required=True, help="one of the stack's models")
     parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the latest")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Draw, and say where the pictures are."""
+    """Draw the curves, and print where the files are."""
     stack = Stack.load(args.stack)
     target.check_names(stack, args.model, args.dataset)
     run = paths.BUILD / "runs" / f"{args.model}_{args.dataset}" / (args.run or "latest")
@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> None:
     if content is None:
         raise AscendetError(
             "data-missing",
-            "there is no such training",
+            "there is no such training run",
             expected=paths.shorten(run),
             hint=again.command("train", RUN=""),
         )

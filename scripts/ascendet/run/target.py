@@ -1,4 +1,4 @@
-"""What to run on what: a model on a data set, on checked devices of one stack, in its environment or in a container."""
+"""The target of a run: a model, a data set and devices, checked; in the stack's environment or in a container."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ascendet import __version__, paths
 from ascendet.containers import container, image
+from ascendet.containers.image import ImageRequest
 from ascendet.core import manifest
-from ascendet.core.stack import Stack
+from ascendet.core.stack import Stack, load_all
 from ascendet.data import datasets
-from ascendet.envs import env
+from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import devices, host
 from ascendet.run import family
 from ascendet.supply import assets
 from ascendet.wheels import install
 
-# Settings that scripts/run.sh keeps where the caller has set them; the same names as in runtime.sh.
+# Settings of scripts/runtime.sh that the caller may set; it keeps their values.
 RUNTIME = (
     "OMP_NUM_THREADS",
     "TASK_QUEUE_ENABLE",
@@ -38,7 +39,11 @@ RUNTIME = (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container."""
+    """The checked names and devices of a run, in the stack's environment or in a container.
+
+    With an `image`, only `prepare`, which builds it, can set `container`, find out whether its NPUs are simulated, and
+    check that it has the devices.
+    """
 
     stack: Stack
     family: family.Family
@@ -46,11 +51,12 @@ class Target:
     dataset: str
     devices: tuple[int, ...]
     npu: host.NpuKind
+    image: ImageRequest | None = None
     container: container.Container | None = None
 
     @property
     def home(self) -> Path:
-        """The folder of all runs of this model on this data set."""
+        """The folder that holds all runs of this model on this data set."""
         return paths.BUILD / "runs" / f"{self.model}_{self.dataset}"
 
 
@@ -61,26 +67,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace, program: str) -> Target:
-    """Check the names and devices that the options give; with RUN_IN=docker the image is built first.
+    """Check the names and devices in the options and return the target; build nothing.
 
     Raises
     ------
     AscendetError
         `model-unknown`, `dataset-unknown`, `config-missing`, `program-missing`, `devices-invalid`, `npu-unknown`,
-        `npu-missing`; in a container also those of `container.make`, `container.check_free` and `image.ensure`.
+        `npu-missing`, `usage`.
     """
     stack = Stack.load(args.stack)
     check_names(stack, args.model, args.dataset)
     kin = family.of(stack)
     kin.check_program(program)
     kin.config(args.model)
-    npu, place = host.npu_kind(), None
-    if container.in_docker(args):
-        place = container.open_container(args)
-        npu = "sim" if place.image.simulated else "real"
-    chosen = devices.choose(args.devices, place.count if place else devices.available(npu))
-    if place:
-        container.check_free(place.physical(chosen))
+    request = ImageRequest.read(args) if container.in_docker(args.run_in) else None
+    npu = host.npu_kind()
+    chosen = devices.choose(args.devices, devices.PER_NODE if request else devices.available(npu))
     return Target(
         stack=stack,
         family=kin,
@@ -88,31 +90,42 @@ def check(args: argparse.Namespace, program: str) -> Target:
         dataset=args.dataset,
         devices=chosen,
         npu=npu,
-        container=place,
+        image=request,
     )
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
+    """Raise `model-unknown` if the stack does not have the model, `dataset-unknown` if there is no such data set."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
             f"the {stack.name} stack has no model {model!r}",
-            expected=", ".join(stack.models) or "none is built yet for this stack",
+            expected=", ".join(stack.models) or "this stack has no models yet",
             found=f"MODEL={model}",
-            hint=f"MODEL={stack.models[0]}" if stack.models else "STACK=vitdet",
+            hint=f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}",
         )
     datasets.find(dataset)
 
 
-def prepare(target: Target) -> None:
-    """Make what the programs run in complete: the stack's environment, where there is no container."""
-    if target.container is None:
+def prepare(target: Target) -> Target:
+    """Build the stack's environment or image that the programs run in, and return the completed target.
+
+    Raises
+    ------
+    AscendetError
+        Those of `install.ensure`, or of `image.ensure`, `container.make` and `container.check_free`; `devices-invalid`.
+    """
+    if target.image is None:
         install.ensure(target.stack)
+        return target
+    place = container.open_container(target.image)
+    devices.parse(",".join(map(str, target.devices)), place.count)
+    container.check_free(place.physical(target.devices))
+    return replace(target, npu="sim" if place.image.simulated else "real", container=place)
 
 
 def environ(target: Target, work_dir: Path) -> dict[str, str]:
-    """Return the environment of scripts/run.sh; for a container, only what it is given."""
+    """Return the environment variables of scripts/run.sh; for a container, only those that are passed to it."""
     given = {
         "FAMILY": target.family.package,
         "MODEL": target.model,
@@ -123,32 +136,36 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     }
     if target.container:
         return given | {name: os.environ[name] for name in RUNTIME if name in os.environ}
-    return env.stack_environ(target.stack) | given | {"DEVICES": ",".join(map(str, target.devices))}
+    return (
+        activation.stack_environ(target.stack, target.npu)
+        | given
+        | {"DEVICES": ",".join(map(str, target.devices))}
+    )
 
 
-# -- what a manifest says of it --
+# -- facts for the manifest --
 
 
 def software(target: Target) -> dict[str, object]:
-    """Return what a result depends on of the software that makes it: an image, or locks and wheels."""
+    """Return the software that a result depends on: the image's id, or the environment's locks and wheels."""
     if target.container:
         return {"image": target.container.image.id}
-    environment = manifest.read(env.stack_home(target.stack)) or {}
+    environment = manifest.read(venv.stack_home(target.stack)) or {}
     return {"locks": environment.get("base"), "wheels": environment.get("layers")}
 
 
 def describe(target: Target, environ: Mapping[str, str]) -> str:
-    """Return one line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet`."""
+    """Return one line about devices and place: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/<stack>`."""
     kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
     if target.container:
         soc = target.stack.soc[0] if target.npu == "sim" else soc_name(os.environ)
         return f"{len(target.devices)} x {soc}{kind} in {target.container.image.tag}"
-    home = paths.shorten(env.stack_home(target.stack))
+    home = paths.shorten(venv.stack_home(target.stack))
     return f"{len(target.devices)} x {soc_name(environ)}{kind} in {home}"
 
 
 def facts(target: Target, where: str) -> dict[str, object]:
-    """Return what every manifest of a run says of how it came about; `where` is `describe`'s line."""
+    """Return the facts that the manifest of every run has; `where` is the line that `describe` returns."""
     return {
         "where": where,
         "versions": versions(target.stack),
@@ -159,14 +176,14 @@ def facts(target: Target, where: str) -> dict[str, object]:
 
 
 def versions(stack: Stack) -> dict[str, str]:
-    """Return what a run's manifest says about its software."""
+    """Return the versions of a stack's software by name."""
     names = ("torch", "torchvision", "torch_npu", "python")
     upstreams = {name: pin.version for name, pin in stack.upstreams.items()}
     return {"ascendet": __version__, **{name: str(getattr(stack, name)) for name in names}, **upstreams}
 
 
 def soc_name(environ: Mapping[str, str]) -> str:
-    """Return the SoC as npu-smi shows it, with CANN's prefix: `Ascend910B3`."""
+    """Return the SoC's name that npu-smi shows, with CANN's prefix: `Ascend910B3`."""
     try:
         shown = subprocess.run(
             ["npu-smi", "info"], env=dict(environ), capture_output=True, text=True, timeout=60, check=False

@@ -9,27 +9,20 @@ one is noticed, removed and fetched anew, never built from.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import tomllib
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from ascendet import paths
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
-
-# mmcv and mmdet unpack to 10 MB and 3,000 files; what is far beyond that is no source distribution.
-_MAX_BYTES = 512 * 2**20
-_MAX_MEMBERS = 50_000
+from ascendet.supply import blobs, index, unpack
 
 
 def locked_hash(sdist: str) -> str:
@@ -67,8 +60,17 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
     AscendetError
         As `obtain`.
     """
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
-    return _fetch(project, Upstream(version=version, sdist=sdist), pip)
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
+    return _fetch(project(sdist), Upstream(version=version, sdist=sdist), pip)
+
+
+def project(sdist: str) -> str:
+    """Return whose source distribution it is.
+
+    >>> project("pb1-detectron2-0.6.tar.gz")
+    'pb1-detectron2'
+    """
+    return sdist.removesuffix(".tar.gz").rpartition("-")[0]
 
 
 def obtain(name: str, pin: Upstream, pip: Sequence[str], folder: Path) -> Path:
@@ -266,132 +268,18 @@ def _damage(archive: Path, pin: Upstream) -> str | None:
 
 def unpack_pinned(archive: Path, pin: Upstream, folder: Path) -> Path:
     """Unpack a source; one with a list of blobs consists of exactly these files afterwards."""
-    tree = unpack(archive, folder, links=bool(pin.commit or pin.blobs))
+    tree = unpack.unpack(archive, folder, links=bool(pin.commit or pin.blobs))
     if pin.blobs is None:
         return tree
-    listed = read_blobs(paths.REQUIREMENTS / pin.blobs)
-    problems = compare_blobs(tree, listed)
+    listed = blobs.read(paths.REQUIREMENTS / pin.blobs)
+    blobs.move_to_listed_names(tree, listed)
+    problems = blobs.compare(tree, listed)
     if problems:
         raise _mismatch(archive.name, pin, "\n".join(problems[:5]))
     for path in list(files.walk(tree)):
         if path.relative_to(tree).as_posix() not in listed:
             path.unlink()
     return tree
-
-
-def read_blobs(path: Path) -> dict[str, str]:
-    """Return a list of git blob ids by file name.
-
-    Raises
-    ------
-    AscendetError
-        `stack-invalid`: a line is not "<40 hex digits>  <relative path>", or there is none.
-    """
-    try:
-        return _parse_blobs(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        shown = paths.shorten(path)
-        raise AscendetError(
-            "stack-invalid", f"{shown} cannot be read", found=str(error), hint=f"git diff {shown}"
-        ) from error
-
-
-def _parse_blobs(text: str) -> dict[str, str]:
-    listed = {}
-    for line in text.splitlines():
-        found = re.fullmatch(r"([0-9a-f]{40})  (\S.*)", line)
-        if found is None or PurePosixPath(found[2]).is_absolute() or ".." in found[2].split("/"):
-            raise ValueError(f"not a line '<git blob id>  <path>': {line!r}")
-        listed[found[2]] = found[1]
-    if not listed:
-        raise ValueError("it names no file")
-    return listed
-
-
-def compare_blobs(tree: Path, listed: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each listed file that is missing in `tree` or has another content."""
-    problems = []
-    for name, expected in sorted(listed.items()):
-        path = tree / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif (found := blob_id(path.read_bytes())) != expected:
-            problems.append(f"{name} is blob {found[:12]}, not {expected[:12]}")
-    return problems
-
-
-def blob_id(content: bytes) -> str:
-    """Return the id under which git stores a file's content.
-
-    >>> blob_id(b"")
-    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
-    """
-    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
-
-
-# -- archives --
-
-
-def unpack(sdist: Path, folder: Path, *, links: bool = False) -> Path:
-    """Unpack an archive into the empty or missing `folder`, and return the one folder that it contains.
-
-    With `links`, symbolic links are left out, and how many is said (git repositories have some, between documents);
-    else they are refused.
-
-    Raises
-    ------
-    AscendetError
-        `sdist-corrupt`: not a gzip-compressed tar, cut off, or with a member that has no business in a source
-        distribution (absolute path, `..`, link, device, no common top folder, too large).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with gzip.open(sdist) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-            top = _extract(sdist, archive, folder, links=links)
-            while stream.read(2**20):  # to its end, where the checksum is
-                pass
-    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        raise _corrupt(sdist, str(error)) from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's trouble, not the archive's
-            raise
-        raise _corrupt(sdist, str(error)) from error
-    return folder / top
-
-
-def _extract(sdist: Path, archive: tarfile.TarFile, folder: Path, *, links: bool) -> str:
-    tops: set[str] = set()
-    left_out = []
-    size = count = 0
-    for member in archive:
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts or not name.parts:
-            raise _corrupt(sdist, f"member {member.name!r} points outside")
-        if links and member.issym():
-            left_out.append(member.name)
-            continue
-        if not (member.isfile() or member.isdir()):
-            raise _corrupt(sdist, f"member {member.name!r} is neither a file nor a folder")
-        count += 1
-        size += member.size
-        if size > _MAX_BYTES or count > _MAX_MEMBERS:
-            raise _corrupt(sdist, f"more than {_MAX_BYTES} bytes or {_MAX_MEMBERS} members")
-        tops.add(name.parts[0])
-        target = folder.joinpath(*name.parts)
-        if member.isdir():
-            target.mkdir(parents=True, exist_ok=True)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = archive.extractfile(member)
-        assert content is not None, "isfile() said so"
-        with content, target.open("xb") as file:
-            shutil.copyfileobj(content, file)
-        target.chmod(0o755 if member.mode & 0o100 else 0o644)
-    if left_out:
-        print(f"{sdist.name}: {len(left_out)} symbolic links are left out, such as {left_out[0]}", flush=True)
-    if len(tops) != 1:
-        raise _corrupt(sdist, f"expected one folder at the top, found {len(tops)}")
-    return tops.pop()
 
 
 def _archive_name(name: str, pin: Upstream) -> str:
@@ -408,15 +296,19 @@ def _cache_path(name: str, pin: Upstream) -> Path:
 def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
     """Have pip download a source distribution."""
     expected = locked_hash(sdist)
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
     wish = path.with_name("requirements.txt")
-    wish.write_text(f"{project}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
-    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project]
+    wish.write_text(f"{project(sdist)}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
+    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project(sdist)]
     command += ["--require-hashes", "--requirement", str(wish), "--dest", str(path.parent), "--quiet"]
     # setup.py is run for its metadata: torch must not load NPU libraries, which may not be there yet.
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
+        if "cannot declare direct URL dependencies" in done.stderr:
+            # What pip refuses to resolve it can still not download. Its link and its hash are all that we need.
+            _download(index.find_link(index.settings(pip), project(sdist), sdist), path)
+            return
         got = re.search(r"DO NOT MATCH THE HASHES.*?\bGot\s+([0-9a-f]{64})", done.stderr, re.DOTALL)
         if got:
             raise _mismatch(sdist, Upstream(version=version, sdist=sdist), f"sha256:{got[1]}")
@@ -438,14 +330,4 @@ def _mismatch(archive: str, pin: Upstream, found: str) -> AscendetError:
         else f"every file of requirements/{pin.blobs}",
         found=found,
         hint="check where it came from (a mirror?); if upstream republished it, look at it, then: make relock",
-    )
-
-
-def _corrupt(sdist: Path, why: str) -> AscendetError:
-    return AscendetError(
-        "sdist-corrupt",
-        f"{sdist.name} cannot be unpacked",
-        expected="a gzip-compressed tar of files below one folder",
-        found=why,
-        hint=f"rm '{sdist}', then run the command again",
     )

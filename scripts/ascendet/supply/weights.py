@@ -6,13 +6,14 @@ import argparse
 import json
 
 from ascendet import paths
+from ascendet.core import options
 from ascendet.core.stack import Stack
 from ascendet.supply import assets
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     assets.add_options(parser)
 
 

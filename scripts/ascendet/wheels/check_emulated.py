@@ -1,8 +1,8 @@
 """`make check-aarch64`: another architecture's wheels at work on this machine, in an emulated processor.
 
-mmcv and cann_sim are cross-compiled, laid beside the stack's locked wheels for that architecture, and mmcv's
-smoke test runs on the simulated NPU under QEMU's user emulation, with the C library and the Python of a Debian
-root of that architecture. What was seen is written to `wheels/mmcv/AARCH64.md`.
+The stack's compiled wheels and cann_sim are cross-compiled and laid beside its locked wheels for that architecture, and
+the wheels' smoke tests run on the simulated NPU under QEMU's user emulation, with the C library and the Python of a
+Debian root of that architecture. What was seen is written to `wheels/<name>/AARCH64.md`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import zipfile
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest, process
+from ascendet.core import files, manifest, options, process
+from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, env
 from ascendet.machine import arch
 from ascendet.wheels import cross, wheel
 
@@ -29,7 +30,7 @@ _PACKAGES = ("python3.11", "libgomp1", "libstdc++6", "libgl1", "libglib2.0-0")
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     cross.add_machine_option(parser)
 
 
@@ -39,14 +40,17 @@ def execute(args: argparse.Namespace) -> None:
     env.ensure_base(stack)
     emulator = process.require(f"qemu-{args.machine}-static", "qemu-user-static")
     process.require("mmdebstrap", "mmdebstrap")
-    built = wheel.build("mmcv", stack, args.machine)
-    root = _ensure_root(args.machine)
-    started = time.monotonic()
-    shown = _smoke_test(stack, args.machine, built, root, emulator)
-    print(shown, end="")
-    record = paths.WHEELS / "mmcv" / f"{args.machine.upper()}.md"
-    files.write_text(record, _record(stack, args.machine, built, shown, time.monotonic() - started))
-    print(f"recorded in {paths.shorten(record)}")
+    for spec in map(Spec.load, stack.wheels):
+        if spec.native:
+            built = wheel.build(spec.name, stack, args.machine)
+            root = _ensure_root(args.machine)
+            started = time.monotonic()
+            shown = _smoke_test(spec, stack, args.machine, built, root, emulator)
+            print(shown, end="")
+            record = spec.home / f"{args.machine.upper()}.md"
+            page = _record(spec, stack, args.machine, built, shown, time.monotonic() - started)
+            files.write_text(record, page)
+            print(f"recorded in {paths.shorten(record)}")
 
 
 def _ensure_root(machine: str) -> Path:
@@ -82,15 +86,15 @@ def _ensure_root(machine: str) -> Path:
     return stage.final / "root"
 
 
-def _smoke_test(stack: Stack, machine: str, built: Path, root: Path, emulator: str) -> str:
-    """What mmcv's smoke test prints on the emulated machine."""
+def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path, emulator: str) -> str:
+    """Run the wheel's smoke test on the emulated machine and return what it prints."""
     tree = cross.ensure_cann_sim(stack, machine)
     site = cross.ensure_site(stack, machine)
-    wheels = manifest.digest_inputs({"mmcv": files.digest(built)})
-    unpacked = paths.BUILD / "cross" / f"mmcv-{machine}-{wheels}"
+    wheels = manifest.digest_inputs({spec.name: files.digest(built)})
+    unpacked = paths.BUILD / "cross" / f"{spec.name}-{machine}-{wheels}"
     with zipfile.ZipFile(built) as archive:
         archive.extractall(unpacked)  # our own
-    environ = env.sourced(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
+    environ = activation.sourced(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
     variables = {
         "PYTHONHOME": str(root / "usr"),
         "PYTHONPATH": os.pathsep.join(map(str, (unpacked, site, tree.parents[1]))),
@@ -100,19 +104,19 @@ def _smoke_test(stack: Stack, machine: str, built: Path, root: Path, emulator: s
     }
     command = [emulator, "-L", str(root), str(root / "usr/bin" / f"python{stack.python}")]
     return process.run(
-        [*command, str(paths.WHEELS / "mmcv" / "smoke.py")],
+        [*command, str(spec.home / "smoke.py")],
         env=environ | variables,
         error="smoke-failed",
-        what=f"mmcv does not work on an emulated {machine}",
-        hint=f"the program is {paths.shorten(paths.WHEELS / 'mmcv' / 'smoke.py')}",
+        what=f"{spec.name} does not work on an emulated {machine}",
+        hint=f"the program is {paths.shorten(spec.home / 'smoke.py')}",
     )
 
 
-def _record(stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:
+def _record(spec: Spec, stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:
     """The page that keeps what was seen."""
     date = datetime.date.today().isoformat()
     size = built.stat().st_size / 1e6
-    return f"""# mmcv's NPU wheel for {machine}, seen at work
+    return f"""# {spec.name}'s NPU wheel for {machine}, seen at work
 
 Written by `make check-{machine}` on {date}: a {platform.machine()} host, QEMU user emulation, Debian's
 Python {stack.python}. The NPU is simulated: cann_sim, cross-compiled for {machine}.

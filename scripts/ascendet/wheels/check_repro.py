@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, process
+from ascendet.core import files, options, process
 from ascendet.core.stack import Stack
 from ascendet.envs import env
 from ascendet.errors import AscendetError
@@ -24,18 +24,19 @@ _OTHER_ID = "61234"
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("name", help="a folder below wheels/")
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
     """Build twice from nothing and fail where the two wheels differ."""
-    env.ensure_base(Stack.load(args.stack))
+    stack = Stack.load(args.stack)
+    env.ensure_base(stack)
     with tempfile.TemporaryDirectory(prefix="ascendet-repro-") as folder:
-        first = _build(args, Path(folder, "first"), [], {"TZ": "UTC", "LANG": "C"}, umask=0o022)
+        first = _build(args.name, stack, Path(folder, "first"), [], {"TZ": "UTC", "LANG": "C"}, umask=0o022)
         # Other folder, name, home, time zone, language, permissions, number of jobs, and user.
         other = {"TZ": "Asia/Shanghai", "LANG": "zh_CN.UTF-8", "USER": "other", "MAX_JOBS": "1"}
         deep = Path(folder, "second", "in", "another folder")
-        second = _build(args, deep, _as_other_user(), other, umask=0o077)
+        second = _build(args.name, stack, deep, _as_other_user(), other, umask=0o077)
         compare(first, second)
         print(f"{first.name}: two builds, same sha256 {files.digest(first)}")
 
@@ -56,10 +57,10 @@ def compare(first: Path, second: Path) -> None:
 
 
 def _build(
-    args: argparse.Namespace, folder: Path, prefix: Sequence[str], environ: dict[str, str], *, umask: int
+    name: str, stack: Stack, folder: Path, prefix: Sequence[str], environ: dict[str, str], *, umask: int
 ) -> Path:
     (folder / "home").mkdir(parents=True)
-    command = [*prefix, sys.executable, "-m", "ascendet", "wheel", args.name, "--stack", args.stack]
+    command = [*prefix, sys.executable, "-m", "ascendet", "wheel", name, "--stack", stack.name]
     print(f"{folder.name}: {' '.join(prefix[:1])} {environ}".replace("  ", " "), flush=True)
     home = str(folder / "home")
     places = {

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import activation, cann_wheel, venv
 from ascendet.machine import arch
-from ascendet.supply import lock
-from ascendet.wheels import native
+from ascendet.supply import lockfiles
+from ascendet.wheels import toolchain
 
 
 def add_machine_option(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_machine_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def target(stack: Stack, machine: str) -> native.Target:
+def target(stack: Stack, machine: str) -> toolchain.Target:
     """What to compile for: this machine in the stack's environment, or another one from the stack's locks.
 
     CPython's headers are this machine's: on 64-bit Linux the only differences between architectures are in
@@ -39,7 +39,7 @@ def target(stack: Stack, machine: str) -> native.Target:
     AscendetError
         `usage` where the architecture is none that is locked.
     """
-    here = native.host_target(stack)
+    here = toolchain.host_target(stack)
     if machine == here.machine:
         return here
     machine = arch.parse(machine)
@@ -49,7 +49,7 @@ def target(stack: Stack, machine: str) -> native.Target:
 
 def ensure_site(stack: Stack, machine: str) -> Path:
     """The site-packages folder with all of the stack's locked wheels for `machine`."""
-    locks = [lock.packages_lock(stack.packages), lock.torch_lock(stack, machine)]
+    locks = [lockfiles.packages_lock(stack.packages), lockfiles.torch_lock(stack, machine)]
     inputs = {"locks": {path.name: files.digest(path) for path in locks}, "python": stack.python}
     with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
         if not stage.fresh:
@@ -57,17 +57,17 @@ def ensure_site(stack: Stack, machine: str) -> Path:
             options = [f"--python-platform={machine}-manylinux_2_28", f"--target={stage.path / 'site'}"]
             options += ["--only-binary=:all:", "--require-hashes"]
             options += [option for path in locks for option in ("--requirement", str(path))]
-            env.uv_install(env.stack_python(stack), options)
+            venv.uv_install(venv.stack_python(stack), options)
             stage.record(stack=stack.name)
     return stage.final / "site"
 
 
 def ensure_cann_sim(stack: Stack, machine: str) -> Path:
     """The simulated CANN's tree, cross-compiled for `machine`."""
-    compiler = native.find_compiler(machine)
+    compiler = toolchain.find(machine)
     site = ensure_site(stack, machine)
     inputs = {
-        "source": env.digest_cann_sim(),
+        "source": cann_wheel.digest(),
         "site": site.parent.name,
         "compiler": compiler.identity,
     }
@@ -80,7 +80,7 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
                     "CXX": compiler.command,
                     "PYTHONPATH": str(site),
                 }
-                built = env.compile_cann_sim(stack, Path(folder), environ)
+                built = cann_wheel.compile_wheel(stack, Path(folder), environ)
                 with zipfile.ZipFile(built) as archive:
                     archive.extractall(stage.path)  # our own, of a moment ago
             for name in ("bin/npu-smi", "set_env.sh"):  # zipfile drops the mode
@@ -92,5 +92,5 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
 def find_cann_libraries(stack: Stack, machine: str) -> tuple[str, Path]:
     """Whose CANN libraries a wheel for `machine` is audited against, and their folder."""
     if machine == platform.machine():
-        return env.find_cann_libraries(stack)
+        return activation.find_cann_libraries(stack)
     return "cann_sim", ensure_cann_sim(stack, machine) / "lib64"

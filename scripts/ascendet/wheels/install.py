@@ -8,7 +8,7 @@ from pathlib import Path
 from ascendet import paths
 from ascendet.core import manifest
 from ascendet.core.stack import Stack
-from ascendet.envs import env
+from ascendet.envs import env, venv
 from ascendet.wheels import wheel
 
 configure_parser = env.configure_parser
@@ -18,10 +18,10 @@ def execute(args: argparse.Namespace) -> None:
     """Build and install the stack's wheels and say what the environment holds."""
     stack = Stack.load(args.stack)
     ensure(stack)
-    content = manifest.read(env.stack_home(stack)) or {}
+    content = manifest.read(venv.stack_home(stack)) or {}
     layers = content.get("layers")
     names = ", ".join(layers) if isinstance(layers, dict) else ""
-    print(f"{paths.shorten(env.stack_home(stack))}: {stack.pair}; ours: {names}")
+    print(f"{paths.shorten(venv.stack_home(stack))}: {stack.pair}; ours: {names}")
 
 
 def ensure(stack: Stack) -> Path:

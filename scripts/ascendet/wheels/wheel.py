@@ -17,13 +17,13 @@ import zlib
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest, process
+from ascendet.core import files, manifest, options, process
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack, Upstream
-from ascendet.envs import env
+from ascendet.envs import activation, cann_wheel, env, venv
 from ascendet.errors import AscendetError
 from ascendet.supply import patches, sources
-from ascendet.wheels import audit, cross, native, wheelfile
+from ascendet.wheels import audit, cross, native, toolchain, wheelfile
 
 # Asks a source's setup.py what it would build.
 _RECORD = paths.WHEELS / "record.py"
@@ -33,7 +33,7 @@ _LICENCES = ("LICENSE", "LICENSES.md", "LICENSE.txt", "NOTICE")
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument("name", help="a folder below wheels/")
-    parser.add_argument("--stack", default="vitdet", help="a stack of requirements/stacks.toml")
+    options.add_stack_option(parser)
     parser.add_argument(
         "--into",
         type=Path,
@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace) -> None:
     env.ensure_base(stack)
     if args.into:
         built = build_into(args.into, args.name, stack)
-    elif args.machine == platform.machine():
+    elif args.machine == platform.machine() and not Spec.load(args.name).environment:
         built = install(args.name, stack)
     else:
         built = build(args.name, stack, args.machine)
@@ -67,10 +67,10 @@ def install(name: str, stack: Stack) -> Path:
     built = build(name, stack)
 
     def install_and_test() -> None:
-        env.install_wheels(stack, [built])
+        venv.install_wheels(stack, [built])
         _smoke_test(name, stack)
 
-    env.ensure_layers(stack, {name: (files.digest(built), install_and_test)})
+    venv.ensure_layers(stack, {name: (files.digest(built), install_and_test)})
     return built
 
 
@@ -80,11 +80,11 @@ def _smoke_test(name: str, stack: Stack) -> None:
     if not program.exists():
         return
     shown = process.run(
-        [env.stack_python(stack), program],
-        env=env.stack_environ(stack),
+        [venv.stack_python(stack), program],
+        env=activation.stack_environ(stack),
         error="smoke-failed",
         what=f"{name} is installed, but does not work",
-        hint=f"the whole message: {env.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
+        hint=f"the whole message: {venv.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
     )
     print(shown, end="", flush=True)
 
@@ -100,6 +100,12 @@ def build(name: str, stack: Stack, machine: str | None = None) -> Path:
         Every way in which a source, patch, compiler, disk or audit can fail has its own name.
     """
     spec = Spec.load(name)
+    if spec.environment:
+        if machine not in (None, platform.machine()):
+            raise AscendetError(
+                "usage", f"ARCH must be this machine's for {name}", found=machine, hint=f"make {name}-wheel"
+            )
+        return cann_wheel.build(stack)
     if not spec.native:
         return _build_pure(spec, stack)  # the same for every architecture
     return _build_native(spec, stack, cross.target(stack, machine or platform.machine()))
@@ -112,8 +118,8 @@ def build_into(folder: Path, name: str, stack: Stack) -> Path:
     with files.disk_errors(folder):
         if not spec.native:
             return _write_pure(spec, stack, folder)
-        target = native.host_target(stack)
-        compiler = native.find_compiler(target.machine)
+        target = toolchain.host_target(stack)
+        compiler = toolchain.find(target.machine)
         _write_native(spec, stack, target, compiler, folder, folder / "objects")
         return _only_wheel(folder)
 
@@ -167,7 +173,7 @@ def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
     """The patched source, unpacked or copied into `folder`."""
     pin = _upstream(spec, stack)
     if pin and spec.upstream:
-        pip = [*env.tools_pip(), f"--python={env.stack_python(stack)}"]
+        pip = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}"]
         tree = sources.obtain(spec.upstream, pin, pip, folder)
     else:
         tree = folder / spec.name
@@ -200,7 +206,7 @@ def _write_pure(spec: Spec, stack: Stack, output: Path) -> Path:
 
 
 def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
-    command = [*env.tools_pip(), f"--python={env.stack_python(stack)}", "wheel", "--no-build-isolation"]
+    command = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}", "wheel", "--no-build-isolation"]
     command += ["--no-deps", "--no-index", "--quiet", "--wheel-dir", str(output), str(tree)]
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"} | dict(spec.environ)
     process.run(
@@ -216,14 +222,14 @@ def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
 # -- compiled --
 
 
-def _build_native(spec: Spec, stack: Stack, target: native.Target) -> Path:
+def _build_native(spec: Spec, stack: Stack, target: toolchain.Target) -> Path:
     assert spec.native is not None
-    compiler = native.find_compiler(target.machine)
+    compiler = toolchain.find(target.machine)
     inputs = {
         **_base_inputs(spec, stack),
         "built_against": _built_against(spec, stack, compiler),
-        "torch": native.identify(target, "torch"),
-        "torch_npu": native.identify(target, "torch_npu"),
+        "torch": toolchain.identify(target, "torch"),
+        "torch_npu": toolchain.identify(target, "torch_npu"),
         "machine": target.machine,
         "suffix": target.suffix,
     }
@@ -241,7 +247,7 @@ def _build_native(spec: Spec, stack: Stack, target: native.Target) -> Path:
     return _only_wheel(stage.final)
 
 
-def _built_against(spec: Spec, stack: Stack, compiler: native.Compiler) -> dict[str, object]:
+def _built_against(spec: Spec, stack: Stack, compiler: toolchain.Compiler) -> dict[str, object]:
     """What the installed wheel says about itself; nothing in it depends on the machine."""
     return {
         "version": _version(spec, stack),
@@ -255,7 +261,12 @@ def _built_against(spec: Spec, stack: Stack, compiler: native.Compiler) -> dict[
 
 
 def _write_native(
-    spec: Spec, stack: Stack, target: native.Target, compiler: native.Compiler, output: Path, store: Path
+    spec: Spec,
+    stack: Stack,
+    target: toolchain.Target,
+    compiler: toolchain.Compiler,
+    output: Path,
+    store: Path,
 ) -> native.Log:
     """Write the wheel and its audit into `output`; a wheel that breaks the policy is an error."""
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
@@ -270,8 +281,8 @@ def _write_native(
 def _compile(
     spec: Spec,
     stack: Stack,
-    target: native.Target,
-    compiler: native.Compiler,
+    target: toolchain.Target,
+    compiler: toolchain.Compiler,
     tree: Path,
     output: Path,
     store: Path,
@@ -293,19 +304,13 @@ def _compile(
     package = package.replace(".", "/")
     library = tree / f"{module}{target.suffix}"
     log = native.build(
-        extension,
-        units,
-        header,
-        tree=tree,
-        target=target,
-        compiler=compiler,
-        output=library,
-        store=store,
+        extension, units, header, tree=tree, target=target, compiler=compiler, output=library, store=store
     )
     version = _version(spec, stack)
     python = f"cp{stack.python.replace('.', '')}"
     tag = f"{python}-{python}-linux_{target.machine}"
     info = f"{spec.name}-{version}.dist-info"
+    licences = [path for name in _LICENCES if (path := tree / name).exists()]
     members = {member: (tree / name).read_bytes() for member, name in recorded["files"].items()}
     built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
     members |= {
@@ -314,11 +319,7 @@ def _compile(
         f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version),
         f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
         f"{info}/top_level.txt": f"{package.partition('/')[0]}\n".encode(),
-        **{
-            f"{info}/licenses/{path.name}": path.read_bytes()
-            for name in _LICENCES
-            if (path := tree / name).exists()
-        },
+        **{f"{info}/licenses/{path.name}": path.read_bytes() for path in licences},
     }
     if spec.native.guard:
         members[f"{package}/_built_against.py"] = (spec.home / spec.native.guard).read_bytes()
@@ -326,7 +327,7 @@ def _compile(
     return log
 
 
-def _record(spec: Spec, target: native.Target, tree: Path) -> dict:  # type: ignore[type-arg]  # JSON
+def _record(spec: Spec, target: toolchain.Target, tree: Path) -> dict:  # type: ignore[type-arg]  # JSON
     """What the source's own setup.py would build."""
     assert spec.native is not None
     command = [sys.executable, "-W", "ignore", str(_RECORD), str(target.site)]

@@ -1,0 +1,96 @@
+"""What a program needs around it to run in a stack's environment: the CANN tree and the variables that it sets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import process
+from ascendet.core.stack import Stack
+from ascendet.envs import venv
+from ascendet.errors import AscendetError
+from ascendet.machine import host
+from ascendet.machine.host import NpuKind
+
+
+def find_cann(stack: Stack, npu: NpuKind | None = None) -> host.CannTree:
+    """Return the CANN tree that the stack runs on: the machine's, or the one of cann_sim in the environment.
+
+    `npu` says which of the two, None: what `host.npu_kind` says.
+    """
+    if (npu or host.npu_kind()) == "real":
+        tree = host.find_cann()
+        assert tree is not None, "npu_kind() says real only with a tree"
+        return tree
+    home = process.run(
+        [venv.stack_python(stack), "-m", "cann_sim", "home"],
+        error="install-failed",
+        what="cann_sim does not answer",
+        hint=f"rm -r {paths.shorten(venv.stack_home(stack))} && make env STACK={stack.name}",
+    )
+    return host.CannTree(home=Path(home.strip()), version=None)
+
+
+def find_cann_libraries(stack: Stack) -> tuple[str, Path]:
+    """Whose CANN libraries the stack runs on ("CANN", "cann_sim"), and their folder."""
+    return "cann_sim" if host.npu_kind() == "sim" else "CANN", find_cann(stack).home / "lib64"
+
+
+def stack_environ(stack: Stack, npu: NpuKind | None = None) -> dict[str, str]:
+    """Return the variables for a program that runs in the stack's environment on its CANN tree, `find_cann`'s.
+
+    The tree's own `set_env.sh` sets them, the same way for a real and for a simulated tree.
+    """
+    npu = npu or host.npu_kind()
+    home = find_cann(stack, npu).home
+    environ = {name: value for name, value in os.environ.items() if name not in venv.FOREIGN}
+    if npu == "real":
+        # The driver is outside the toolkit, and set_env.sh leaves it to the image.
+        driver = Path("/usr/local/Ascend/driver/lib64")
+        folders = [
+            str(folder) for folder in (driver, driver / "common", driver / "driver") if folder.is_dir()
+        ]
+        _prepend(environ, "LD_LIBRARY_PATH", folders)
+    else:
+        for name in [
+            name for name in environ if name.startswith("ASCEND_") and name.endswith(("PATH", "HOME"))
+        ]:
+            del environ[name]  # left over from another tree
+        libraries = environ.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
+        own = [part for part in libraries if part and not (Path(part) / "libascendcl.so").exists()]
+        if own:
+            environ["LD_LIBRARY_PATH"] = os.pathsep.join(own)
+    environ = sourced(home, environ)
+    _prepend(environ, "PATH", [str(venv.stack_home(stack) / "bin")])
+    environ["VIRTUAL_ENV"] = str(venv.stack_home(stack))
+    return environ
+
+
+def _prepend(environ: dict[str, str], name: str, folders: list[str]) -> None:
+    environ[name] = os.pathsep.join([*folders, *filter(None, [environ.get(name)])])
+
+
+def sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
+    """`environ` after sourcing the tree's `set_env.sh`."""
+    script = host.set_env_script(home)
+    if script is None:
+        raise AscendetError(
+            "npu-missing",
+            f"the CANN tree {home} has no set_env.sh",
+            expected=f"{home}/set_env.sh",
+            hint="make doctor",
+        )
+    # CANN's scripts read unset variables, hence no `set -u`; what they print must not mix with env's output.
+    command = ["bash", "-c", 'source "$1" >&2 && exec env --null', "bash", str(script)]
+    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise AscendetError(
+            "npu-missing",
+            f"{script} fails",
+            found=f"exit code {done.returncode}",
+            hint=f"bash -x {script}",
+        )
+    pairs = (line.partition("=") for line in done.stdout.decode(errors="surrogateescape").split("\0") if line)
+    return {name: value for name, _, value in pairs if name not in ("_", "SHLVL")}

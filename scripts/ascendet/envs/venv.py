@@ -1,0 +1,253 @@
+"""Virtual environments: the tool's own, and one per stack with the locked wheels and layers on top of them.
+
+An environment cannot be built under another name and renamed (its scripts hold its path), so its manifest is
+what is written last: without one, or with another lock's digest in it, the environment is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import files, manifest, process
+from ascendet.core.stack import Stack
+from ascendet.errors import AscendetError
+from ascendet.machine import needs
+from ascendet.supply import index, lockfiles
+
+TOOLS_PYTHON = "3.11"
+
+
+# Variables for another Python than our environments', where byte code may, and must, be kept: an import of torch_npu
+# takes seconds less with it.
+FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+
+
+def tools_home() -> Path:
+    """The tool's own environment."""
+    return paths.BUILD / "venv" / "tools"
+
+
+def stack_home(stack: Stack) -> Path:
+    """The environment of a stack."""
+    return paths.BUILD / "venv" / stack.name
+
+
+def stack_python(stack: Stack) -> Path:
+    """The interpreter of a stack's environment."""
+    return stack_home(stack) / "bin" / "python"
+
+
+def ensure_tools() -> Path:
+    """Make the tools environment if it is missing or stale; its interpreter."""
+    home = tools_home()
+    locked = paths.LOCK / "tools.txt"
+    ensure(home, TOOLS_PYTHON, [locked], {})
+    return home / "bin" / "python"
+
+
+# The key of what a layer holds, and the function that installs it.
+Layer = tuple[str, Callable[[], None]]
+
+
+def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
+    """Install what is missing or stale among `layers` (by name) on top of the stack's base."""
+    home = stack_home(stack)
+    content = manifest.read(home) or {}
+    if _missing(content, layers):
+        with files.holding_lock(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+            _install_layers(home, layers)
+
+
+def install_wheels(stack: Stack, wheels: list[Path]) -> None:
+    """Install wheel files that we built into the stack's environment, in the place of older ones."""
+    uv_install(stack_python(stack), ["--no-index", "--reinstall", *map(str, wheels)])
+
+
+def local_wheels(lock_file: Path) -> Path:
+    """Where a bundle puts all files of a lock; where they are, no index is asked."""
+    return paths.CACHE / "wheels" / files.digest(lock_file)[:16]
+
+
+def has_wheels(lock_file: Path) -> bool:
+    """Whether all files of a lock are in its folder."""
+    present = [path for path in local_wheels(lock_file).glob("*") if not path.name.startswith(".")]
+    return len(present) >= len(lockfiles.pins(lock_file.read_text(encoding="utf-8"))) > 0
+
+
+def tools_pip() -> list[str]:
+    """The command that runs the locked pip."""
+    return [str(ensure_tools()), "-m", "pip"]
+
+
+# -- environments --
+
+
+def ensure(home: Path, python: str, locks: list[Path], layers: Mapping[str, Layer]) -> None:
+    """Make the environment `home` hold exactly the locks, plus the layers."""
+    missing = [path for path in locks if not path.exists()]
+    if missing:
+        raise AscendetError("lock-missing", f"{paths.shorten(missing[0])} is missing", hint=lockfiles.COMMAND)
+    base = manifest.digest_inputs(
+        {
+            "home": str(home),  # scripts hold it: a moved clone needs a new environment
+            "python": python,
+            "locks": {path.name: files.digest(path) for path in locks},
+        }
+    )
+    if not _stale(home, base) and not _missing(manifest.read(home) or {}, layers):
+        return
+    with files.disk_errors(home):
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with files.holding_lock(home.parent / f".{home.name}.lock", f"venv/{home.name}"):
+            if _stale(home, base):
+                _create(home, python, locks, base)
+            _install_layers(home, layers)
+
+
+def _stale(home: Path, base: str) -> bool:
+    content = manifest.read(home)
+    return content is None or content.get("base") != base or not (home / "bin/python").exists()
+
+
+def _missing(content: Mapping[str, object], layers: Mapping[str, Layer]) -> list[str]:
+    """The names of layers that the manifest does not state with the same key."""
+    installed = content.get("layers")
+    known = installed if isinstance(installed, dict) else {}
+    return [name for name, (key, _) in layers.items() if known.get(name) != key]
+
+
+def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
+    tools = home == tools_home()
+    interpreter = _interpreter(python)
+    if home.exists():
+        print(f"{paths.shorten(home)}: its locks changed or it is incomplete; making it anew", flush=True)
+        shutil.rmtree(home)
+    else:
+        print(f"{paths.shorten(home)}: making it", flush=True)
+    if not tools:
+        files.check_space(home.parent, needs.disk_gib() * 2**30)
+    command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
+    process.run(
+        command,
+        error="install-failed",
+        what=f"{interpreter} cannot make a virtual environment",
+        hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
+    )
+    inside = home / "bin" / "python"
+    wanted = [option for path in locks for option in ("--requirement", str(path))]
+    if all(map(has_wheels, locks)):
+        wanted += ["--no-index", *(f"--find-links={local_wheels(path)}" for path in locks)]
+    (_pip_install if tools else uv_install)(inside, ["--require-hashes", *wanted])
+    manifest.write(
+        home, {"stage": "venv", "base": base, "locks": [path.name for path in locks], "layers": {}}
+    )
+
+
+def _install_layers(home: Path, layers: Mapping[str, Layer]) -> None:
+    """Install each missing layer; while that goes on, the manifest does not name it."""
+    content = dict(manifest.read(home) or {})
+    installed = content.get("layers")
+    known: dict[str, object] = dict(installed) if isinstance(installed, dict) else {}
+    for name in _missing(content, layers):
+        key, install = layers[name]
+        known.pop(name, None)
+        manifest.write(home, content | {"layers": known})
+        install()
+        known[name] = key
+        manifest.write(home, content | {"layers": known})
+
+
+def _pip_install(python: Path, requirements: list[str]) -> None:
+    """Install into the environment of `python` with its own pip: only the tools, which bring uv for all others."""
+    command = [str(python), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
+    # Byte code is written at the first import, of what is imported.
+    command += ["--no-compile", "--cache-dir", str(paths.CACHE / "pip"), "--no-warn-script-location"]
+    # The user's configuration says where packages come from, but not into which environment they go.
+    elsewhere = ("PIP_REQUIRE_VIRTUALENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+    environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    _install([*command, *requirements], python, environ)
+
+
+def uv_install(python: Path, arguments: list[str]) -> None:
+    """`uv pip install --no-deps` for the interpreter `python`.
+
+    uv downloads and unpacks in parallel, and links what its cache has: torch's 6 GB take 40 s, not 120, and a second
+    environment takes one. So what lies in an environment is the cache's file: replace it, do not write into it.
+
+    Raises
+    ------
+    AscendetError
+        `install-failed`, `disk-full`.
+    """
+    command = [str(tools_home() / "bin" / "uv"), "pip", "install", f"--python={python}", "--no-deps"]
+    _install([*command, *arguments], python, _uv_environ())
+
+
+def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> None:
+    process.run(
+        command,
+        env=environ,
+        capture=False,
+        disks=[paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())],
+        room=256 * 2**20,  # what it had written is gone again by now
+        error="install-failed",
+        what=f"packages could not be installed into {paths.shorten(python.parent.parent)}",
+        hint="check the network and pip's index (pip config list), then run the command again",
+    )
+
+
+# uv reads no pip configuration. What a user has told pip about where packages come from is meant for us as well.
+_UV_NAMES = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "proxy": "ALL_PROXY",
+    "timeout": "UV_HTTP_TIMEOUT",
+}
+
+
+def _uv_environ() -> dict[str, str]:
+    """The environment variables for uv: pip's settings under uv's names, where uv has none of its own."""
+    found = {
+        uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
+        for name, value in pip_settings().items()
+        if (uv := _UV_NAMES.get(name))
+    }
+    return {
+        **found,
+        **os.environ,
+        "UV_CACHE_DIR": str(paths.CACHE / "uv"),
+        "UV_PYTHON_DOWNLOADS": "never",
+        # Several indexes are equals for pip; what they serve is held to the locks' hashes anyway.
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+
+
+def pip_settings() -> dict[str, str]:
+    """Return what the user has told pip about `pip install`: where packages come from, and how."""
+    return index.settings(tools_pip())
+
+
+def _interpreter(version: str) -> str:
+    """An interpreter of exactly this minor version: the locks' wheels are made for it."""
+    if "{}.{}".format(*sys.version_info[:2]) == version:
+        return str(getattr(sys, "_base_executable", sys.executable))
+    found = shutil.which(f"python{version}")
+    if found is None:
+        raise AscendetError(
+            "python-version",
+            "the locked wheels need another Python",
+            expected=f"python{version} on the PATH",
+            found=f"Python {platform.python_version()} ({sys.executable})",
+            hint=f"install Python {version}, then: make PYTHON=/path/to/python{version} doctor",
+        )
+    return found

@@ -1,0 +1,91 @@
+"""What is locked: the files in requirements/lock/, and what they are made from.
+
+No lock names a host: where files come from is the user's pip configuration, the hash is the authority.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core.stack import Stack, load_all
+from ascendet.errors import AscendetError
+from ascendet.machine import arch
+
+COMMAND = "make relock"
+
+
+# Not locked, though packages ask for it: it needs libGL, which a bare machine lacks. opencv-python-headless
+# gives the same module.
+REPLACED = "opencv-python"
+
+
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) \\$", re.MULTILINE)
+
+
+def lock_names() -> list[str]:
+    """Every file that `make relock` writes; of data.toml only digests that are unknown so far."""
+    names = [
+        "sources.toml",
+        "data.toml",
+        "images.toml",
+        *(packages_lock(name).name for name in package_lists()),
+    ]
+    for stack in load_all():
+        names += [f"{stack}-torch-{machine}.txt" for machine in arch.KNOWN]
+    return names
+
+
+def package_lists() -> list[str]:
+    """The names of all `*.in` files."""
+    return list(dict.fromkeys(["tools", *(stack.packages for stack in load_all().values())]))
+
+
+def packages_lock(packages: str) -> Path:
+    """The lock of `<packages>.in`."""
+    return paths.LOCK / f"{packages}.txt"
+
+
+def torch_lock(stack: Stack, machine: str) -> Path:
+    """The torch family's lock for an architecture; `error[lock-missing]` where there is none."""
+    path = paths.LOCK / f"{stack.name}-torch-{machine}.txt"
+    if not path.exists():
+        raise AscendetError(
+            "lock-missing",
+            f"the {stack.name} stack has no torch lock for this machine",
+            expected=f"one of {', '.join(arch.KNOWN)}",
+            found=machine,
+            hint=COMMAND,
+        )
+    return path
+
+
+def pins(text: str) -> dict[str, str]:
+    r"""The pinned versions of a lock by normalised name.
+
+    >>> pins("Foo.Bar==1.2 \\\n    --hash=sha256:00\n")
+    {'foo-bar': '1.2'}
+    """
+    return {normalise(name): version for name, version in _PIN.findall(text)}
+
+
+def normalise(name: str) -> str:
+    """A project name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wishes(text: str) -> list[str]:
+    """The requirement lines of an `*.in` file."""
+    return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
+
+
+def image_names() -> list[str]:
+    """The CANN images of all stacks, by name and tag."""
+    return sorted({stack.base_image(soc) for stack in load_all().values() for soc in stack.soc})
+
+
+def sdists() -> list[str]:
+    """Return the file names of all source distributions that upstreams are pinned to."""
+    pinned = [pin for stack in load_all().values() for pin in stack.upstreams.values()]
+    return sorted({pin.sdist for pin in pinned if pin.sdist is not None})

@@ -1,0 +1,263 @@
+"""What a wheel's shared library must keep: the rules of the audit that read one ELF file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
+from elftools.elf.hash import ELFHashSection, GNUHashSection
+from elftools.elf.sections import SymbolTableSection
+
+from ascendet.core.spec import Spec
+from ascendet.machine import arch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """What a wheel is audited against.
+
+    Attributes
+    ----------
+    versions
+        The public versions of torch and torch_npu.
+    python
+        Python tag, for example "cp311".
+    machine
+        "x86_64" or "aarch64".
+    folders
+        Library folders by name of who brings them, in the order of search.
+    interpreter
+        A file whose dynamic symbols are Python's C API: the interpreter or libpython.
+    """
+
+    versions: Mapping[str, str]
+    python: str
+    machine: str
+    folders: Mapping[str, Path]
+    interpreter: Path
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The outcome of one rule: what was seen, and what to do where it is broken."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def rebuild(ours: Spec | None) -> str:
+    """Return what to do where a wheel is not what it should be."""
+    if ours is None:
+        return "build it again, for this torch / torch_npu pair"
+    variables = " ".join(f"{name}={value}" for name, value in ours.environ.items())
+    return f"{f'build it with {variables}; ' if variables else ''}build it with: make {ours.name}-wheel"
+
+
+# -- rules about one shared library --
+
+
+def machine(name: str, library: ELFFile, against: Provider) -> Rule:
+    """Check that the library is for the architecture that it is audited for."""
+    elf_names = {known.elf: known.name for known in arch.KNOWN.values()}
+    found = elf_names.get(library["e_machine"], library["e_machine"])
+    detail = f"{name} is for {found}"
+    return Rule("machine", found == against.machine, detail, f"take the wheel for {against.machine}")
+
+
+def versions(name: str, library: ELFFile, limits: Mapping[str, str]) -> Rule:
+    """Check that no symbol version beyond `limits` (by prefix, such as GLIBC) is needed."""
+    highest: dict[str, tuple[int, ...]] = {}
+    beyond = []
+    for symbol, version, _ in _undefined(library):
+        prefix, _, number = (version or "").rpartition("_")
+        if not re.fullmatch(r"\d+(\.\d+)*", number):
+            continue
+        parts = tuple(map(int, number.split(".")))
+        highest[prefix] = max(highest.get(prefix, ()), parts)
+        limit = limits.get(prefix)
+        if limit is None or parts > tuple(map(int, limit.split("."))):
+            beyond.append(f"{symbol} needs {version}, the limit is {limit or 'none of these'}")
+    shown = ", ".join(f"{prefix} {'.'.join(map(str, parts))}" for prefix, parts in sorted(highest.items()))
+    return Rule(
+        "versions",
+        not beyond,
+        "\n".join(beyond) or f"highest: {shown}",
+        "build it on Ubuntu 22.04, Debian 12 or older, or in the CANN image",
+    )
+
+
+def needed(name: str, library: ELFFile, allowed: Mapping[str, Sequence[str]]) -> Rule:
+    """Check that every library that it links is in the list `allowed`, by who brings it."""
+    known = {item for items in allowed.values() for item in items}
+    found = _dynamic(library, "DT_NEEDED")
+    strange = [item for item in found if item not in known]
+    return Rule(
+        "needed",
+        not strange,
+        f"{', '.join(strange)}: not in the list" if strange else ", ".join(found),
+        "link only what wheels/policy.toml lists under [needed]",
+    )
+
+
+def search_paths(name: str, library: ELFFile) -> Rule:
+    """Check that the library has no search path of its own, which would be the building machine's."""
+    found = [*_dynamic(library, "DT_RPATH"), *_dynamic(library, "DT_RUNPATH")]
+    return Rule(
+        "search-paths",
+        not found,
+        ", ".join(found) or "no RPATH, no RUNPATH",
+        "patchelf --remove-rpath, or link without -rpath",
+    )
+
+
+def stripped(name: str, library: ELFFile) -> Rule:
+    """Check that there is no debug information."""
+    extra = [
+        section.name
+        for section in library.iter_sections()
+        if section.name.startswith((".debug_", ".symtab", ".gnu.debuglto_"))
+    ]
+    return Rule("stripped", not extra, ", ".join(extra) or "no debug sections", "strip --strip-all")
+
+
+def build_paths(name: str, content: bytes, forbidden: Sequence[str]) -> Rule:
+    """Check that no folder of the building machine (a path below `forbidden`) is in the file's content."""
+    roots = b"|".join(re.escape(root.encode()) for root in forbidden)
+    found = sorted({match.decode() for match in re.findall(rb"(?:%s)[\w.+/-]{3,}" % roots, content)})
+    return Rule(
+        "build-paths",
+        not found,
+        "\n".join(found[:3]) + (f"\nand {len(found) - 3} more" if len(found) > 3 else "")
+        if found
+        else "none",
+        "compile with -ffile-prefix-map, and strip",
+    )
+
+
+def symbols(
+    name: str, library: ELFFile, against: Provider, system: Sequence[str], symbols: dict[str, str]
+) -> Rule:
+    """Find a provider for every undefined symbol; adds them to `symbols`."""
+    needed = _dynamic(library, "DT_NEEDED")
+    search = _Search(against, [item for item in needed if item not in system])
+    missing = []
+    for symbol, version, origin in _undefined(library):
+        if version is not None:
+            symbols[symbol] = f"{origin} ({version})"
+            continue
+        found = search.find(symbol)
+        if found is None:
+            missing.append(symbol)
+        else:
+            symbols[symbol] = found
+    if missing:
+        lines = [f"nobody provides {shown}" for shown in _demangle(missing)]
+        fix = f"compare with {', '.join(against.folders)}: another torch / torch_npu pair?"
+        return Rule("symbols", False, "\n".join(lines), fix)
+    counts = Counter(provider.partition(" ")[0] for provider in symbols.values())
+    shown = ", ".join(f"{provider} {count}" for provider, count in counts.most_common())
+    return Rule("symbols", True, f"{len(symbols)} undefined, all provided: {shown}")
+
+
+def npu_ops(library: ELFFile, ours: Spec) -> Rule:
+    """Check that the library defines every operator that our wheel promises."""
+    expected = ours.audit.operators
+    table = library.get_section_by_name(".dynsym")
+    assert isinstance(table, SymbolTableSection)
+    defined = [symbol.name for symbol in table.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF"]
+    # An Itanium-mangled function at namespace level starts with _Z, the name's length and the name.
+    missing = [op for op in expected if not any(name.startswith(f"_Z{len(op)}{op}") for name in defined)]
+    detail = (
+        f"{len(missing)} of {len(expected)} are missing: {', '.join(missing)}"
+        if missing
+        else f"all {len(expected)}"
+    )
+    return Rule("npu-ops", not missing, detail, rebuild(ours))
+
+
+# -- ELF --
+
+
+class _Search:
+    """Looks a symbol up as the dynamic linker would: in the libraries named, then in those that they name."""
+
+    def __init__(self, against: Provider, names: Sequence[str]) -> None:
+        self.libraries: list[tuple[str, ELFFile]] = []
+        queue, seen = list(names), set(names)
+        while queue:
+            name = queue.pop(0)
+            for brings, folder in against.folders.items():
+                path = folder / name
+                if path.exists():
+                    library = ELFFile(path.open("rb"))
+                    self.libraries.append((f"{name} ({brings})", library))
+                    new = [item for item in _dynamic(library, "DT_NEEDED") if item not in seen]
+                    seen.update(new)
+                    queue += new
+                    break
+        self.libraries.append((f"python ({against.python})", ELFFile(against.interpreter.open("rb"))))
+
+    def find(self, symbol: str) -> str | None:
+        """Who provides a symbol: `libc10.so (torch)`."""
+        return next((name for name, library in self.libraries if _defines(library, symbol)), None)
+
+
+def _defines(library: ELFFile, name: str) -> bool:
+    """Whether the library exports the symbol, found by its hash table: libtorch_cpu has 200,000 symbols."""
+    for section in library.iter_sections():
+        if isinstance(section, GNUHashSection | ELFHashSection):
+            symbol = section.get_symbol(name)
+            return symbol is not None and symbol["st_shndx"] != "SHN_UNDEF"
+    return False
+
+
+def _undefined(library: ELFFile) -> Iterator[tuple[str, str | None, str | None]]:
+    """Every symbol that must come from elsewhere: name, version or None, the library that has the version."""
+    table = library.get_section_by_name(".dynsym")
+    indices = library.get_section_by_name(".gnu.version")
+    needs = library.get_section_by_name(".gnu.version_r")
+    versions: dict[int, tuple[str, str]] = {}
+    if isinstance(needs, GNUVerNeedSection):
+        for origin, entries in needs.iter_versions():
+            for entry in entries:
+                versions[entry["vna_other"]] = (str(entry.name), str(origin.name))
+    if not isinstance(table, SymbolTableSection):
+        return
+    for number, symbol in enumerate(table.iter_symbols()):
+        if not symbol.name or symbol["st_shndx"] != "SHN_UNDEF" or symbol["st_info"]["bind"] == "STB_WEAK":
+            continue
+        index = 0
+        if isinstance(indices, GNUVerSymSection):
+            entry = indices.get_symbol(number)["ndx"]
+            index = entry & 0x7FFF if isinstance(entry, int) else 0
+        yield symbol.name, *versions.get(index, (None, None))
+
+
+def _dynamic(library: ELFFile, tag: str) -> list[str]:
+    section = library.get_section_by_name(".dynamic")
+    if not isinstance(section, DynamicSection):
+        return []
+    attribute = {"DT_NEEDED": "needed", "DT_RPATH": "rpath", "DT_RUNPATH": "runpath"}[tag]
+    return [str(getattr(entry, attribute)) for entry in section.iter_tags(tag)]
+
+
+def _demangle(names: Sequence[str]) -> list[str]:
+    """C++ names as people write them, with the mangled one, where c++filt is installed."""
+    tool = shutil.which("c++filt")
+    if tool is None:
+        return list(names)
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=False)
+    plain = done.stdout.splitlines()
+    if len(plain) != len(names):
+        return list(names)
+    return [name if name == shown else f"{shown} [{name}]" for name, shown in zip(names, plain, strict=True)]
