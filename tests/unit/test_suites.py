@@ -250,7 +250,7 @@ finally:
 def execute(monkeypatch: pytest.MonkeyPatch, found: dict[str, Report], *words: str) -> None:
     """Run the stage where the suites' processes said `found`."""
 
-    def run(parts: object, names: object) -> dict[str, Report]:
+    def run(*_: object) -> dict[str, Report]:
         return found
 
     monkeypatch.setattr(stage, "_run", run)

@@ -22,6 +22,12 @@ _ASKED = (signal.SIGTERM, signal.SIGHUP)  # sent by another process only to us, 
 _GRACE = 20.0  # seconds in which pytest can end its fixtures: a Docker engine, network namespaces
 
 
+def count_slots() -> int:
+    """Return how many programs to run at once: `$MAX_JOBS`, else as many as there are processors for us."""
+    asked = os.environ.get("MAX_JOBS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A program to run.

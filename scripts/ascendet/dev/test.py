@@ -1,7 +1,7 @@
-"""`make test`: run all suites (`suites.py`), each in the environment that it needs, and print a line with the counts.
+"""`make test`: all suites (`suites.py`), each in the environment that it needs, and one closing line with the counts.
 
-As many processes run at the same time as there are CPUs, and in addition those that mostly wait. The output of each
-is written to build/report and printed when the process ends; a single process prints to the terminal directly.
+As many processes run at once as there are processors, and beside them those that mostly wait. What each prints is in
+build/report and is shown in one piece when it ends; where there is only one, it prints to the terminal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,12 @@ from ascendet import paths
 from ascendet.core import options
 from ascendet.core.stack import Stack
 from ascendet.dev import reports, suites
-from ascendet.dev.jobs import Job, Outcome, Pool
+from ascendet.dev.jobs import Job, Outcome, Pool, count_slots
 from ascendet.dev.reports import Counts, Report
 from ascendet.dev.suites import SUITES, Suite
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host
-from ascendet.wheels import install, native
 
 LINT = "lint"
 
@@ -35,12 +35,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     options.add_stack_option(parser)
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
-        "suites", nargs="*", choices=[LINT, *SUITES, []], help="suites to run; by default those of make test"
+        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run the suites, also after one has failed, then print the slowest tests and the closing line."""
+    """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
     stack = Stack.load(args.stack)
     tests = suites.parse_tests(args.tests)
     names = args.suites or list(tests) or _default()
@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> None:
             found=args.tests,
             hint="; ".join(f"make test-{name} TESTS='{' '.join(tests[name])}'" for name in tests),
         )
-    found = _run(_plan(stack, names, tests), names)
+    found = _run(stack, names, tests)
     print("\n".join(reports.describe_times(found)))
     total = reports.total(found.values())
     print(total, flush=True)
@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _default() -> list[str]:
-    """Return the names of the suites that `make test` runs on this machine."""
+    """Return what `make test` runs on this machine."""
     real = host.npu_kind() == "real"
     wanted = [
         suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
@@ -76,13 +76,13 @@ def _default() -> list[str]:
 
 
 def _succeeded(name: str, counts: Counts) -> bool:
-    """Return whether a suite succeeded: none failed, and one passed (or was skipped, if its packages are optional)."""
+    """Tell whether a suite did: what nothing passed of is not tested, but where its packages may be out of reach."""
     optional = name != LINT and SUITES[name].when == "named"
     return not counts.failed and bool(counts.passed or (optional and counts.skipped))
 
 
 def _again(name: str, report: Report) -> str:
-    """Return the command that runs the failed tests of a suite again."""
+    """Return the command that runs what failed again."""
     if name == LINT:
         return "make lint"
     return f"make test-{name}" + (f" TESTS='{' '.join(sorted(report.failed))}'" if report.failed else "")
@@ -93,20 +93,18 @@ def _again(name: str, report: Report) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A process of a suite, and the function that reads its report after it has ended."""
+    """A process of a suite, and how to read from its end what it said."""
 
     suite: str
     job: Job
     read: Callable[[Outcome], Report]
 
 
-def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
-    """Run all parts and return the reports by suite; print the output of each part when it ends."""
+def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> dict[str, Report]:
+    """Run the suites and return the reports by suite; print the output of each process when it ends."""
     found = dict.fromkeys(names, Report())
-    if len(names) == 1:
-        parts = list(parts)
-        if len(parts) == 1:
-            parts = [dataclasses.replace(parts[0], job=dataclasses.replace(parts[0].job, log=None))]
+    folder = paths.BUILD / "report"
+    folder.mkdir(parents=True, exist_ok=True)
 
     def show(part: Part, outcome: Outcome) -> None:
         report = part.read(outcome)
@@ -114,37 +112,57 @@ def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
         text = part.job.log.read_text(encoding="utf-8", errors="replace") if part.job.log else ""
         print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
 
-    with Pool(native.count_jobs()) as pool:
-        # The generator prepares each part just before it is submitted: without a cache, creating a stack's environment
-        # takes minutes, and parts that do not need it run meanwhile.
-        futures = [pool.submit(part.job, functools.partial(show, part)) for part in parts]
+    with Pool(count_slots()) as pool:
+        futures = []
+        installed = False
+        for name in names:
+            for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
+                old.unlink()
+            if name != LINT and SUITES[name].installed and not installed:
+                _install(stack, pool)  # what needs none of it runs meanwhile
+                installed = True
+            parts = list(
+                _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+            )
+            for part in parts:
+                alone = len(names) == len(parts) == 1
+                job = dataclasses.replace(part.job, log=None) if alone else part.job
+                shown = dataclasses.replace(part, job=job)
+                futures.append(pool.submit(job, functools.partial(show, shown)))
         for future in futures:
             future.result()
     return found
 
 
-def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> Iterator[Part]:
-    """Yield the parts of the suites, in the order to start them."""
-    folder = paths.BUILD / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
-            old.unlink()
-        yield from (
-            _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+def _install(stack: Stack, pool: Pool) -> None:
+    """Create the stack's environment with our wheels in it, which takes minutes if nothing is cached."""
+    job = Job(
+        name="install",
+        command=[sys.executable, "-m", "ascendet", "install", "--stack", stack.name],
+        environ={**os.environ, "PYTHONPATH": str(paths.ROOT / "scripts")},
+        cwd=paths.ROOT,
+        log=None,
+        waits=True,
+    )
+    outcomes: list[Outcome] = []
+    pool.submit(job, outcomes.append).result()
+    if any(outcome.exit_code for outcome in outcomes):
+        raise AscendetError(
+            "tests-failed",
+            f"the environment of {stack.name} cannot be made",
+            found="its message is above",
+            hint="make install",
         )
 
 
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
     """Yield the parts of a suite: one, or one for each file."""
-    if suite.installed:
-        install.ensure(stack)
     python, environ = (
         (venv.ensure_tools(), dict(os.environ))
         if suite.python == "tools"
         else (venv.stack_python(stack), activation.stack_environ(stack))
     )
-    # Processes that run at the same time have one CPU each.
+    # Processes that run at once have a processor each.
     environ |= {
         "PYTHONPATH": str(paths.ROOT / "scripts"),
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
@@ -170,7 +188,7 @@ def _read_pytest(file: Path, outcome: Outcome) -> Report:
 
 
 def _lint(folder: Path) -> Iterator[Part]:
-    """Yield the linters: style, types, shell scripts, C++, and the files that are generated from others."""
+    """Yield the linters: style, types, shell scripts, C++, and the files that are made from others."""
     python = venv.ensure_tools()
     bin_folder = python.parent
     commands: dict[str, list[str | Path]] = {
@@ -181,6 +199,7 @@ def _lint(folder: Path) -> Iterator[Part]:
         "ruff format": [bin_folder / "ruff", "format", "--check", "--quiet", "."],
         "check-lock": [python, "-m", "ascendet", "lock", "--check"],
         "patches": [python, "-m", "ascendet", "patches", "--check"],
+        "docs": [python, "-m", "ascendet", "docs", "--check"],
     }
     for name, command in commands.items():
         job = Job(
@@ -199,7 +218,7 @@ def _read_lint(outcome: Outcome) -> Report:
 
 
 def _tracked(*patterns: str) -> list[Path]:
-    """Return the files that git tracks or would add."""
+    """Return the files that git knows, or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     return [paths.ROOT / name for name in listed.splitlines()]
