@@ -45,6 +45,8 @@ SOC ?=
 NNODES ?= 2
 DEVICE_GROUP ?= 1000
 HOST_NETWORK ?=
+# make test, make test-<suite>: only these files, folders or test ids, such as tests/sim/test_runs.py.
+TESTS ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 # What to try first when fetching: cn for mirrors in China, or the address of a folder with such files.
@@ -76,8 +78,8 @@ help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
 demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
 	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval DEVICES=6,7 MODEL=vitdet-tiny DATASET=shapes
-test: ## Linters and all test suites; ends with the counts
-	@$(PY) test --stack '$(STACK)'
+test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
+	@$(PY) test --stack '$(STACK)' --tests '$(TESTS)'
 doctor: ## Check this machine; every problem is listed with its fix
 	@$(PY) doctor --stack '$(STACK)'
 
@@ -146,21 +148,13 @@ curves: ## Draw a training's loss and AP, as PNG and SVG
 	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --run '$(RUN)'
 
 ##@ Development
-.PHONY: docs lint test-unit test-fetch test-image test-sim test-examples clean
+.PHONY: docs lint clean
 docs: ## Write the pages of docs/ that are made from tables: errors, settings
 	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
-test-unit: ## The tool's own tests
-	@$(PY) test unit --stack '$(STACK)'
-test-fetch: ## Fetching from hostile, slow and killed servers, and without a network
-	@$(PY) test fetch --stack '$(STACK)'
-test-image: ## The container image on a Docker engine, which is started for it where none answers
-	@$(PY) test image --stack '$(STACK)'
-test-sim: ## The tests with torch_npu, on cann_sim or real NPUs
-	@$(PY) test sim --stack '$(STACK)'
-test-examples: ## accelerate and transformers training on cann_sim; installs them into a temporary folder
-	@$(PY) test examples --stack '$(STACK)'
+test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -npu, -examples; TESTS=… for a part of it
+	@$(PY) test '$*' --stack '$(STACK)' --tests '$(TESTS)'
 bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL

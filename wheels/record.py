@@ -1,9 +1,9 @@
 """Ask a source's own setup.py what it would build, and print that as JSON.
 
-So the list of sources, macros, packages and requirements is upstream's, not a copy of ours. setup.py wants to import
-torch and torch_npu, which needs CANN's libraries and cannot work at all for another architecture; it uses little
-of them, so stand-ins give it that. torch_npu's own `NpuExtension` is run for real,
-and `CppExtension` is what torch makes of it.
+The list of sources, macros, packages and requirements is therefore upstream's, not a copy of ours. setup.py imports
+torch and torch_npu, which need CANN's libraries and cannot be imported at all for another architecture. It uses only a
+few of their names, and stand-in modules provide these. torch_npu's own `NpuExtension` runs unchanged, on a
+`CppExtension` that does what torch's does.
 
 usage: cd <unpacked source> && [variables of its setup.py] python record.py <site-packages that holds torch_npu>
 """
@@ -28,10 +28,10 @@ def main() -> None:
     """Run setup.py up to its call of `setup()` and print what it passed."""
     site = Path(sys.argv[1]).resolve()
     passed: dict[str, Any] = {}
-    setuptools.setup = lambda **arguments: passed.update(arguments)
+    setuptools.setup = lambda **arguments: passed.update(arguments)  # type: ignore[assignment]  # returns nothing
     install_stand_ins(site)
     sys.path.insert(0, str(Path.cwd()))
-    stdout, sys.stdout = sys.stdout, sys.stderr  # what setup.py prints is not ours
+    stdout, sys.stdout = sys.stdout, sys.stderr  # setup.py's own output must not mix with the JSON
     runpy.run_path("setup.py", run_name="__main__")
     sys.stdout = stdout
     (extension,) = passed.pop("ext_modules")
@@ -54,12 +54,12 @@ def main() -> None:
 
 
 def compiler_flags(passed: dict[str, list[str]] | list[str]) -> list[str]:
-    """Return the C++ compiler's flags; torch lets a setup.py give them by compiler."""
+    """Return the C++ compiler's flags; torch allows a setup.py to give flags by compiler."""
     return passed.get("cxx", []) if isinstance(passed, dict) else passed
 
 
 def package_files(passed: dict[str, Any], tree: Path) -> dict[str, str]:
-    """Return the packages' modules and data, by their path in the wheel, as paths below the source."""
+    """Return the packages' modules and data files: their paths below the source, by their paths in the wheel."""
     found = {}
     for package in sorted(passed["packages"]):
         folder = tree / package_folder(package, passed.get("package_dir") or {})
@@ -80,7 +80,7 @@ def package_folder(package: str, folders: dict[str, str]) -> str:
 
 
 def relative(folder: str, tree: Path, site: Path) -> str:
-    """A folder as `{tree}/…` or `{site}/…`: the record must not hold this machine's paths."""
+    """Return a folder as `{tree}/…` or `{site}/…`, because the record must not hold paths of this machine."""
     path = Path(folder).resolve()
     for name, home in (("tree", tree), ("site", site)):
         if path.is_relative_to(home):
@@ -89,7 +89,7 @@ def relative(folder: str, tree: Path, site: Path) -> str:
 
 
 def install_stand_ins(site: Path) -> None:
-    """Put modules into `sys.modules` that hold just what setup.py reads."""
+    """Put modules into `sys.modules` that provide only the names that setup.py reads."""
     version = runpy.run_path(f"{site}/torch/version.py")
     torch = module("torch", __version__=str(version["__version__"]), version=SimpleNamespace(**version))
     torch.cuda = module("torch.cuda", is_available=lambda: False)
@@ -122,13 +122,13 @@ def install_stand_ins(site: Path) -> None:
     assert spec.loader is not None
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-    # Which OpenCV setup.py asks for depends on what is installed beside it. We say: headless, needs no libGL.
+    # setup.py requires the OpenCV distribution that is installed. Pretend that it is the headless one, without libGL.
     sys.modules["cv2"] = None  # type: ignore[assignment]  # importing it fails
     pkg_resources.get_distribution = lambda name: name
 
 
 def module(name: str, **content: Any) -> Any:
-    """Make and install a stand-in module."""
+    """Create a stand-in module, put it into `sys.modules` and return it."""
     made = ModuleType(name)
     made.__spec__ = ModuleSpec(name, None)
     made.__path__ = []

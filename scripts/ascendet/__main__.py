@@ -1,13 +1,13 @@
-"""Entry point. It parses on Python 3.6+, so that an old one ends in a named error, not in a SyntaxError."""
+"""Entry point. It can be parsed by Python 3.6, so that an old Python gives a named error and not a SyntaxError."""
 
 import sys
 
-# errors.EXIT_CODES["python-version"]; written out because a Python that is too old cannot import errors.py.
+# The same as errors.EXIT_CODES["python-version"]: a Python that is too old cannot import errors.py.
 PYTHON_VERSION_EXIT = 10
 
 
 def main():  # type: () -> int
-    """Check the interpreter, then hand over to the command line."""
+    """Check the interpreter's version, run the command line, and return the exit code."""
     if sys.version_info < (3, 11):
         sys.stderr.write(
             "error[python-version]: this Python is too old to run Ascendet\n"

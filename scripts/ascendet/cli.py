@@ -1,4 +1,4 @@
-"""The command line: `python -m ascendet <stage> …`. People type make targets, which call it."""
+"""The command line `python -m ascendet <stage> …`, which the make targets call."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from ascendet.errors import EXIT_CODES, AscendetError
 
 @dataclass(frozen=True)
 class StageCommand:
-    """A stage: its module (`package.name`), its interpreter ("host": standard library only), one line of help."""
+    """A stage: its module (`package.name`), its interpreter, and one line of help.
+
+    A stage with the interpreter "host" may import only the standard library; "tools" is the tools environment.
+    """
 
     module: str
     where: Literal["host", "tools"]
     help: str
 
 
-# In the order of the packages, of which none imports a later one.
+# In the order of the packages.
 STAGES: dict[str, StageCommand] = {
     "doctor": StageCommand(
         "machine.doctor", "host", "check this machine and list every problem with its fix"
@@ -39,7 +42,7 @@ STAGES: dict[str, StageCommand] = {
         "supply.weights", "tools", "fetch the checkpoints that a stack's models start from"
     ),
     "env": StageCommand(
-        "envs.env", "host", "make or repair a stack's virtual environment, without our wheels"
+        "envs.env", "host", "create or repair a stack's virtual environment, without our wheels"
     ),
     "cann-sim": StageCommand(
         "envs.cann_sim", "host", "build the simulated CANN into the stack's environment"
@@ -57,16 +60,16 @@ STAGES: dict[str, StageCommand] = {
     "install": StageCommand(
         "wheels.install", "tools", "build the stack's wheels and install them into its environment"
     ),
-    "data": StageCommand("data.data", "tools", "make or fetch a data set"),
+    "data": StageCommand("data.data", "tools", "generate or fetch a data set"),
     "image": StageCommand("containers.image", "tools", "build the container image of a stack"),
     "base-sim": StageCommand(
-        "containers.base_sim", "tools", "make a stand-in for the CANN image, with cann_sim"
+        "containers.base_sim", "tools", "build a base image with cann_sim in the place of the CANN image"
     ),
     "bundle": StageCommand(
-        "containers.bundle", "host", "pack everything for a site without a network, or take it in there"
+        "containers.bundle", "host", "pack everything for a site without a network, or unpack it there"
     ),
     "container": StageCommand(
-        "containers.container", "tools", "start the image on chosen devices, or show how"
+        "containers.container", "tools", "start a shell in the image, or print the command that trains in it"
     ),
     "train": StageCommand("run.train", "tools", "train a model on the chosen devices"),
     "evaluate": StageCommand(
@@ -74,7 +77,7 @@ STAGES: dict[str, StageCommand] = {
     ),
     "infer": StageCommand("run.infer", "tools", "detect objects in pictures, draw them, measure latency"),
     "curves": StageCommand("run.curves", "tools", "draw a training's loss and AP"),
-    "k8s": StageCommand("run.k8s", "tools", "write Kubernetes jobs that train on several machines"),
+    "k8s": StageCommand("run.k8s", "tools", "write Kubernetes jobs that train on several nodes"),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),
@@ -87,17 +90,17 @@ STAGES: dict[str, StageCommand] = {
 
 
 class StageModule(Protocol):
-    """What a stage's module offers."""
+    """The functions that each stage's module has."""
 
     def configure_parser(self, parser: argparse.ArgumentParser) -> None:
         """Add the stage's options."""
 
     def execute(self, args: argparse.Namespace) -> None:
-        """Do it, or raise `AscendetError`."""
+        """Run the stage, or raise `AscendetError`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; the exit code is 0 or that of the error that was printed."""
+    """Run one stage, print its error if it fails, and return the exit code: 0, or that of the error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)
@@ -136,14 +139,14 @@ def _run(argv: list[str]) -> int:
 
 
 def overview() -> str:
-    """Return the list of stages."""
+    """Return the help text: usage and the list of stages."""
     width = max(map(len, STAGES))
     lines = [f"  {name:<{width}}  {stage.help}" for name, stage in STAGES.items()]
     return "\n".join(["usage: ascendet <stage> [options]", "", "stages:", *lines])
 
 
 def _enter_tools(argv: list[str]) -> None:
-    """Continue in the tools environment, which is made first where it is missing."""
+    """Continue in the tools environment's Python, after creating that environment if it is missing."""
     from ascendet.envs import venv
 
     python = venv.ensure_tools()

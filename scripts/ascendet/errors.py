@@ -1,8 +1,7 @@
-"""Every way in which Ascendet can fail, as an interface: name, exit code, expected, found, next command.
+"""Ascendet's errors: each has a name and an exit code, and says what was expected, what was found, and what to do next.
 
-Scripts match on the name or on the exit code, people read the rest; so a name is never reused for another
-meaning. What each means, its usual cause and its remedy are in docs/errors.toml, from which `make docs` writes
-docs/troubleshooting.md.
+Scripts may test the name or the exit code, so a name is never reused for another meaning. docs/errors.toml says what
+each means, its usual cause and its remedy; `make docs` writes docs/troubleshooting.md from it.
 """
 
 from __future__ import annotations
@@ -108,11 +107,11 @@ class AscendetError(Exception):
     name
         Kebab-case key of `EXIT_CODES`.
     what
-        One sentence: what went wrong.
+        One sentence that says what is wrong. For `usage` it has the form "X must be …".
     expected, found
-        The two sides of the disagreement, where there is one.
+        What was expected and what was found, if that applies.
     hint
-        The next command(s) to type, or the one thing to change.
+        The next command to type, or the setting to change.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class AscendetError(Exception):
         return EXIT_CODES[self.name]
 
     def render(self, *, colour: bool = False) -> str:
-        """Text for a terminal, ending in a newline.
+        """Return the error as text for a terminal, with a newline at the end.
 
         >>> print(AscendetError("usage", "no such device", found="9", hint="make doctor").render(), end="")
         error[usage]: no such device

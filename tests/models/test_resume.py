@@ -198,7 +198,7 @@ def test_all_ranks_end_when_the_loss_of_one_is_not_finite(values, tmp_path, capf
         "pictures: 1/1-\\xd6.jpg"
     )
     told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("error")]
-    assert told == ([] if finite else [line]), "each machine's first rank tells it"
+    assert told == ([] if finite else [line]), "each node's first rank tells it"
 
 
 def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_path, monkeypatch, capfd):
@@ -427,8 +427,14 @@ def annotated(scene, tmp_path):
         ),
         (lambda c: c["images"].clear(), "has no images"),
         (lambda c: c["annotations"].clear(), "no image with an object to train on"),
-        (lambda c: c["categories"].pop(), "has other classes than the model: 1: red; not 2: red, green"),
-        (lambda c: c["categories"].reverse(), "2: green, red; not 2: red, green"),
+        (
+            lambda c: c["categories"].pop(),
+            r"has other classes than the model: it has 1 \(red\), the model has 2 \(red, green\)",
+        ),
+        (
+            lambda c: c["categories"].reverse(),
+            r"it has 2 \(green, red\), the model has 2 \(red, green\)",
+        ),
         (lambda c: c["images"][0].pop("file_name"), "is no COCO instances file: KeyError"),
         (lambda c: c["annotations"][0].update(id=2), "not unique"),
     ],

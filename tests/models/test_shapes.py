@@ -4,9 +4,10 @@ import tomllib
 
 import numpy as np
 import pytest
-from ascendet import paths, shapes
+from ascendet import paths
 from ascendet.core import files
 from ascendet.run import score
+from ascendet_common import shapes
 from pycocotools import mask as coco_mask
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 MakeShapes = Callable[..., Path]
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-GENERATOR = SCRIPTS / "ascendet" / "shapes.py"
+GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
 
 
 def free_ports() -> str:
@@ -84,6 +85,27 @@ def run_python(tmp_path: Path) -> RunPython:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported torch_npu, for `run_forked`."""
+    if "ASCEND_HOME_PATH" not in os.environ:
+        pytest.skip('no CANN tree: run it by `make test-sim`, or after eval "$(python -m cann_sim env)"')
+    started = Forks()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def run_forked(forks: Forks, tmp_path: Path) -> RunPython:
+    """Run lines of Python as `run_python` does, in a fork of a process that has imported torch_npu."""
+
+    def run(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "CANN_SIM_STATE": str(tmp_path), **environ}
+        return forks.run(textwrap.dedent(code), settings, timeout=300)
 
     return run
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(params=["0", "1"], ids=["no_queue", "task_queue"])
-def count(request: pytest.FixtureRequest, run_python: RunPython) -> Any:
+def count(request: pytest.FixtureRequest, run_forked: RunPython) -> Any:
     """Counters of lines of Python between start() and the end; both ways in which torch_npu issues operators."""
 
     def run(body: str, **environ: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def count(request: pytest.FixtureRequest, run_python: RunPython) -> Any:
             + textwrap.dedent(body).strip()
             + "\nprint(json.dumps(counters.snapshot()))\n"
         )
-        done = run_python(code, TASK_QUEUE_ENABLE=request.param, **environ)
+        done = run_forked(code, TASK_QUEUE_ENABLE=request.param, **environ)
         assert done.returncode == 0, done.stdout + done.stderr
         counters: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return counters
@@ -189,7 +189,7 @@ def test_equal_runs_write_equal_files(run_python: RunPython, tmp_path: Path) -> 
     assert steps[1]["new_signatures"] == 0
 
 
-def test_off_counts_nothing_and_leaves_no_file(run_python: RunPython, tmp_path: Path) -> None:
+def test_off_counts_nothing_and_leaves_no_file(run_forked: RunPython, tmp_path: Path) -> None:
     code = """
         import os, torch, torch_npu
         from cann_sim import counters
@@ -198,14 +198,14 @@ def test_off_counts_nothing_and_leaves_no_file(run_python: RunPython, tmp_path: 
         print([counted[name] for name in ("launches", "host_syncs", "copies", "signatures", "memory")])
     """
     environ = {"CANN_SIM_COUNTERS": "", "CANN_SIM_STATE": str(tmp_path / "state")}
-    done = run_python(f"import os; os.chdir({str(tmp_path)!r})\n" + textwrap.dedent(code), **environ)
+    done = run_forked(f"import os; os.chdir({str(tmp_path)!r})\n" + textwrap.dedent(code), **environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["4.0", "[{}, [], [], [], {}]"]
     assert {path.name for path in tmp_path.iterdir()} <= {"state", "kernel_meta"}
 
 
-def test_a_file_name_takes_the_process_id(run_python: RunPython, tmp_path: Path) -> None:
-    done = run_python(
+def test_a_file_name_takes_the_process_id(run_forked: RunPython, tmp_path: Path) -> None:
+    done = run_forked(
         "import os, torch, torch_npu; torch.ones(1).npu(); print(os.getpid())",
         CANN_SIM_COUNTERS=str(tmp_path / "c.%p.json"),
     )

@@ -38,7 +38,8 @@ def train(data: Path, folder: Path, steps: int) -> dict[str, list[dict[str, Any]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [sys.executable, *launch, JOB, str(steps), folder],
-        env={**os.environ, "ASCENDET_DATA": str(data), "OMP_NUM_THREADS": "1"},
+        # As runtime.sh says on cann_sim: the queue's threads would poll. test_hccl_torch.py has both ways.
+        env={**os.environ, "ASCENDET_DATA": str(data), "OMP_NUM_THREADS": "1", "TASK_QUEUE_ENABLE": "0"},
         capture_output=True,
         text=True,
         timeout=900,

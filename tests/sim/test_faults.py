@@ -34,19 +34,19 @@ STEPS = """
         ("ecc@launch:3", "507054", "ECC"),
     ],
 )
-def test_a_broken_device_fails_the_next_wait(run_python: RunPython, fault: str, code: str, text: str) -> None:
-    done = run_python(STEPS, CANN_SIM_FAULT=fault)
+def test_a_broken_device_fails_the_next_wait(run_forked: RunPython, fault: str, code: str, text: str) -> None:
+    done = run_forked(STEPS, CANN_SIM_FAULT=fault)
     assert done.stdout.startswith("2 "), done.stdout + done.stderr  # two launches a step
     assert code in done.stdout
     assert text in done.stdout
 
 
-def test_a_fault_of_another_device_is_not_seen(run_python: RunPython) -> None:
-    assert run_python(STEPS, CANN_SIM_FAULT="device-lost@launch:1/dev=1").stdout == ""
-    assert run_python(STEPS, CANN_SIM_FAULT="device-lost@launch:1/dev=0").stdout.startswith("1 ")
+def test_a_fault_of_another_device_is_not_seen(run_forked: RunPython) -> None:
+    assert run_forked(STEPS, CANN_SIM_FAULT="device-lost@launch:1/dev=1").stdout == ""
+    assert run_forked(STEPS, CANN_SIM_FAULT="device-lost@launch:1/dev=0").stdout.startswith("1 ")
 
 
-def test_an_allocation_ends_in_torch_npus_out_of_memory(run_python: RunPython) -> None:
+def test_an_allocation_ends_in_torch_npus_out_of_memory(run_forked: RunPython) -> None:
     """torch_npu tries again after it has given its cache back: the fault stays, what is held stays usable."""
     code = """
         import torch, torch_npu
@@ -58,12 +58,12 @@ def test_an_allocation_ends_in_torch_npus_out_of_memory(run_python: RunPython) -
             print(error)
         print(first.sum().item() == 32 << 20)
     """
-    done = run_python(code, CANN_SIM_FAULT="oom@alloc:3")
+    done = run_forked(code, CANN_SIM_FAULT="oom@alloc:3")
     assert "NPU out of memory" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "True"
 
 
-def test_a_stuck_stream_ends_in_the_synchronise_timeout(run_python: RunPython) -> None:
+def test_a_stuck_stream_ends_in_the_synchronise_timeout(run_forked: RunPython) -> None:
     begin = time.monotonic()
     code = """
         import torch, torch_npu
@@ -73,7 +73,7 @@ def test_a_stuck_stream_ends_in_the_synchronise_timeout(run_python: RunPython) -
         except RuntimeError as error:
             print(error)
     """
-    done = run_python(code, CANN_SIM_FAULT="stuck-stream@launch:1", ACL_DEVICE_SYNC_TIMEOUT="2")
+    done = run_forked(code, CANN_SIM_FAULT="stuck-stream@launch:1", ACL_DEVICE_SYNC_TIMEOUT="2")
     assert "507046" in done.stdout, done.stdout + done.stderr
     assert 2 <= time.monotonic() - begin < 60
 
@@ -98,22 +98,22 @@ COLLECTIVES = """
     ("fault", "code"),
     [("hccl-timeout@collective:2", "error code is 9"), ("link-down@collective:2", "error code is 21")],
 )
-def test_a_collective_ends_in_hccls_own_error(run_python: RunPython, fault: str, code: str) -> None:
-    done = run_python(COLLECTIVES, CANN_SIM_FAULT=fault, TASK_QUEUE_ENABLE="0")
+def test_a_collective_ends_in_hccls_own_error(run_forked: RunPython, fault: str, code: str) -> None:
+    done = run_forked(COLLECTIVES, CANN_SIM_FAULT=fault, TASK_QUEUE_ENABLE="0")
     assert done.stdout.startswith("2 "), done.stdout + done.stderr
     assert code in done.stdout + done.stderr
 
 
-def test_one_call_of_an_operator_is_corrupted(run_python: RunPython) -> None:
+def test_one_call_of_an_operator_is_corrupted(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         x = torch.ones(2, 2).npu()
         print([(x @ x).cpu().sum().item() for _ in range(3)])
     """
-    assert run_python(code, CANN_SIM_FAULT="corrupt@aten::matmul:2").stdout.strip() == "[8.0, 0.0, 8.0]"
+    assert run_forked(code, CANN_SIM_FAULT="corrupt@aten::matmul:2").stdout.strip() == "[8.0, 0.0, 8.0]"
 
 
-def test_a_slow_link_takes_its_time(run_python: RunPython) -> None:
+def test_a_slow_link_takes_its_time(run_forked: RunPython) -> None:
     code = """
         import time, torch, torch_npu
         x = torch.zeros(1 << 20)
@@ -122,10 +122,10 @@ def test_a_slow_link_takes_its_time(run_python: RunPython) -> None:
         x.npu()
         print(time.monotonic() - begin)
     """
-    assert float(run_python(code, CANN_SIM_FAULT="slow-link:8").stdout) >= 4 * (1 << 20) / 8e6
+    assert float(run_forked(code, CANN_SIM_FAULT="slow-link:8").stdout) >= 4 * (1 << 20) / 8e6
 
 
-def test_a_slow_device_takes_its_factor(run_python: RunPython) -> None:
+def test_a_slow_device_takes_its_factor(run_forked: RunPython) -> None:
     code = """
         import time, torch, torch_npu
         x = torch.ones(700, 700).npu()
@@ -134,8 +134,8 @@ def test_a_slow_device_takes_its_factor(run_python: RunPython) -> None:
         for _ in range(5): x @ x
         print(time.monotonic() - begin)
     """
-    plain = float(run_python(code).stdout)
-    assert float(run_python(code, CANN_SIM_FAULT="slow-device:8").stdout) > 3 * plain
+    plain = float(run_forked(code).stdout)
+    assert float(run_forked(code, CANN_SIM_FAULT="slow-device:8").stdout) > 3 * plain
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_slow_device_takes_its_factor(run_python: RunPython) -> None:
         "oom@alloc:1/dev=x",
     ],
 )
-def test_a_malformed_fault_is_refused_with_the_grammar(run_python: RunPython, fault: str) -> None:
-    done = run_python("import torch, torch_npu; torch.ones(1).npu()", CANN_SIM_FAULT=fault)
+def test_a_malformed_fault_is_refused_with_the_grammar(run_forked: RunPython, fault: str) -> None:
+    done = run_forked("import torch, torch_npu; torch.ones(1).npu()", CANN_SIM_FAULT=fault)
     assert done.returncode == 90
     assert "error[cann-sim-config]" in done.stderr
     assert "corrupt@OP:N" in done.stderr

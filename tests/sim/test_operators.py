@@ -163,8 +163,8 @@ def test_a_kernel_that_fails_says_why_and_leaves_the_device_usable() -> None:
     assert torch.ones(3, device="npu").sum().item() == 3
 
 
-def test_an_operator_that_fails_in_the_task_queue_ends_the_process(run_python: RunPython) -> None:
-    done = run_python(
+def test_an_operator_that_fails_in_the_task_queue_ends_the_process(run_forked: RunPython) -> None:
+    done = run_forked(
         """
         import torch, torch_npu
         boxes, indices = torch.ones(100, 4).npu(), torch.arange(3).npu()
@@ -219,9 +219,9 @@ def test_packed_sequences_keep_their_batch_sizes_on_the_host() -> None:
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
-def test_an_lstm_of_a_packed_sequence_is_refused_by_name(run_python: RunPython) -> None:
+def test_an_lstm_of_a_packed_sequence_is_refused_by_name(run_forked: RunPython) -> None:
     """torch_npu computes its padding along: torch's composition would be another result in another shape."""
-    done = run_python("""
+    done = run_forked("""
         import torch, torch_npu
         packed = torch.nn.utils.rnn.pack_padded_sequence(torch.rand(5, 2, 4).npu(), torch.tensor([5, 2]))
         torch.nn.LSTM(4, 6).npu()(packed)

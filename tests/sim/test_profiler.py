@@ -148,7 +148,7 @@ def test_statistics_sum_up_the_kernels(profile: Path) -> None:
     assert counts["addmm"] == 4
 
 
-def test_a_session_that_misses_its_data_is_an_error(run_python: RunPython, tmp_path: Path) -> None:
+def test_a_session_that_misses_its_data_is_an_error(run_forked: RunPython, tmp_path: Path) -> None:
     done = subprocess.run(
         ["msprof", "--export=on", f"--output={tmp_path}"], capture_output=True, text=True, check=False
     )
@@ -157,7 +157,7 @@ def test_a_session_that_misses_its_data_is_an_error(run_python: RunPython, tmp_p
     assert str(tmp_path) in done.stderr
 
 
-def test_calls_in_the_wrong_order_are_refused(run_python: RunPython, tmp_path: Path) -> None:
+def test_calls_in_the_wrong_order_are_refused(run_forked: RunPython, tmp_path: Path) -> None:
     """acl_prof.h: init, start, stop, finalize; the error is the one of the real library."""
     code = """
         import ctypes
@@ -172,7 +172,7 @@ def test_calls_in_the_wrong_order_are_refused(run_python: RunPython, tmp_path: P
         print(acl.aclprofStop(config), acl.aclprofStop(config), acl.aclprofFinalize())
         print(acl.aclprofDestroyConfig(config))
     """
-    done = run_python(f"FOLDER = {str(tmp_path)!r}\n" + textwrap.dedent(code))
+    done = run_forked(f"FOLDER = {str(tmp_path)!r}\n" + textwrap.dedent(code))
     assert done.returncode == 0, done.stderr
     not_run, already_run = "100043", "100042"
     assert done.stdout.splitlines() == [
@@ -181,7 +181,7 @@ def test_calls_in_the_wrong_order_are_refused(run_python: RunPython, tmp_path: P
     assert len(list(tmp_path.glob("PROF_*/device_0/data/*"))) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(run_python: RunPython) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(run_forked: RunPython) -> None:
     code = """
         import ctypes
         acl = ctypes.CDLL("libascendcl.so")
@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(run_python: RunPython) -> N
         acl.aclprofInit(b"/proc/nowhere", 13), acl.aclprofStart(config), acl.aclprofStop(config)
         print(acl.aclprofFinalize(), acl.aclGetRecentErrMsg().decode())
     """
-    done = run_python(code)
+    done = run_forked(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("500005 /proc/nowhere/PROF_"), done.stdout
     assert "cannot be written" in done.stdout

@@ -28,14 +28,14 @@ def output(done: subprocess.CompletedProcess[str]) -> str:
     [(None, 4), ("1,3", 2), ("0", 1), ("3,1", 1), ("0, 1", 1), ("1,1", 1), ("0,4,1", 1), ("x", 0), ("", 0)],
 )
 def test_visible_devices_end_at_the_first_bad_entry(
-    run_python: RunPython, visible: str | None, count: int
+    run_forked: RunPython, visible: str | None, count: int
 ) -> None:
     """CANN's reference: integers, commas only, ascending; from the first other entry on the list is dropped."""
     environ = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
-    assert output(run_python(COUNT, CANN_SIM_DEVICES="4", **environ)) == str(count)
+    assert output(run_forked(COUNT, CANN_SIM_DEVICES="4", **environ)) == str(count)
 
 
-def test_visible_devices_are_numbered_from_zero(run_python: RunPython) -> None:
+def test_visible_devices_are_numbered_from_zero(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         print(torch.ones(1, device="npu:1").device)
@@ -44,15 +44,15 @@ def test_visible_devices_are_numbered_from_zero(run_python: RunPython) -> None:
         except Exception as error:
             print(type(error).__name__)
     """
-    assert output(run_python(code, ASCEND_RT_VISIBLE_DEVICES="6,7")).split() == ["npu:1", "RuntimeError"]
+    assert output(run_forked(code, ASCEND_RT_VISIBLE_DEVICES="6,7")).split() == ["npu:1", "RuntimeError"]
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("CANN_SIM_SOC", "Ascend999"), ("CANN_SIM_DEVICES", "many"), ("CANN_SIM_HBM_GB", "0")],
 )
-def test_a_wrong_setting_is_a_named_error(run_python: RunPython, variable: str, value: str) -> None:
-    done = run_python(COUNT, **{variable: value})
+def test_a_wrong_setting_is_a_named_error(run_forked: RunPython, variable: str, value: str) -> None:
+    done = run_forked(COUNT, **{variable: value})
     assert done.returncode == 90
     assert "error[cann-sim-config]" in done.stderr
     assert variable in done.stderr
@@ -73,17 +73,17 @@ SOCS = {
 
 
 @pytest.mark.parametrize("soc", SOCS)
-def test_socs_differ_where_torch_npu_branches(run_python: RunPython, soc: str) -> None:
+def test_socs_differ_where_torch_npu_branches(run_forked: RunPython, soc: str) -> None:
     code = """
         import torch, torch_npu
         print(torch.npu.get_device_name(), torch_npu.npu.utils.get_soc_version(), torch.npu.is_bf16_supported(),
               torch_npu.npu.utils.is_support_inf_nan(), torch.npu.utils.get_cann_version())
     """
     expected = " ".join(map(str, (soc, *SOCS[soc], "8.5.0")))
-    assert output(run_python(code, CANN_SIM_SOC=soc)) == expected
+    assert output(run_forked(code, CANN_SIM_SOC=soc)) == expected
 
 
-def test_a_device_too_many_is_an_error_that_says_how_many_there_are(run_python: RunPython) -> None:
+def test_a_device_too_many_is_an_error_that_says_how_many_there_are(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         for ask in (lambda: torch.npu.set_device(2), lambda: torch.ones(1, device="npu:3")):
@@ -92,13 +92,13 @@ def test_a_device_too_many_is_an_error_that_says_how_many_there_are(run_python: 
             except RuntimeError as error:
                 print(" ".join(str(error).split()))
     """
-    lines = output(run_python(code, CANN_SIM_DEVICES="4", ASCEND_RT_VISIBLE_DEVICES="1,3")).splitlines()
+    lines = output(run_forked(code, CANN_SIM_DEVICES="4", ASCEND_RT_VISIBLE_DEVICES="1,3")).splitlines()
     for device, line in zip((2, 3), lines, strict=True):
         assert "107001" in line
         assert f"device id {device} is invalid: 2 device(s) are visible, numbered from 0, of 4" in line
 
 
-def test_memory_is_counted_and_given_back(run_python: RunPython) -> None:
+def test_memory_is_counted_and_given_back(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         x = torch.zeros(3, 1 << 20, device="npu")
@@ -111,11 +111,11 @@ def test_memory_is_counted_and_given_back(run_python: RunPython) -> None:
         print(total - free)
     """
     for allocator in ("expandable_segments:False", "expandable_segments:True"):
-        lines = output(run_python(code, PYTORCH_NPU_ALLOC_CONF=allocator)).splitlines()
+        lines = output(run_forked(code, PYTORCH_NPU_ALLOC_CONF=allocator)).splitlines()
         assert lines == ["24", "0 24", "0"], (allocator, lines)
 
 
-def test_the_memory_limit_ends_in_torch_npus_own_error(run_python: RunPython) -> None:
+def test_the_memory_limit_ends_in_torch_npus_own_error(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         kept = torch.ones(1 << 20, device="npu")
@@ -125,12 +125,12 @@ def test_the_memory_limit_ends_in_torch_npus_own_error(run_python: RunPython) ->
             print(str(error).split(".")[0])
         print(kept.sum().item())
     """
-    lines = output(run_python(code, CANN_SIM_HBM_GB="1")).splitlines()
+    lines = output(run_forked(code, CANN_SIM_HBM_GB="1")).splitlines()
     assert lines[0] == "NPU out of memory"
     assert lines[1] == str(float(1 << 20))
 
 
-def test_the_limit_is_the_devices_not_the_processs(run_python: RunPython) -> None:
+def test_the_limit_is_the_devices_not_the_processs(run_forked: RunPython) -> None:
     code = """
         import os, subprocess, sys, torch, torch_npu
         take = "import torch, torch_npu; held = torch.empty(700 << 20, dtype=torch.uint8, device='npu')"
@@ -140,32 +140,32 @@ def test_the_limit_is_the_devices_not_the_processs(run_python: RunPython) -> Non
         table = subprocess.run(["npu-smi", "info"], capture_output=True, text=True, check=True).stdout
         print([line for line in table.splitlines() if f"| {os.getpid()} " in line])
     """
-    lines = output(run_python(code, CANN_SIM_HBM_GB="1")).splitlines()
+    lines = output(run_forked(code, CANN_SIM_HBM_GB="1")).splitlines()
     assert lines[0] == "True"
     assert "python" in lines[1]
     held = int(lines[1].rsplit("|", 2)[1])
     assert 700 <= held < 750  # MiB; torch_npu's allocator takes whole pages
 
 
-def test_an_operator_that_is_not_simulated_is_named(run_python: RunPython) -> None:
+def test_an_operator_that_is_not_simulated_is_named(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         torch_npu.npu_anchor_response_flags(torch.rand(2, 4).npu(), [8, 8], [4, 4], 3)
         torch.npu.synchronize()
     """
     for queue in ("0", "1"):
-        done = run_python(code, TASK_QUEUE_ENABLE=queue)
+        done = run_forked(code, TASK_QUEUE_ENABLE=queue)
         assert done.returncode != 0
         assert "AnchorResponseFlags" in done.stdout + done.stderr
 
 
-def test_double_becomes_float_with_torch_npus_warning(run_python: RunPython) -> None:
-    done = run_python("import torch, torch_npu; print(torch.ones(2).npu().double().dtype)")
+def test_double_becomes_float_with_torch_npus_warning(run_forked: RunPython) -> None:
+    done = run_forked("import torch, torch_npu; print(torch.ones(2).npu().double().dtype)")
     assert output(done) == "torch.float32"
     assert "Device do not support double dtype" in done.stderr
 
 
-def test_streams_and_events(run_python: RunPython) -> None:
+def test_streams_and_events(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         start, end = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
@@ -181,10 +181,10 @@ def test_streams_and_events(run_python: RunPython) -> None:
         torch.npu.synchronize()
         print(start.elapsed_time(end) > 0, end.query(), z.item() == 500.0**3)
     """
-    assert output(run_python(code)) == "True True True"
+    assert output(run_forked(code)) == "True True True"
 
 
-def test_random_state_is_saved_and_restored(run_python: RunPython) -> None:
+def test_random_state_is_saved_and_restored(run_forked: RunPython) -> None:
     code = """
         import torch, torch_npu
         torch.manual_seed(3)
@@ -196,10 +196,10 @@ def test_random_state_is_saved_and_restored(run_python: RunPython) -> None:
         print(all(torch.equal(a, b) for a, b in zip(first, second)))
         print(torch.equal(torch.rand(8, device="npu"), first[0]), torch.equal(host, torch.get_rng_state()))
     """
-    assert output(run_python(code)).splitlines() == ["True", "False True"]
+    assert output(run_forked(code)).splitlines() == ["True", "False True"]
 
 
-def test_no_kernel_copies_its_operands(run_python: RunPython) -> None:
+def test_no_kernel_copies_its_operands(run_forked: RunPython) -> None:
     """A result takes the memory that the kernel wrote: at the peak there are two operands and one result."""
     code = """
         import torch, torch_npu
@@ -211,7 +211,7 @@ def test_no_kernel_copies_its_operands(run_python: RunPython) -> None:
         x.add_(y)
         print(x.data_ptr() == address, 3 <= torch.npu.max_memory_allocated() / size < 3.01)
     """
-    assert output(run_python(code)) == "True True"
+    assert output(run_forked(code)) == "True True"
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])

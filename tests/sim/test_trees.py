@@ -84,7 +84,7 @@ def test_a_tree_behind_a_symbolic_link_is_the_same(tree: Path, tmp_path: Path) -
 def test_check_finds_all_that_torch_npu_is_linked_to() -> None:
     done = run(sys.executable, "-m", "cann_sim", "check")
     assert done.returncode == 0, done.stderr
-    assert "all functions that it is linked to are simulated" in done.stdout
+    assert "all functions that torch_npu is linked to are simulated" in done.stdout
     # Looked up by name and not simulated: graphs. Looked up and simulated: the profiler's switch.
     assert "aclmdlRICaptureBegin" in done.stdout
     assert "aclprofStart" not in done.stdout
@@ -108,8 +108,8 @@ def test_check_names_what_another_torch_npu_misses(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "error[cann-sim-torch-npu]" in done.stderr
     assert "torch_npu 9.9.0" in done.stderr
-    assert "1 symbols missing of CANN's, that it is linked to: aclrtGetMemTwin" in done.stderr
-    assert f"1 symbols missing of its own, that the compute plug-in needs: {stream.decode()}" in done.stderr
+    assert "1 missing CANN symbols that torch_npu is linked to: aclrtGetMemTwin" in done.stderr
+    assert f"1 missing torch symbols that cann_sim's compute plug-in needs: {stream.decode()}" in done.stderr
 
 
 def test_check_without_torch_npu_says_what_to_install(tree: Path, tmp_path: Path) -> None:

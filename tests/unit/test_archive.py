@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -23,6 +24,13 @@ def refused(path: Path, folder: Path, limit: int = 10**6) -> str:
         archive.unpack(path, folder, top="val", limit=limit)
     assert caught.value.name == "archive-invalid"
     return str(caught.value.found)
+
+
+class OldInfo(zipfile.ZipInfo):
+    """A member whose name is written in code page 437 and without the flag for UTF-8."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # zipfile's
+        return self.filename.encode("cp437"), self.flag_bits & ~0x800
 
 
 FILES = {f"val/{number:03d}.jpg": bytes([number]) * 1000 * number for number in range(50)}
@@ -129,3 +137,20 @@ def test_no_archive(tmp_path: Path, folder: Path, content: bytes | None) -> None
     path = make(tmp_path / "a.zip", FILES)
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     refused(path, folder)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "big5", "shift_jis"])
+def test_a_byte_of_a_character_is_no_backslash(tmp_path: Path, folder: Path, encoding: str) -> None:
+    """The second byte of these is 0x5C. Tools without the flag for UTF-8 write a system's own encoding."""
+    name = {"gbk": "誠.jpg", "big5": "功.jpg", "shift_jis": "表.jpg"}[encoding].encode(encoding)
+    assert b"\\" in name
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(OldInfo("val/" + name.decode("cp437")), b"x")
+    archive.unpack(path, folder, top="", limit=100)
+    assert [os.fsencode(found.name) for found in (folder / "val").iterdir()] == [name]
+
+
+def test_a_backslash_is_refused(tmp_path: Path, folder: Path) -> None:
+    assert "points outside" in refused(make(tmp_path / "a.zip", {"val/..\\..\\evil.jpg": b""}), folder)
+    assert "points outside" in refused(make(tmp_path / "b.zip", {"val/\u8868\\evil.jpg": b""}), folder)

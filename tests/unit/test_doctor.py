@@ -212,7 +212,7 @@ def test_which_npus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.npu_kind(full) == "sim"
     monkeypatch.setenv("NPU", "real")
     assert host.npu_kind(full) == "real"
-    assert doctor.chosen_way(bare) == "real"
+    assert doctor.choose_npu(bare) == "real"
     with pytest.raises(AscendetError) as caught:
         host.npu_kind(bare)
     assert caught.value.name == "npu-missing"

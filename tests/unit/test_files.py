@@ -83,7 +83,7 @@ def test_space_is_checked_before(tmp_path: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         files.check_space(tmp_path, 2**60, "ASCENDET_CACHE")
     assert caught.value.name == "disk-full"
-    assert "set ASCENDET_CACHE to a larger disk" in caught.value.hint
+    assert "set ASCENDET_CACHE to a folder on a larger disk" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(3 * 2**20)])

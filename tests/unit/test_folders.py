@@ -49,7 +49,7 @@ def test_resume_keeps_mixed_precision_and_learning_rate(
     run = make_run(aim, "1", "interrupted")
     manifest.write(run, {"state": "interrupted", "inputs": {"ranks": 2, "amp": True, "lr": 0.5}})
     plain: dict[str, object] = {"ranks": 2, "amp": False, "lr": None}
-    assert folders.continued(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
+    assert folders.resume_inputs(run, plain) == {"ranks": 2, "amp": True, "lr": 0.5}
     folders.find_resumable(aim, plain)
     assert capsys.readouterr().err == ""
     folders.find_resumable(aim, plain | {"lr": 0.25})
@@ -72,6 +72,10 @@ def test_finished_with_the_same_inputs_is_found(aim: Target) -> None:
     finished = make_run(aim, "2", "finished", key)
     make_run(aim, "3", "finished", "another")
     assert folders.find_finished(aim, inputs) == finished
+    assert folders.find_finished(aim, inputs, resume=True) == finished
+    make_run(aim, "4", "interrupted", "of mixed precision")
+    assert folders.find_finished(aim, inputs) == finished
+    assert folders.find_finished(aim, inputs, resume=True) is None, "the newer one is meant"
     (finished / "epoch_3.pth").unlink()
     assert folders.find_finished(aim, inputs) is None
 

@@ -102,7 +102,7 @@ def test_schema_refuses_what_is_no_pod() -> None:
     """Guards the check itself: a misspelt field must not pass."""
     (_, pod), _ = pods("acjob")
     pod["spec"]["containers"][0]["resource"] = {}
-    with pytest.raises(AscendetError, match="not valid Kubernetes"):
+    with pytest.raises(AscendetError, match="must be a valid Kubernetes pod"):
         k8s.check_pod(pod)
 
 

@@ -57,7 +57,7 @@ def test_what_it_prints_goes_to_the_terminal(capfd: pytest.CaptureFixture[str]) 
 def test_missing_program() -> None:
     with pytest.raises(AscendetError) as caught:
         process.run(["no-such-program"], what="it does not work", hint="make it")
-    assert caught.value.found == "there is no no-such-program here"
+    assert caught.value.found == "no-such-program is not installed"
     assert process.ask(["no-such-program"]) is None
     with pytest.raises(AscendetError) as caught:
         process.require("no-such-program", "no-such-package")

@@ -249,10 +249,10 @@ def test_the_truth_as_predictions_scores_one(seed: int) -> None:
 
 def test_what_cannot_count_is_said() -> None:
     annotations = truth([(1, 1, LARGE, False), (7, 1, LARGE, False)])
-    with pytest.warns(UserWarning, match="1 of 2 objects do not count"):
+    with pytest.warns(UserWarning, match="1 of 2 objects are not counted"):
         assert score(annotations, [detection(1, 1, LARGE, 0.9)], "bbox")["AP"] == 1
     annotations = truth([(1, 1, LARGE, False)])
-    with pytest.warns(UserWarning, match="1 of 2 results do not count"):
+    with pytest.warns(UserWarning, match="1 of 2 results are not counted"):
         score(annotations, [detection(1, 1, LARGE, 0.9), detection(1, 3, LARGE, 0.9)], "bbox")
     annotations["images"][0]["height"] += 1
     with pytest.warns(UserWarning, match="1 of 1 objects have a mask of another size than their image"):
@@ -261,7 +261,7 @@ def test_what_cannot_count_is_said() -> None:
 
 def test_results_of_unknown_images_are_refused() -> None:
     with pytest.raises(
-        ScoreError, match="results of 2 images that the annotations do not have, such as image 7"
+        ScoreError, match="results for 2 images that the annotations do not have, such as image 7"
     ):
         score(truth([]), [detection(8, 1, LARGE, 0.9), detection(7, 1, LARGE, 0.9)], "bbox")
 
@@ -291,10 +291,10 @@ def test_predictions_stay_when_scoring_fails_and_the_next_command_scores_them(
         score_or_keep(work, final)
     error = caught.value
     assert error.name == "score-failed"
-    assert error.found == f"error: {annotations} has not 1 of the 1 evaluated images"
+    assert error.found == f"error: {annotations} lacks 1 of the 1 evaluated images"
     assert sorted(file.name for file in kept.iterdir()) == [IMAGES, PREDICTIONS]
     assert sorted(file.name for file in folder.parent.iterdir()) == ["an eval", "eval-failed", "val.json"]
-    assert f"predictions stay in {kept}" in capfd.readouterr().err
+    assert f"the predictions are kept in {kept}" in capfd.readouterr().err
     typed = ["bash", "-c", error.hint]
     again = subprocess.run(typed, cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stderr.strip()) == (1, error.found)
@@ -331,7 +331,8 @@ def test_warnings_of_the_evaluator_are_shown(folder: Path, capfd: pytest.Capture
     assert score_files(folder)["bbox"]["AP"] == 0
     shown = capfd.readouterr()
     assert (
-        shown.err == "warning: 1 of 1 results do not count: the annotations list no such category or image\n"
+        shown.err
+        == "warning: 1 of 1 results are not counted: the annotations list no such category or image\n"
     )
     assert "boxes    0.000" in shown.out
 

@@ -72,14 +72,15 @@ def test_no_band_is_applied_to_what_it_was_not_measured_on(tmp_path: Path) -> No
     (tmp_path / "m_d.toml").write_text(band)
     numbers = {"bbox": {"AP": 0.5}, "segm": {"AP": -1.0}}
     assert evaluate.judge("m", "other", numbers, "d16e57", tmp_path) == [
-        "no acceptance band: nobody has measured one of m on other"
+        "no acceptance band: none has been measured for m on other"
     ]
     assert evaluate.judge("m", "d", numbers, "07e4", tmp_path) == [
-        "no acceptance band: that of m on d was measured on other annotations (sha256:d16e57…, these are 07e4…)"
+        "no acceptance band: the one for m on d was measured on other annotations "
+        "(sha256:d16e57…, these are 07e4…)"
     ]
     boxes, masks = evaluate.judge("m", "d", numbers, "d16e57", tmp_path)
     assert boxes.startswith("boxes: AP 0.500 is inside")
-    assert masks == "masks: no acceptance band: there is nothing to measure"
+    assert masks == "masks: no acceptance band: the annotations have no object to measure AP on"
 
 
 @pytest.mark.parametrize("file", sorted(evaluate.BANDS.glob("*.toml")), ids=lambda file: file.stem)

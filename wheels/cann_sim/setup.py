@@ -1,8 +1,8 @@
-"""Builds the shared libraries of the simulated CANN with g++ into the package's CANN-shaped tree.
+"""Build the shared libraries of the simulated CANN with g++ into the package's CANN-shaped tree.
 
-The libraries carry CANN's names, because torch_npu asks for them by name; they are no Python extensions, so
-setuptools' own build_ext has no use here. Needs torch and torch_npu of the pair to serve in the building
-environment (pip install --no-build-isolation) and nothing of CANN: the headers are inside the torch_npu wheel.
+The libraries have CANN's names, because torch_npu loads them by name; they are no Python extensions, so setuptools'
+build_ext cannot be used. The build needs the torch and torch_npu that cann_sim is built for in its environment
+(pip install --no-build-isolation), and nothing of CANN: the headers are inside the torch_npu wheel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
@@ -30,7 +31,7 @@ FLAGS = [
     "-Wextra",
 ]
 
-# Which folders of src make which library: every source in them. Only the compute plug-in knows libtorch; it alone is
+# The folders of src whose sources make each library. Only the compute plug-in is linked to libtorch, and only it is
 # loaded on demand.
 LIBRARIES = {
     "libascendcl.so": ["runtime"],
@@ -39,41 +40,42 @@ LIBRARIES = {
     "libcann_sim_compute.so": ["compute", "acl"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
-    # Linked or looked up by torch_npu, which calls nothing in them on this path.
+    # torch_npu links or loads these, but calls no function of them here.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [], "libopapi.so": [],
 }  # fmt: skip
 COMPUTE = "libcann_sim_compute.so"
 
 
 def sources_of(library: str) -> list[Path]:
-    """The sources of a library, sorted: the linker's input is the same everywhere."""
+    """Return the sources of a library, sorted, so that the linker's input is the same everywhere."""
     return sorted(source for folder in LIBRARIES[library] for source in (SOURCE / folder).glob("*.cpp"))
 
 
 def object_of(source: Path, objects: Path) -> Path:
-    """The object file of a source; two folders may have sources of one name."""
+    """Return the object file of a source, in a folder like the source's: two folders may have sources of one name."""
     return objects / source.relative_to(SOURCE).with_suffix(".o")
 
 
 def package_folder(distribution: str, module: str) -> Path:
-    """Where `module` lies; it is not imported (torch_npu cannot be, before what is built here exists)."""
+    """Return the folder of `module` without importing it: torch_npu cannot be imported before this build is done."""
     found = importlib.metadata.distribution(distribution).locate_file(module)
     return Path(str(found)).resolve()
 
 
 def run(command: list[str | Path]) -> None:
-    """Run a compiler command; its output is the error message."""
+    """Run a compiler command; the compiler prints its own errors."""
     subprocess.run([str(word) for word in command], check=True)
 
 
 class BuildTree(build_py):
-    """Compiles the libraries beside the Python files of the package."""
+    """Build command that compiles the libraries beside the Python files of the package."""
 
     def run(self) -> None:
         """Copy the Python files, then compile and link beside the tree's own files."""
         super().run()
         tree = Path(self.build_lib) / "cann_sim" / "tree"
-        objects = Path(self.get_finalized_command("build").build_temp)
+        build: Any = self.get_finalized_command("build")
+        objects = Path(build.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         self.compile_sources(objects)
         self.link_libraries(objects, tree / "lib64")
@@ -82,10 +84,10 @@ class BuildTree(build_py):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:
-        """Compile every source; those of the compute plug-in on a precompiled header."""
+        """Compile every source; those of the compute plug-in use a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         # Foreign headers are system headers: their warnings are not ours.
-        acl = ["-isystem", torch_npu / "include"]
+        acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
         header = objects / "compute/pch.h"
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):
@@ -100,7 +102,7 @@ class BuildTree(build_py):
                 words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            # The header first: every source of the compute plug-in reads it precompiled.
+            # Start with the header: every source of the compute plug-in needs it precompiled.
             precompiled = pool.submit(
                 run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
             )
@@ -120,7 +122,7 @@ class BuildTree(build_py):
             elif library == "libacl_op_compiler.so":
                 needs = ["-L", lib64, "-lascendcl"]
             elif library == COMPUTE:
-                # What libtorch itself needs (CUDA's libraries for that build) is loaded with it, not by us.
+                # libtorch loads the libraries that it needs (CUDA's for that build); they are not linked here.
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
@@ -130,7 +132,7 @@ class BuildTree(build_py):
 
 
 def write_info(tree: Path) -> None:
-    """The version files of a CANN installation, in the places where CANN 8.5 has them; they say what this is."""
+    """Write the version files of a CANN installation, where CANN 8.5 has them; they say that this is simulated."""
     arch = sysconfig.get_platform().rpartition("-")[2]  # honours a cross build's _PYTHON_HOST_PLATFORM
     text = "package_name=Ascend-cann-toolkit\nversion=8.5.0\ninnerversion=cann_sim (simulated)\narch={arch}\nos=linux\n"
     for place in (f"{arch}-linux/ascend_toolkit_install.info", "runtime/version.info", "compiler/version.info",
@@ -140,10 +142,10 @@ def write_info(tree: Path) -> None:
 
 
 class BinaryDistribution(Distribution):
-    """The wheel is for one architecture and one torch pair."""
+    """A distribution whose wheel is for one architecture and one torch pair."""
 
     def has_ext_modules(self) -> bool:
-        """Not a pure wheel."""
+        """Return True: the wheel is not pure Python."""
         return True
 
 

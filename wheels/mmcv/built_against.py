@@ -5,6 +5,8 @@ mmcv._ext calls torch_npu's C++ functions, which change between releases. Loaded
 undefined symbol at best; at worst it loads, and reads memory that has another layout.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from importlib import metadata
@@ -14,7 +16,7 @@ from pathlib import Path
 PAIR = ("torch", "torch_npu")
 
 
-def check():
+def check() -> None:
     """Raise ImportError unless the installed pair is the one that this mmcv was built against."""
     built = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     found = {name: installed(name) for name in PAIR}
@@ -32,8 +34,8 @@ def check():
     )
 
 
-def installed(name):
-    """The installed public version of a project, or None."""
+def installed(name: str) -> str | None:
+    """Return the public version of an installed project, or None."""
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -42,11 +44,11 @@ def installed(name):
 
 
 class Guard:
-    """A finder that finds nothing and checks the pair when mmcv._ext is asked for, by whomever."""
+    """A module finder that finds nothing, but checks the pair when anyone imports mmcv._ext."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
-        """Check before the import system looks for the shared library."""
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Check the pair before the import system looks for the shared library."""
         if name == "mmcv._ext":
             check()
 

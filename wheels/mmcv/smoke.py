@@ -1,11 +1,9 @@
-"""Smoke test of an installed NPU build of mmcv: it imports, and nms and RoIAlign on the NPU equal the CPU's.
+"""Smoke test of an installed NPU build of mmcv: import it, and compare nms and RoIAlign on the NPU with the CPU.
 
 Run by `make mmcv-wheel` in the stack's environment, on real NPUs or on cann_sim; prints one line per check.
 """
 
 from __future__ import annotations
-
-import sys
 
 import torch
 import torch_npu
@@ -25,7 +23,7 @@ def main() -> None:
 
 
 def check_nms() -> None:
-    """Suppression of 500 overlapping boxes keeps the same ones, in the same order."""
+    """Check that nms of 500 overlapping boxes keeps the same boxes on both devices, in the same order."""
     random = torch.Generator().manual_seed(SEED)
     corners = torch.rand(500, 2, generator=random) * 100
     boxes = torch.cat([corners, corners + 5 + torch.rand(500, 2, generator=random) * 40], dim=1)
@@ -39,7 +37,7 @@ def check_nms() -> None:
 
 
 def check_roi_align() -> None:
-    """RoIAlign's output and the gradient of its input agree to 1e-4 (of values around 1)."""
+    """Check that RoIAlign's output and the gradient of its input differ by less than 1e-4 (values are around 1)."""
     random = torch.Generator().manual_seed(SEED)
     features = torch.randn(2, 16, 32, 40, generator=random)
     corners = torch.rand(64, 2, generator=random) * torch.tensor([120.0, 90.0])
@@ -62,4 +60,4 @@ def check_roi_align() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

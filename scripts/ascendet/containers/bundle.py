@@ -1,7 +1,8 @@
-"""`make bundle`, `make unbundle`: everything that a site without a network needs, in one tar file, by digest.
+"""`make bundle`, `make unbundle`: pack and unpack everything that a site without a network needs, in one tar file.
 
-The file begins with `bundle.json`, a list of what follows: path, size, SHA-256. Unpacking believes nothing
-else. It puts files into the cache and the data folder, where every stage looks first; a clone goes beside it.
+The file begins with `bundle.json`, a list of the following files: path, size, SHA-256. Unpacking accepts only these. It
+puts the files into the cache and the data folder, where every stage looks first. A clone of the repository must be
+copied separately.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A file of the bundle: `name` begins with cache/, store/ or image/; size in bytes."""
+    """A file of the bundle; `name` begins with cache/, store/ or image/, `bytes` is its size."""
 
     name: str
     bytes: int
@@ -48,15 +49,15 @@ class Entry:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     options.add_stack_option(parser)
-    parser.add_argument("--dataset", default="shapes", help="the data set to take along")
-    parser.add_argument("--image", default="", help="a container image to take along")
-    parser.add_argument("--unpack", metavar="FILE", help="take a bundle in, instead of making one")
+    parser.add_argument("--dataset", default="shapes", help="the data set to pack")
+    parser.add_argument("--image", default="", help="a container image to pack")
+    parser.add_argument("--unpack", metavar="FILE", help="unpack a bundle instead of making one")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Make a bundle, or take one in; say what it holds."""
+    """Make or unpack a bundle, and print what it holds."""
     if args.unpack is not None:
-        print(take_in(Path(args.unpack)))
+        print(unpack(Path(args.unpack)))
         return
     final = make(Stack.load(args.stack), args.dataset, args.image)
     print(f"{paths.shorten(final)}: {final.stat().st_size / 1e9:.2f} GB")
@@ -66,12 +67,12 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def make(stack: Stack, dataset: str, image: str) -> Path:
-    """Pack what the stack needs; the bundle's path.
+    """Pack what the stack needs and return the bundle's path.
 
     Raises
     ------
     AscendetError
-        `data-missing`: something was not fetched yet; `command-failed`: pip or docker failed; `disk-full`.
+        `data-missing`: a file has not been fetched yet. `command-failed`: pip or docker failed. `disk-full`.
     """
     home = paths.BUILD / "bundle"
     with files.disk_errors(home), contextlib.ExitStack() as end:
@@ -108,7 +109,7 @@ def make(stack: Stack, dataset: str, image: str) -> Path:
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:
-    """Nothing of this machine goes along: no owner, no date."""
+    """Return the header of a file without facts about this machine: no owner, no date."""
     header = tarfile.TarInfo(name)
     header.size = size
     header.mode = 0o644
@@ -128,7 +129,7 @@ def _lock_files(stack: Stack) -> list[Path]:
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
-    """The source distributions that were fetched, and the wheels that were built from them and from our sources."""
+    """Yield the cached source distributions, and the wheels that were built from them and from our sources."""
     yield from _tree(paths.CACHE / "sdist", "cache/sdist")
     for manifest_file in (paths.BUILD / "wheelhouse").glob("*/*/manifest.json"):
         below = manifest_file.parent.relative_to(paths.BUILD)
@@ -136,7 +137,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
 
 
 def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
-    """The files of the stack's locks, as pip downloads them: a folder per lock, which env takes instead of an index."""
+    """Yield the packages of the stack's locks, which pip downloads: a folder per lock, which env uses as an index."""
     for path in _lock_files(stack):
         folder = venv.local_wheels(path)
         if not venv.has_wheels(path):
@@ -144,7 +145,7 @@ def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
             temp = folder.with_name(f".tmp-{folder.name}")
             shutil.rmtree(temp, ignore_errors=True)
             temp.mkdir(parents=True)
-            print(f"bundle: downloading what {path.name} locks", flush=True)
+            print(f"bundle: downloading the packages of {path.name}", flush=True)
             command = [
                 *venv.tools_pip(),
                 "download",
@@ -169,7 +170,7 @@ def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
                 fetching = f"make data DATASET={dataset} KEEP=1"
             raise AscendetError(
                 "data-missing",
-                f"{name} is not here",
+                f"{name} has not been fetched",
                 expected=str(known[name].path),
                 hint=f"{fetching} && make bundle DATASET={dataset}",
             )
@@ -179,7 +180,7 @@ def _data(stack: Stack, dataset: str) -> Iterator[tuple[str, Path]]:
 
 
 def _parts(one: datasets.Dataset) -> list[str]:
-    """Return what a data set needs of its archives: not the pictures that it has in a folder of its own."""
+    """Return the archives that a data set needs: not those of pictures that it has in its own folder."""
     return [datasets.ANNOTATIONS, *(() if one.pictures else one.splits)]
 
 
@@ -211,23 +212,24 @@ def _run(command: list[str]) -> None:
             f"{' '.join(command[:5])} … failed",
             found=f"exit code {code} (its message is above)"
             if code != 127
-            else f"there is no {command[0]} here",
+            else f"{command[0]} is not installed",
             hint="read its message, then: make bundle",
         )
 
 
-# -- taking in --
+# -- unpacking --
 
 
-def take_in(path: Path) -> str:
-    """Put a bundle's files where the stages look for them; a sentence that says what came.
+def unpack(path: Path) -> str:
+    """Put a bundle's files where the stages look for them, and return a sentence about them.
 
-    A file that is there already is not written again, so that an interrupted call can be repeated.
+    A file that already exists is not written again, so an interrupted call can be repeated.
 
     Raises
     ------
     AscendetError
-        `bundle-invalid`: not a bundle, cut off, changed, for another machine or other locks; `disk-full`.
+        `bundle-invalid`: the file is no bundle, is truncated or changed, or was made for another architecture or other
+        locks. `disk-full`.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
@@ -235,7 +237,7 @@ def take_in(path: Path) -> str:
             with files.disk_errors(paths.CACHE):
                 images = [
                     target
-                    for entry, target in _take_files(path, tar, entries)
+                    for entry, target in _unpack_files(path, tar, entries)
                     if entry.name.startswith("image/")
                 ]
     except (OSError, tarfile.TarError, EOFError) as error:
@@ -263,7 +265,7 @@ def _read_index(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, object], li
     if (machine, locks) != (platform.machine(), _locks(stack)):
         raise AscendetError(
             "bundle-invalid",
-            f"{path.name} was made for another machine, or by a clone with other locks",
+            f"{path.name} was made for another architecture, or by a clone with other locks",
             expected=f"{platform.machine()}, {_short(_locks(stack))}",
             found=f"{machine}, {_short(locks)}",
             hint="git checkout the commit that made the bundle, or make bundle again there",
@@ -279,7 +281,7 @@ def _short(locks: dict[str, str]) -> str:
     return ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(locks.items()))
 
 
-def _take_files(path: Path, tar: tarfile.TarFile, entries: list[Entry]) -> Iterator[tuple[Entry, Path]]:
+def _unpack_files(path: Path, tar: tarfile.TarFile, entries: list[Entry]) -> Iterator[tuple[Entry, Path]]:
     for entry in entries:
         member = tar.next()
         if member is None or (member.name, member.size) != (entry.name, entry.bytes) or not member.isfile():
@@ -294,11 +296,11 @@ def _take_files(path: Path, tar: tarfile.TarFile, entries: list[Entry]) -> Itera
 
 
 def _target(path: Path, entry: Entry) -> Path:
-    """Where an entry goes; nothing else than these three places."""
+    """Return the path to unpack an entry to; raise `bundle-invalid` if it is in none of the three folders."""
     name = PurePosixPath(entry.name)
     bases = {"cache": paths.CACHE, "store": assets.store(), "image": paths.BUILD / "bundle"}
     if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in bases:
-        raise _invalid(path, f"{entry.name!r} points outside")
+        raise _invalid(path, f"{entry.name!r} is not below cache/, store/ or image/")
     return bases[name.parts[0]].joinpath(*name.parts[1:])
 
 
@@ -323,8 +325,8 @@ def _write(path: Path, content: IO[bytes], entry: Entry, target: Path) -> None:
 def _invalid(path: Path, why: str) -> AscendetError:
     return AscendetError(
         "bundle-invalid",
-        f"{path.name} cannot be taken in",
-        expected=f"a file that make bundle made, whole; its list is {INDEX}",
+        f"{path.name} cannot be unpacked",
+        expected=f"a complete file of make bundle, as its list {INDEX} describes it",
         found=why,
         hint="copy it again and compare sha256sum on both sides, then: make unbundle FILE=…",
     )

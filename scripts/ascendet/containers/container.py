@@ -1,12 +1,12 @@
-"""How the image runs on chosen devices: the docker command, made from facts about the host by a pure function.
+"""Run the image on chosen devices: a pure function makes the docker command from facts about the host.
 
-Nothing is given that is not needed: no --privileged, no root, no capability, no writable file but the results. The
-process opens the device nodes through the group that they belong to on the host, so it needs none of the
-capabilities (DAC_OVERRIDE) that a root user without privileges would.
+The container gets nothing that it does not need: no --privileged, no root, no capability, no writable folder except
+the results. Its process opens the device nodes through the group that they belong to on the host; it therefore does
+not need the capability DAC_OVERRIDE, which a root user without privileges would need.
 
-Device numbers mean three things. DEVICES counts what this host has, from 0 (logical). /dev/davinciN and
-ascend-docker-runtime's variable have the driver's numbers (physical), which differ where a card is missing.
-Inside, the runtime counts from 0 again what it was given. `Plan` does the translation, once.
+There are three kinds of device numbers. DEVICES numbers the devices of this host from 0 (logical). /dev/davinciN and
+ascend-docker-runtime's variable use the driver's numbers (physical), which differ if a card is missing. In the
+container, the runtime numbers the devices that it received from 0 again. `Container.command` translates them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ascendet.errors import AscendetError
 from ascendet.machine import devices, engine, host, needs
 from ascendet.supply import assets
 
-# Where the driver is on hosts; npu-smi is in one of two places.
+# The driver's files on hosts; npu-smi is in one of two folders.
 _DRIVER = (
     "/usr/local/Ascend/driver/lib64",
     "/usr/local/Ascend/driver/version.info",
@@ -40,30 +40,30 @@ _DRIVER = (
     "/usr/local/sbin/npu-smi",
     "/etc/ascend_install.info",
 )
-_USER = 1000  # the image's own, for a caller who is root
+_USER = 1000  # the image's user, used if the caller is root
 SCRIPTS = "/opt/ascendet/scripts"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What a plan depends on.
+    """Facts about the host that the docker command depends on.
 
     Attributes
     ----------
     root
-        The folder that stands for `/` where devices and driver are looked for.
+        The folder that replaces `/` in the search for devices and driver.
     nodes
-        The physical numbers of the NPUs' nodes, ascending.
+        The physical numbers of the NPUs' device nodes, ascending.
     missing
-        Which of the driver's other nodes, that every program needs, are not there.
+        The other device nodes of the driver, needed by every program, that do not exist.
     groups
-        The groups that the nodes belong to.
+        The groups that the device nodes belong to.
     driver
-        Which of the driver's files are there.
+        The files of the driver that exist.
     runtime
         Whether the engine has ascend-docker-runtime.
     user, group
-        Whom the results shall belong to.
+        The owner of the results.
     """
 
     root: Path
@@ -78,7 +78,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """An image and the host that runs it; `mapped` says whether the host's device nodes are given to it."""
+    """An image and the host that runs it; `mapped` says whether the host's device nodes are passed to it."""
 
     image: image.Image
     host: Host
@@ -86,7 +86,7 @@ class Container:
 
     @property
     def count(self) -> int:
-        """How many devices DEVICES can choose from."""
+        """The number of devices that DEVICES can choose from."""
         return len(self.host.nodes) if self.mapped else devices.available("sim")
 
     def command(
@@ -100,10 +100,10 @@ class Container:
         environ: Mapping[str, str] | None = None,
         interactive: bool = False,
     ) -> list[str]:
-        """The arguments of `docker` that run `program` on the devices `chosen` (logical).
+        """Return the arguments of `docker` that run `program` on the devices `chosen` (logical).
 
-        `work_dir` is the one folder that it may write into, `inputs` are what it may read; they have the same paths
-        inside. Files that programs write where they stand (CANN's kernel_meta) go to `work_dir` as well.
+        The program may write only to `work_dir` and read `inputs`; both have the same paths in the container.
+        `work_dir` is also the current folder, so that files written there (CANN's kernel_meta) are allowed.
         """
         inside = ",".join(str(number) for number in range(len(chosen)))
         given = {"DEVICES": inside} | dict(environ or {})
@@ -125,7 +125,7 @@ class Container:
         return [*words, self.image.tag, *program]
 
     def _device_options(self, physical: Sequence[int]) -> list[str]:
-        if self.host.runtime:  # it brings nodes, driver and tools
+        if self.host.runtime:  # it adds nodes, driver and tools
             return ["--runtime=ascend", f"--env=ASCEND_VISIBLE_DEVICES={','.join(map(str, physical))}"]
         names = [*(f"davinci{number}" for number in physical), *host.MANAGERS]
         options = [f"--device={self.host.root / 'dev' / name}:/dev/{name}" for name in names]
@@ -135,11 +135,11 @@ class Container:
         return options
 
     def physical(self, chosen: Sequence[int]) -> list[int]:
-        """The numbers of the device nodes that are given to the container."""
+        """Return the numbers of the device nodes that are passed to the container."""
         return [self.host.nodes[number] for number in chosen] if self.mapped else []
 
     def prepare(self, work_dir: Path) -> None:
-        """Make the results' folder the container user's; only root has to, and root may still do all with it."""
+        """Create the results' folder; if we are root, make the container's user its owner (root keeps access)."""
         work_dir.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             for path in (work_dir, *work_dir.rglob("*")):
@@ -147,12 +147,12 @@ class Container:
 
 
 def look_at_host(*, runtime: bool, root: Path = Path("/")) -> Host:
-    """The facts about this machine (or the file system below `root`).
+    """Return the facts about this machine; `root` replaces `/`.
 
     Raises
     ------
     AscendetError
-        `device-permission`: a node's group may not use it, so nobody but root could.
+        `device-permission`: neither a device node's group nor others may use it, so only root could.
     """
     nodes = host.device_nodes(root)
     used = [node for node in [*nodes, *(root / "dev" / name for name in host.MANAGERS)] if node.exists()]
@@ -181,12 +181,12 @@ def look_at_host(*, runtime: bool, root: Path = Path("/")) -> Host:
 
 
 def make(built: image.Image, machine: Host) -> Container:
-    """An image and a host that fit, under what the variable NPU says.
+    """Return the container for an image on a host, after checking that they and the variable NPU fit together.
 
     Raises
     ------
     AscendetError
-        `npu-missing`: no nodes for a real CANN, or NPU contradicts the image. `driver-missing`. `npu-unknown`.
+        `npu-missing`: the image has a real CANN and the host no NPU, or NPU contradicts the image. `driver-missing`.
     """
     wanted = os.environ.get("NPU") or "auto"
     if (wanted == "sim" and not built.simulated) or (
@@ -195,7 +195,7 @@ def make(built: image.Image, machine: Host) -> Container:
         raise AscendetError(
             "npu-missing",
             f"NPU={wanted}, but the image {built.tag} has {'a simulated' if built.simulated else 'the real'} CANN",
-            hint="NPU=auto, or another BASE_IMAGE (make base-sim makes the simulated one)",
+            hint="NPU=auto, or another BASE_IMAGE (make base-sim builds the simulated one)",
         )
     mapped = bool(machine.nodes) and wanted != "sim"
     if not built.simulated and not mapped:
@@ -216,7 +216,7 @@ def make(built: image.Image, machine: Host) -> Container:
         if _DRIVER[0] not in machine.driver:
             raise AscendetError(
                 "driver-missing",
-                "there are device nodes, but no driver to give to the container",
+                "there are device nodes, but no driver to mount into the container",
                 expected=_DRIVER[0],
                 hint="install the Ascend HDK driver on this host; npu-smi info must work",
             )
@@ -224,7 +224,7 @@ def make(built: image.Image, machine: Host) -> Container:
 
 
 def check_free(physical: Sequence[int]) -> None:
-    """Refuse devices that another running container has: the driver would, later and by number (-8005, -8020).
+    """Check that no running container uses these devices; the driver would fail later, with -8005 or -8020.
 
     Raises
     ------
@@ -239,14 +239,14 @@ def check_free(physical: Sequence[int]) -> None:
         if held & set(physical):
             raise AscendetError(
                 "device-busy",
-                "another container has a device of DEVICES",
+                "another container uses a device of DEVICES",
                 found=f"{other['Name'].lstrip('/')} has /dev/davinci{min(held & set(physical))}",
                 hint=f"other DEVICES, or docker stop {other['Name'].lstrip('/')}",
             )
 
 
 def _ranges(text: str) -> set[int]:
-    """The numbers of ascend-docker-runtime's notation.
+    """Return the numbers in a text in ascend-docker-runtime's notation.
 
     >>> sorted(_ranges("0-2,4"))
     [0, 1, 2, 4]
@@ -259,26 +259,28 @@ def _ranges(text: str) -> set[int]:
 
 
 def open_container(request: ImageRequest, *, build: bool = True) -> Container:
-    """Return the image on this host, built first where it has to be and may be."""
+    """Return the container for an image on this host; build the image first if it is stale and `build` is set."""
     built = image.ensure(request) if build or request.ready else image.latest(request)
     runtimes = json.loads(engine.run("info", "--format={{json .Runtimes}}") or "{}")
     return make(built, look_at_host(runtime="ascend" in runtimes))
 
 
-# -- the stage: a shell, or the command for doing it by hand --
+# -- the stage: start a shell, or print the command --
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument(
-        "what", choices=["shell", "plan"], help="a shell in it, or the command of a training in it"
+        "what",
+        choices=["shell", "plan"],
+        help="start a shell in the image, or print the command of a training",
     )
     image.add_image_options(parser)
     add_run_options(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what runs on which devices, and where."""
+    """Add the options for model, data set, devices and place of a run."""
     parser.add_argument(
         "--run-in", default="venv", help="venv (the stack's environment) or docker (its image)"
     )
@@ -288,20 +290,16 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def in_docker(run_in: str) -> bool:
-    """Return whether to run in the image, or raise `usage` where RUN_IN is neither of its values."""
+    """Return whether to run in the image; raise `usage` if RUN_IN is neither venv nor docker."""
     if run_in not in ("venv", "docker"):
         raise AscendetError(
-            "usage",
-            "RUN_IN says where programs run",
-            expected="venv or docker",
-            found=run_in,
-            hint="RUN_IN=docker",
+            "usage", "RUN_IN must be venv or docker", found=f"RUN_IN={run_in}", hint="RUN_IN=docker"
         )
     return run_in == "docker"
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Print the plan, or become the shell."""
+    """Print the command of a training in the image, or replace this process with a shell."""
     if args.what == "shell" and not in_docker(args.run_in):
         chosen = devices.choose(args.devices, devices.available(host.npu_kind()))
         visible = {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, chosen))}
@@ -335,7 +333,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def show(command: Sequence[str]) -> str:
-    r"""The command for a terminal, an option a line.
+    r"""Return a command as text for a terminal, with one option per line.
 
     >>> print(show(["docker", "run", "--rm", "--env=A=b c", "image", "bash"]))
     docker run \

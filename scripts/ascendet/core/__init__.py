@@ -1,1 +1,1 @@
-"""What every package stands on: files, processes, manifests, stacks, options."""
+"""Basic modules that every other package may import: files, processes, manifests, stacks, options."""

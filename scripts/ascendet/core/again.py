@@ -8,9 +8,9 @@ import shlex
 
 
 def command(target: str, **changed: str) -> str:
-    r"""Return `make <target>` with the variables of the user's own command line, and those of `changed`.
+    r"""Return `make <target>` with the variables that the user gave to make, changed by `changed`.
 
-    make hands its command line's variables to what it starts in MAKEFLAGS, behind `--`.
+    make passes the variables of its command line to the programs that it starts in MAKEFLAGS, after `--`.
 
     >>> os.environ["MAKEFLAGS"] = r"w --jobserver -- RUN=x IMAGES=a\ b RESUME=1"
     >>> command("train", RESUME="1", LR="0.5")

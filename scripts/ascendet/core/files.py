@@ -1,7 +1,7 @@
-"""Files: put one in its place in one step, hash it, lock it, and say where a disk is full.
+"""Write, hash and lock files, and report full disks.
 
-A file or folder with its final name is complete. So whatever is written is written beside that name, flushed to
-the disk and renamed; `replacing` and `publish` are the only ways in which that is done.
+A file or folder with its final name is complete: it is written under a temporary name beside it, flushed to the disk
+and then renamed. Only `replacing` and `publish` do that.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 from ascendet import paths
 from ascendet.errors import AscendetError
 
-TEMP = ".tmp-"  # what the names of unfinished files and folders begin with
+TEMP = ".tmp-"  # prefix of the names of unfinished files and folders
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-# -- putting in place --
+# -- replacing --
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write a file to; at the end of the block that file replaces `path`.
+    """Yield the path of a temporary file beside `path`, which replaces `path` at the end of the block.
 
-    After an exception `path` is as it was, and the temporary file is gone.
+    After an exception `path` is unchanged, and the temporary file is removed.
     """
     temp = path.with_name(f"{TEMP}{path.name}-{os.getpid()}")
     try:
@@ -41,13 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of `path`, all of it or nothing."""
+    """Write a text file in one step: after an error `path` is unchanged."""
     with replacing(path) as temp:
         temp.write_text(text, encoding="utf-8")
 
 
 def publish(temp: Path, final: Path) -> None:
-    """Flush a finished file or folder to the disk, then give it its final name, in the place of an older one."""
+    """Flush a finished file or folder to the disk, then rename it to `final`, replacing an older one."""
     if temp.is_dir():
         for file in walk(temp):
             if not file.is_symlink():
@@ -60,7 +60,7 @@ def publish(temp: Path, final: Path) -> None:
 
 
 def point(link: Path, target: str | Path) -> None:
-    """Make the symbolic link `link` lead to `target`, in one step, in the place of an older link."""
+    """Make the symbolic link `link` point to `target`, in one step, replacing an older link."""
     temp = link.with_name(f"{TEMP}{link.name}-{os.getpid()}")
     temp.unlink(missing_ok=True)
     temp.symlink_to(target)
@@ -68,7 +68,7 @@ def point(link: Path, target: str | Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or a folder's names, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,7 @@ def digest(path: Path) -> str:
 
 
 def digests(path: Path, names: Collection[str]) -> dict[str, str]:
-    """Return digests of a file's content by algorithm (sha256, md5), in hex, from one reading."""
+    """Return digests of a file's content by algorithm (sha256, md5), in hex; the file is read once."""
     hashers = {name: hashlib.new(name, usedforsecurity=name != "md5") for name in names}
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(2**20):
@@ -103,10 +103,10 @@ def digests(path: Path, names: Collection[str]) -> dict[str, str]:
 
 
 def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
-    """Return the SHA-256 over sorted relative names, the executable bit and contents, in hex.
+    """Return the SHA-256 of a folder's files in hex: of their sorted relative names, executable bits and contents.
 
-    What git does not track either is left out: empty folders, modes other than the executable bit, and byte
-    code; so are the relative names in `without`. A symbolic link counts as its target's text.
+    Like git, it ignores empty folders, other mode bits and byte code; it also ignores the relative names in `without`.
+    For a symbolic link it hashes the target's path.
     """
     total = hashlib.sha256()
     for file in sorted(walk(path), key=lambda file: file.relative_to(path).as_posix()):
@@ -125,9 +125,9 @@ def digest_tree(path: Path, *, without: Collection[str] = ()) -> str:
 
 @contextlib.contextmanager
 def holding_lock(path: Path, name: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, saying so when that means to wait.
+    """Hold an exclusive lock on the file `path`; print a line if another process holds it and we must wait.
 
-    The kernel drops the lock with the process: a killed builder blocks nobody.
+    The kernel releases the lock when the process ends, so a killed process blocks nobody.
     """
     with path.open("a+") as file:
         try:
@@ -151,35 +151,36 @@ def holding_lock(path: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn "no space left on device" into `error[disk-full]` that says where."""
+    """Turn the operating system's "no space left on device" into `disk-full`, which names the folder."""
     try:
         yield
     except OSError as error:
-        # shutil.Error gathers many files' errors as text and has no errno: look at the disk instead.
+        # shutil.Error holds the errors of many files as text and has no errno, so look at the disk instead.
         if error.errno not in _FULL and not (isinstance(error, shutil.Error) and is_full(folder)):
             raise
         raise disk_full(Path(error.filename) if isinstance(error.filename, str) else folder) from error
 
 
 def disk_full(folder: Path) -> AscendetError:
-    """Return the error for a full disk below (or at) `folder`."""
+    """Return the error for a full disk; `folder`, which need not exist, is on that disk."""
     return AscendetError(
         "disk-full",
         f"the disk that holds {paths.shorten(existing(folder))} is full",
         found=f"{_free(folder) / 2**20:.0f} MiB free",
-        hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to a larger disk; then run it again",
+        hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to folders on a larger disk; "
+        "then run the command again",
     )
 
 
 def is_full(folder: Path, needed: int = 16 * 2**20) -> bool:
-    """Return whether fewer than `needed` bytes are left: for judging a failed child, whose errno we never see."""
+    """Return whether fewer than `needed` bytes are free. It explains a failed child process, whose errno is unknown."""
     return _free(folder) < needed
 
 
 def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCENDET_CACHE") -> None:
-    """Refuse to start what cannot end: `disk-full` where the disk of `folder` has fewer than `needed` bytes left.
+    """Raise `disk-full` if the disk of `folder` has fewer than `needed` bytes free.
 
-    `move` names the settings that put the folder elsewhere.
+    `move` names the settings that choose another place for the folder.
     """
     free = _free(folder)
     if free < needed:
@@ -188,12 +189,12 @@ def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCEN
             f"too little space in {paths.shorten(folder)}",
             expected=f"{needed / 2**30:.1f} GiB free",
             found=f"{free / 2**30:.1f} GiB free",
-            hint=f"free some space, or set {move} to a larger disk; then run it again",
+            hint=f"free some space, or set {move} to a folder on a larger disk; then run the command again",
         )
 
 
 def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder if it exists, else the nearest folder above it that does."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 

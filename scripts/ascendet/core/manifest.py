@@ -1,8 +1,8 @@
-"""Stage folders: named by a hash of what went in, described by a manifest of what came out.
+"""Stage folders: a hash of the inputs names the folder, and a manifest describes the outputs.
 
-A folder with its final name is complete: it is built under a temporary name and renamed as the last step. So
-an up-to-date stage is a look at one file, a stale stamp cannot exist, and a killed stage leaves only a
-temporary folder, which the next run removes.
+A folder with its final name is complete, because it is built under a temporary name and renamed as the last step.
+Therefore reading one file is enough to know that a stage is up to date, a stale stamp cannot exist, and a killed stage
+leaves only a temporary folder, which the next run removes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 
 def digest_inputs(inputs: Mapping[str, object]) -> str:
-    """16 hex digits that name a stage's inputs; equal content gives an equal name, in any order of keys.
+    """Return 16 hex digits that name a stage's inputs; the order of the keys does not matter.
 
     >>> digest_inputs({"a": 1, "b": [2]}) == digest_inputs({"b": [2], "a": 1})
     True
@@ -40,7 +40,7 @@ def digest_inputs(inputs: Mapping[str, object]) -> str:
 
 
 def read(folder: Path) -> dict[str, object] | None:
-    """The manifest of a finished folder, or None where there is none (or a torn one)."""
+    """Return the manifest of a finished folder, or None if there is none or it is incomplete."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -49,12 +49,12 @@ def read(folder: Path) -> dict[str, object] | None:
 
 
 def write(folder: Path, content: Mapping[str, object]) -> None:
-    """Put `manifest.json` into `folder`, all of it or nothing."""
+    """Write `manifest.json` into `folder`, in one step."""
     files.write_text(folder / MANIFEST, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def damaged(folder: Path, outputs: Mapping[str, object]) -> list[str]:
-    """Return a sentence for each file of a manifest's `outputs` that is not as it says."""
+    """Return a sentence for each file in a manifest's `outputs` that is missing or has another digest."""
     return [
         f"{name} is damaged or missing"
         for name, digest in outputs.items()
@@ -64,7 +64,7 @@ def damaged(folder: Path, outputs: Mapping[str, object]) -> list[str]:
 
 @dataclass(kw_only=True)
 class Stage:
-    """What a stage's body sees. `path` is the folder to fill; `fresh` says that it is filled already."""
+    """A stage folder while it is built: `path` is the folder to fill, and `fresh` says that it is complete already."""
 
     path: Path
     final: Path
@@ -72,33 +72,34 @@ class Stage:
     _facts: dict[str, object] = field(default_factory=dict)
 
     def record(self, **facts: object) -> None:
-        """Add facts to the manifest; `simulated` and `versions` among them complete the standard fields."""
+        """Add facts to the manifest; `simulated` replaces the standard field, `versions` is added to it."""
         self._facts.update(facts)
 
 
 @contextlib.contextmanager
 def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> Iterator[Stage]:
-    """Build the folder `BUILD/<kind>/<key>` once.
+    """Build the folder `BUILD/<kind>/<key>`, unless it exists already.
 
     Parameters
     ----------
     kind
         The stage's noun, for example "wheelhouse/<name>".
     inputs
-        JSON-able: everything that the result depends on (digests, not paths). It makes the key.
+        Everything that the result depends on, as JSON values (digests, not paths). The key is its hash.
     cached
-        Publish to, and take from, the user's cache, so that a second clone does not build again.
+        Whether to look in the user's cache first and to store the result there, so that a second clone does not build
+        it again.
 
     Yields
     ------
     Stage
-        With `fresh` set there is nothing to do. Otherwise fill `path`; leaving the block without an exception
-        publishes it as `final`. An exception removes the temporary folder.
+        If `fresh` is set, there is nothing to do. Otherwise fill `path`: at the end of the block it is renamed to
+        `final`. After an exception it is removed.
 
     Raises
     ------
     AscendetError
-        `disk-full` where the disk fills up on the way.
+        `disk-full`: the disk became full during the build.
     """
     key = digest_inputs(inputs)
     home = paths.BUILD / kind
@@ -135,7 +136,7 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
                         "command": sys.argv,
                         "started": started.isoformat(timespec="seconds"),
                         "seconds": round(time.monotonic() - clock, 3),
-                        "simulated": None,  # None: nothing ran on a device, real or simulated
+                        "simulated": None,  # nothing ran on a device, neither real nor simulated
                         **current._facts,
                         "versions": {
                             "ascendet": __version__,
@@ -153,7 +154,7 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
 
 
 def _remove_leftovers(home: Path, own_key: str) -> None:
-    """Remove temporary folders of dead builders: those whose lock nobody holds (ours is held by us)."""
+    """Remove temporary folders of ended processes: those whose lock nobody holds, and those of our own key."""
     for temp in home.glob(f"{files.TEMP}*"):
         key = temp.name.removeprefix(files.TEMP).rpartition("-")[0]
         if key == own_key:
@@ -165,7 +166,7 @@ def _remove_leftovers(home: Path, own_key: str) -> None:
 
 
 def _take(cache: Path, temp: Path) -> bool:
-    """Copy a cached folder to `temp` if it is there and still what its manifest says."""
+    """Copy a cached folder to `temp` and return True, if it exists and matches its manifest."""
     content = read(cache)
     if content is None:
         return False
@@ -179,7 +180,7 @@ def _take(cache: Path, temp: Path) -> bool:
 
 
 def _give(final: Path, cache: Path) -> None:
-    """Copy a finished folder into the cache. A cache that cannot be written costs only time."""
+    """Copy a finished folder into the cache; if that fails, print the reason and go on without."""
     temp = cache.parent / f"{files.TEMP}{cache.name}-{os.getpid()}"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,7 @@ def _give(final: Path, cache: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a stage folder, without the manifest itself."""
+    """Return the SHA-256 of every file in a stage folder except the manifest, by relative name."""
     return {
         file.relative_to(folder).as_posix(): files.digest(file)
         for file in sorted(files.walk(folder))

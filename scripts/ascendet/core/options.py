@@ -1,4 +1,4 @@
-"""The command line's parser, whose errors are Ascendet's."""
+"""The parser of the command line, whose errors are Ascendet's `usage` errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ascendet.errors import AscendetError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a stage's options that raises `usage` where argparse would print and exit with 2."""
+    """A parser of a stage's options that raises `usage` instead of exiting with code 2, as argparse does."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error."""
+        """Raise `usage` with argparse's message."""
         usage = " ".join(self.format_usage().split())
         raise AscendetError(
             "usage", message, expected=usage.removeprefix("usage: "), hint=f"make help, or {self.prog} --help"
@@ -29,14 +29,14 @@ def add_stack_option(
 
 
 def number(variable: str, least: int) -> Callable[[str], int]:
-    """Return a function for `type=` that reads a whole number, or raises `usage` in the variable's name.
+    """Return a function for `type=` that reads a whole number of at least `least`, or raises `usage` for the variable.
 
     >>> number("NNODES", 2)("2")
     2
     """
 
     def read(text: str) -> int:
-        # isdecimal() alone accepts other scripts' digits, int() alone accepts "+1", "1_0" and blanks.
+        # isdecimal() also accepts digits of other scripts; int() also accepts "+1", "1_0" and blanks.
         if not (text.isascii() and text.isdecimal() and int(text) >= least):
             raise AscendetError(
                 "usage",

@@ -1,4 +1,4 @@
-"""Run a program: the one way in which its failure becomes a named error with the end of what it printed."""
+"""Run programs; a failure becomes a named error with the last lines of the program's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascendet.core import files
 from ascendet.errors import AscendetError
 
 Command = Sequence[str | Path]
-_LINES = 8  # of a failed program's output go into the error
+_LINES = 8  # of a failed program's output, to show in the error
 
 
 def run(
@@ -29,25 +29,26 @@ def run(
     text: str | None = None,
     umask: int = -1,
 ) -> str:
-    """Run a program to its end and return what it printed on its standard output.
+    """Run a program to its end and return its standard output.
 
     Parameters
     ----------
     command, cwd, env, umask
-        As of `subprocess.run`.
+        As for `subprocess.run`.
     what, hint, error
-        The error where it fails: its sentence, its next command, and its name.
+        The sentence, the next command and the name of the error that is raised if the program fails.
     capture
-        Without it the program prints to the terminal, and "" is returned.
+        If False, the program prints to the terminal, and "" is returned.
     disks, room
-        Folders that it writes to: where one of their disks has fewer than `room` bytes left, that is the error.
+        Folders that the program writes to. If it fails and one of their disks has fewer than `room` bytes free, the
+        error is `disk-full`.
     text
-        Its standard input.
+        The program's standard input.
 
     Raises
     ------
     AscendetError
-        `error`, with the last lines of its output; `disk-full`.
+        `error`, with the last lines of the program's output; `disk-full`.
     """
     pipe = subprocess.PIPE if capture else None
     try:
@@ -66,7 +67,7 @@ def run(
     except FileNotFoundError as missing:
         if cwd and str(missing.filename) == str(cwd):
             raise
-        raise AscendetError(error, what, found=f"there is no {command[0]} here", hint=hint) from missing
+        raise AscendetError(error, what, found=f"{command[0]} is not installed", hint=hint) from missing
     if done.returncode == 0:
         return done.stdout or ""
     for folder in disks:
@@ -80,7 +81,7 @@ def run(
 
 
 def ask(command: Command, *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str | None:
-    """Return what a program prints on its standard output, or None where it is missing or fails."""
+    """Return a program's standard output, or None if the program is missing or fails."""
     try:
         done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     except OSError:
@@ -94,7 +95,7 @@ def require(name: str, package: str) -> str:
     Raises
     ------
     AscendetError
-        `command-failed`, with the Debian package that brings it.
+        `command-failed`, with the Debian package that contains it.
     """
     found = shutil.which(name)
     if found is None:
@@ -102,7 +103,7 @@ def require(name: str, package: str) -> str:
             "command-failed",
             f"{name} is missing",
             expected=f"{name} on the PATH",
-            hint=f"install {package} (Debian, Ubuntu), then the same command",
+            hint=f"install {package} (Debian, Ubuntu), then run the command again",
         )
     return found
 
@@ -117,7 +118,7 @@ def tail(text: str, lines: int = _LINES) -> str:
 
 
 def describe_exit(code: int) -> str:
-    """Return how a program ended, from `returncode`.
+    """Return a text that says how a program ended, from its `returncode`.
 
     >>> describe_exit(2), describe_exit(-9)
     ('exit code 2', 'ended by SIGKILL')

@@ -1,4 +1,4 @@
-"""How far a transfer is, on standard error: a bar on a terminal, else a plain line now and then."""
+"""Show the progress of a transfer on standard error: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rich.progress import (
 )
 
 _EVERY = 5.0  # seconds between plain lines
-_WINDOW = 15.0  # seconds that the rate is an average of
+_WINDOW = 15.0  # seconds over which the rate is averaged
 
 
 class Meter:
-    """Shows bytes, rate and remaining time of one transfer. `present` is what is there before it begins."""
+    """Shows bytes, rate and remaining time of one transfer; `present` bytes were there before it began."""
 
     def __init__(self, label: str, present: int = 0) -> None:
         self.label = label
@@ -53,7 +53,7 @@ class Meter:
             self.bar.stop()
 
     def show(self, done: int, total: int | None) -> None:
-        """Say that `done` of `total` bytes are there."""
+        """Show that `done` of `total` bytes have arrived; `total` is None while it is unknown."""
         if self.bar:
             self.bar.update(self.task, completed=done, total=total)
             return
@@ -69,12 +69,12 @@ class Meter:
 
     @staticmethod
     def say(text: str) -> None:
-        """A line for people, above the bar if there is one."""
+        """Print a line, above the bar if there is one."""
         print(text, file=sys.stderr, flush=True)
 
 
 def line(done: int, total: int | None, rate: float) -> str:
-    """The progress in words; bytes, and bytes per second.
+    """Return the progress as text, from numbers of bytes and a rate in bytes per second.
 
     >>> line(5_000_000_000, 20_000_000_000, 50e6)
     '25 % of 20.00 GB, 50.0 MB/s, 5:00 left'

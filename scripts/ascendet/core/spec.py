@@ -1,4 +1,4 @@
-"""What `wheels/<name>/wheel.toml` says about a wheel that we build."""
+"""Read `wheels/<name>/wheel.toml`, the description of a wheel that we build."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Native:
     module
         The extension module, such as "package._ext".
     guard
-        A file beside wheel.toml that becomes `_built_against.py` in the module's package; None for no guard.
+        A file beside wheel.toml that becomes `_built_against.py` in the module's package; None if there is none.
     flags, header, units
         Compiler flags, the precompiled header's includes, and the sources of each translation unit.
     """
@@ -34,14 +34,14 @@ class Native:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The `[audit]` table: what the wheel promises beside wheels/policy.toml.
+    """The `[audit]` table: what the audit checks in addition to wheels/policy.toml.
 
     Attributes
     ----------
     extension
-        How the path of the shared library in the wheel begins; None for a wheel without one.
+        The beginning of the shared library's path in the wheel; None for a wheel without one.
     operators
-        Functions that the shared library must define: its NPU operators.
+        NPU operators: functions that the shared library must define.
     """
 
     extension: str | None = None
@@ -50,20 +50,22 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a wheel is made of and what it promises.
+    """The content of a wheel.toml.
 
     Attributes
     ----------
     version
-        The wheel's own; `{torch_npu}` stands for the stack's.
+        The wheel's version; `{torch_npu}` stands for the stack's torch_npu version.
     upstream, path
-        Where the source is: one of the stack's upstreams, or a folder below `home`; one of the two.
+        Where the source is: one of the stack's upstreams, or a folder below `home`. Exactly one of the two is set.
     patches
-        The series in `patches/` that is applied, if any.
+        The series in `patches/` to apply, if any.
     environ
         Environment variables for the source's setup.py.
+    environment
+        Whether it is part of the stack's environment, and so built before all others.
     family
-        The `[family]` table of a wheel that is a family of models; see `ascendet.family`.
+        The `[family]` table, if the wheel is a family of models; see `ascendet.run.family`.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Spec:
     environ: Mapping[str, str]
     native: Native | None
     audit: Audit = field(default_factory=Audit)
+    environment: bool = False
     family: Mapping[str, object] | None = None
 
     @classmethod
@@ -99,7 +102,10 @@ class Spec:
         except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
             raise _invalid(path, repr(error)) from error
         if unknown or spec.name != name or (spec.upstream is None) == (spec.path is None):
-            raise _invalid(path, f"unknown: {unknown}; name: {spec.name}; source: one of upstream and path")
+            raise _invalid(
+                path,
+                f"unknown keys: {unknown}; name: {spec.name}; [source] must have either upstream or path",
+            )
         return spec
 
     @classmethod
@@ -129,6 +135,7 @@ class Spec:
             audit=Audit(
                 extension=promised.pop("extension", None), operators=tuple(promised.pop("operators", ()))
             ),
+            environment=table.pop("environment", False),
             family=table.pop("family", None),
         )
         return spec, [*table, *source, *(compiled or {}), *promised]

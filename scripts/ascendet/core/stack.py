@@ -1,4 +1,4 @@
-"""The stacks: what `requirements/stacks.toml` says, checked and typed."""
+"""Read and check the stacks in `requirements/stacks.toml`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ascendet.errors import AscendetError
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """A pinned source; without any of the fields below `version`, a package of the stack's *.in file.
+    """A pinned source. If only `version` is set, it is a package of the stack's *.in file.
 
-    The content is the authority, wherever it comes from (see `ascendet.sources`).
+    The content is verified, wherever it comes from (see `ascendet.supply.sources`).
 
     Attributes
     ----------
     sdist
         The file name of a source distribution on the package index, whose SHA-256 is locked.
     commit
-        A git commit, in full where it is to be fetched.
+        A git commit; the full id if the commit is to be fetched.
     blobs
         A file below requirements/ with a line "<git blob id>  <path>" for each file of the source.
     places
-        Where else it may be, in the order to try: addresses of git repositories (….git) and of archives (….tar.gz).
+        Other places of the source, in the order to try: addresses of git repositories (….git) and archives (….tar.gz).
     """
 
     version: str
@@ -40,30 +40,32 @@ class Upstream:
     places: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be verified."""
+        """Raise ValueError if the content could not be verified."""
         if self.commit and not re.fullmatch(r"[0-9a-f]{7,40}", self.commit):
             raise ValueError(f"not a git commit: {self.commit!r}")
         if self.sdist and self.commit and not self.blobs:
-            raise ValueError(f"{self.sdist} says nothing about a commit: one of the two, or blobs")
+            raise ValueError(
+                f"{self.sdist} cannot be compared with a commit: give either sdist or commit, or add blobs"
+            )
         if self.places and not (self.commit or self.blobs):
-            raise ValueError("places need a commit or blobs that what they have is compared with")
+            raise ValueError("places need a commit or blobs, with which their content is compared")
         for place in self.places:
             if not place.endswith((".git", ".tar.gz")):
                 raise ValueError(f"{place!r} is neither a git repository (….git) nor an archive (….tar.gz)")
             if place.endswith(".tar.gz") and not self.blobs:
-                raise ValueError(f"{place!r} needs blobs that its content is compared with")
+                raise ValueError(f"{place!r} needs blobs, with which its content is compared")
 
     @property
     def packaged(self) -> bool:
-        """Whether it is one of the stack's locked packages."""
+        """Whether the source is one of the stack's locked packages."""
         return not (self.sdist or self.commit or self.blobs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """One stack of `stacks.toml`; the fields have the file's names and order.
+    """One stack of `stacks.toml`; the fields have the names and the order that they have there.
 
-    `packages` is the name of its `*.in` file and that file's lock, which stacks may share.
+    `packages` is the name of the stack's `*.in` file and of its lock, which several stacks may share.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Stack:
 
     @classmethod
     def load(cls, name: str) -> Stack:
-        """The stack of that name, or `error[stack-unknown]` that lists the names there are."""
+        """Return the stack of that name; raise `stack-unknown`, with all names, if there is none."""
         stacks = load_all()
         if name not in stacks:
             known = ", ".join(stacks)
@@ -97,43 +99,43 @@ class Stack:
         return stacks[name]
 
     def chip(self, soc: str = "") -> str:
-        """The SoC family's name in the tags of CANN images, "910b" or "a3"; no `soc` means the stack's first.
+        """Return the SoC family's name in the tags of CANN images, "910b" or "a3", for `soc` or the stack's first SoC.
 
-        CANN's operators, and from 8.5 on its compiler, come per family.
+        CANN's operators, and from 8.5 on its compiler, are packaged for one family each.
 
         Raises
         ------
         AscendetError
-            `soc-unknown`: the stack is not meant for it.
+            `soc-unknown`: the stack does not support this SoC.
         """
         if soc and soc not in self.soc:
             raise AscendetError(
                 "soc-unknown",
-                f"the {self.name} stack is not meant for this SoC",
+                f"the {self.name} stack does not support this SoC",
                 expected=", ".join(self.soc),
                 found=f"SOC={soc}",
-                hint=f"SOC={self.soc[0]}; npu-smi info shows the name, without `Ascend`",
+                hint=f"SOC={self.soc[0]}; npu-smi info shows the name without `Ascend`",
             )
         return "a3" if (soc or self.soc[0]).startswith("Ascend910_") else "910b"
 
     def base_image(self, soc: str = "") -> str:
-        """The CANN image for a SoC, by name and tag."""
+        """Return the name and tag of the CANN image for a SoC."""
         return self.image.replace("-910b-", f"-{self.chip(soc)}-")
 
     @property
     def pair(self) -> str:
-        """How people name the versions that must fit: `torch 2.8.0 + torch_npu 2.8.0`."""
+        """The versions that must fit together, as text: `torch 2.8.0 + torch_npu 2.8.0`."""
         return f"torch {self.torch} + torch_npu {self.torch_npu}"
 
 
 @functools.cache
 def load_all(path: Path | None = None) -> dict[str, Stack]:
-    """All stacks, in the file's order.
+    """Return all stacks by name, in the file's order.
 
     Raises
     ------
     AscendetError
-        `stack-invalid`: not TOML, a field is missing, unknown or of the wrong type.
+        `stack-invalid`: the file is not TOML, or a field is missing, unknown or of the wrong type.
     """
     path = path or paths.REQUIREMENTS / "stacks.toml"
     try:
@@ -153,7 +155,9 @@ def _parse(name: str, table: Mapping[str, object]) -> Stack:
     unknown = table.keys() - fields.keys()
     missing = fields.keys() - table.keys() - {"name"}
     if unknown or missing:
-        raise ValueError(f"[stacks.{name}] unknown: {sorted(unknown)}, missing: {sorted(missing)}")
+        raise ValueError(
+            f"[stacks.{name}] unknown fields: {sorted(unknown)}, missing fields: {sorted(missing)}"
+        )
     values: dict[str, object] = {"name": name}
     for key, value in table.items():
         if key == "upstreams":

@@ -1,1 +1,1 @@
-"""For developers: test suites, benchmarks, the coverage of cann_sim."""
+"""Stages for developers: test suites, benchmarks, the coverage of cann_sim."""

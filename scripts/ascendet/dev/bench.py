@@ -1,4 +1,4 @@
-"""`make bench-<name>`: print what a program in tests/bench measures, in the stack's environment."""
+"""`make bench-<name>`: run a program of tests/bench in the stack's environment, which prints its measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascendet.errors import AscendetError
 from ascendet.supply import assets
 from ascendet.wheels import install
 
-# What measures the tool itself runs in its environment, without torch.
+# Benchmarks of the tool itself, which run in the tools environment, without torch.
 _TOOLS_ONLY = {"fetch", "image", "score"}
 
 

@@ -1,4 +1,4 @@
-"""The stage `sim-coverage`: what of torch's operators the simulated NPU computes, as figures and as a table."""
+"""`make sim-coverage`: compare torch's operators on the simulated NPU with the CPU; print figures, write a table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ascendet.errors import AscendetError
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     add_stack_option(parser)
-    parser.add_argument("--seconds", type=int, help="end after about that long; run again to go on")
+    parser.add_argument("--seconds", type=int, help="end after about this time; run again to continue")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Compare all operators on cann_sim, whatever NPU says; write the table once none is left."""
+    """Compare all operators on cann_sim, whatever NPU is; write the table when none is left."""
     stack = Stack.load(args.stack)
     python = env.ensure_base(stack, "sim")
     options = ["--state", str(paths.BUILD / "report" / f"coverage-{stack.name}.jsonl")]
@@ -28,7 +28,7 @@ def execute(args: argparse.Namespace) -> None:
         options += ["--markdown", str(paths.WHEELS / "cann_sim" / "COVERAGE.md")]
     options += ["--seconds", str(args.seconds)] if args.seconds else []
     options += ["--json"] if args.json else []
-    # One thread: sums are then formed in one order.
+    # One thread, so that sums are always computed in the same order.
     environ = {"OMP_NUM_THREADS": "1", **activation.stack_environ(stack, "sim")}
     done = subprocess.run([python, "-m", "cann_sim", "coverage", *options], env=environ, check=False)
     if done.returncode:
@@ -36,5 +36,5 @@ def execute(args: argparse.Namespace) -> None:
             "command-failed",
             "the comparison did not finish",
             found=f"exit code {done.returncode}",
-            hint="read its message above; make sim-coverage goes on where it stopped",
+            hint="read its message above; make sim-coverage continues where it stopped",
         )

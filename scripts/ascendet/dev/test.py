@@ -1,198 +1,206 @@
-"""`make test`: all suites, each in the environment that it needs, and one closing line with the counts.
+"""`make test`: all suites (`suites.py`), each in the environment that it needs, and one closing line with the counts.
 
-tests/unit            the tools environment, no torch, no network
-tests/fetch           the same, with servers on this machine
-tests/image           the tools environment and a Docker engine, which is started for it where it can be
-tests/<others>        the stack's environment, on the NPUs that NPU says (cann_sim where there are none)
-tests/npu             the same, only with real NPUs
-tests/examples        the same, only when named (`make test-examples`): it installs packages that nothing else needs
-tests/bench           never: `make bench-<name>` prints measurements, it does not judge them
+As many processes run at once as there are processors, and beside them those that mostly wait. What each prints is in
+build/report and is shown in one piece when it ends; where there is only one, it prints to the terminal.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import subprocess
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import paths
 from ascendet.core import options
 from ascendet.core.stack import Stack
+from ascendet.dev import reports, suites
+from ascendet.dev.jobs import Job, Outcome, Pool
+from ascendet.dev.reports import Counts, Report
+from ascendet.dev.suites import SUITES, Suite
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host
-from ascendet.wheels import install
+from ascendet.wheels import install, native
 
-TESTS = paths.ROOT / "tests"
-# Not run with the stack's suites: those with a suite of their own, measurements, data for tests.
-_APART = {"unit", "fetch", "image", "examples", "bench", "fixtures", "npu"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """How many tests ended how; a linter counts as one test."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        """Both together."""
-        return Counts(
-            passed=self.passed + other.passed,
-            failed=self.failed + other.failed,
-            skipped=self.skipped + other.skipped,
-        )
-
-    def __str__(self) -> str:
-        """The closing line that continuous integration reads."""
-        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+LINT = "lint"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     options.add_stack_option(parser)
+    parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
-        "suites", nargs="*", choices=[*NAMED, []], help="all but examples where none is named"
+        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run the suites, all of them even if one fails, then print the closing line."""
+    """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
     stack = Stack.load(args.stack)
-    total, failed = Counts(), []
-    for name in args.suites or SUITES:
-        print(f"== {name}", flush=True)
-        counts = NAMED[name](stack)
-        # What nothing passed of is not tested, except where a package index may be out of reach.
-        if counts.failed or not (counts.passed or (name not in SUITES and counts.skipped)):
-            failed.append(name)
-        total += counts
+    tests = suites.parse_tests(args.tests)
+    names = args.suites or list(tests) or _default()
+    if tests and set(tests) != set(names):
+        raise AscendetError(
+            "usage",
+            "TESTS must be in the suite that runs",
+            expected=", ".join(f"tests/{name}" for name in names),
+            found=args.tests,
+            hint="; ".join(f"make test-{name} TESTS='{' '.join(tests[name])}'" for name in tests),
+        )
+    found = _run(_plan(stack, names, tests), names)
+    print("\n".join(reports.times(found)))
+    total = reports.total(found.values())
     print(total, flush=True)
+    failed = {name: report for name, report in found.items() if not _succeeded(name, report.counts)}
     if failed:
         raise AscendetError(
             "tests-failed",
             f"failed or empty: {', '.join(failed)}",
             found=str(total),
-            hint="; ".join(f"make {'lint' if name == 'lint' else f'test-{name}'}" for name in failed),
+            hint="\n".join(_again(name, report) for name, report in failed.items()),
         )
 
 
-# -- suites --
-
-
-def lint(stack: Stack) -> Counts:
-    """Style, types, shell scripts, C++, and the files that are made from others."""
-    python = str(venv.ensure_tools())
-    bin_folder = Path(python).parent
-    shell = [str(file) for file in _tracked("*.sh", ".ci/run")]
-    commands = [
-        [str(bin_folder / "ruff"), "check", "--quiet", "."],
-        [str(bin_folder / "ruff"), "format", "--check", "--quiet", "."],
-        [str(bin_folder / "mypy")],
-        [str(bin_folder / "shellcheck"), "--external-sources", *shell],
-        [str(bin_folder / "clang-format"), "--dry-run", "-Werror", *map(str, _tracked("*.cpp", "*.h"))],
-        [python, "-m", "ascendet", "lock", "--check"],
-        [python, "-m", "ascendet", "patches", "--check"],
-        [python, "-m", "ascendet", "docs", "--check"],
+def _default() -> list[str]:
+    """Return what `make test` runs on this machine."""
+    real = host.npu_kind() == "real"
+    wanted = [
+        suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
     ]
-    total = Counts()
-    for command in commands:
-        failed = (
-            subprocess.run(command, cwd=paths.ROOT, env=_environ(os.environ), check=False).returncode != 0
+    return [LINT, *(suite.name for suite in wanted if suite.folder.is_dir())]
+
+
+def _succeeded(name: str, counts: Counts) -> bool:
+    """Tell whether a suite did: what nothing passed of is not tested, but where its packages may be out of reach."""
+    optional = name != LINT and SUITES[name].when == "named"
+    return not counts.failed and bool(counts.passed or (optional and counts.skipped))
+
+
+def _again(name: str, report: Report) -> str:
+    """Return the command that runs what failed again."""
+    if name == LINT:
+        return "make lint"
+    return f"make test-{name}" + (f" TESTS='{' '.join(sorted(report.failed))}'" if report.failed else "")
+
+
+# -- running --
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A process of a suite, and how to read from its end what it said."""
+
+    suite: str
+    job: Job
+    read: Callable[[Outcome], Report]
+
+
+def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
+    """Run all parts; what each printed is shown when it ends. One alone prints to the terminal."""
+    found = dict.fromkeys(names, Report())
+    if len(names) == 1:
+        parts = list(parts)
+        if len(parts) == 1:
+            parts = [dataclasses.replace(parts[0], job=dataclasses.replace(parts[0].job, log=None))]
+
+    def show(part: Part, outcome: Outcome) -> None:
+        report = part.read(outcome)
+        found[part.suite] += report
+        text = part.job.log.read_text(encoding="utf-8", errors="replace") if part.job.log else ""
+        print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
+
+    with Pool(native.count_jobs()) as pool:
+        # Parts are made as we go: a stack's environment takes minutes where nothing is cached, and what needs
+        # none runs meanwhile.
+        futures = [pool.submit(part.job, functools.partial(show, part)) for part in parts]
+        for future in futures:
+            future.result()
+    return found
+
+
+def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> Iterator[Part]:
+    """Yield the parts of the suites."""
+    folder = paths.BUILD / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
+            old.unlink()
+        yield from (
+            _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
         )
-        name = " ".join(Path(part).name if part.startswith("/") else part for part in command[:4])
-        print(f"{'FAILED' if failed else 'ok':<7} {name}", flush=True)
-        total += Counts(failed=1) if failed else Counts(passed=1)
-    return total
 
 
-def unit(stack: Stack) -> Counts:
-    """The tests of the tool itself."""
-    return _pytest(venv.ensure_tools(), "unit", [TESTS / "unit"], _environ(os.environ))
+def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
+    """Yield a suite's processes: one, or one per file."""
+    if suite.installed:
+        install.ensure(stack)
+    python, environ = (
+        (venv.ensure_tools(), dict(os.environ))
+        if suite.python == "tools"
+        else (venv.stack_python(stack), activation.stack_environ(stack))
+    )
+    # Processes that run at once have a processor each.
+    environ |= {
+        "PYTHONPATH": str(paths.ROOT / "scripts"),
+        "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
+    }
+    for name, words in suite.processes(tests).items():
+        report = folder / f"{name}.xml"
+        command = [str(python), "-m", "pytest", "--quiet", "--no-header", "-o", "junit_family=xunit1"]
+        job = Job(
+            name=name,
+            command=[*command, f"--junitxml={report}", *words],
+            environ=environ,
+            cwd=paths.ROOT,
+            log=report.with_suffix(".log"),
+            waits=suite.waits,
+        )
+        yield Part(suite=suite.name, job=job, read=functools.partial(_read_pytest, report))
 
 
-def fetch(stack: Stack) -> Counts:
-    """The tests of fetching, with hostile servers."""
-    return _pytest(venv.ensure_tools(), "fetch", [TESTS / "fetch"], _environ(os.environ))
-
-
-def image(stack: Stack) -> Counts:
-    """The tests of the container image."""
-    install.ensure(stack)
-    return _pytest(venv.ensure_tools(), "image", [TESTS / "image"], _environ(os.environ))
-
-
-def sim(stack: Stack) -> Counts:
-    """The tests that need torch, our wheels and a device."""
-    python = install.ensure(stack)
-    folders = sorted(folder for folder in TESTS.iterdir() if folder.name not in _APART and _has_tests(folder))
-    if host.npu_kind() == "real":
-        folders += [folder for folder in [TESTS / "npu"] if _has_tests(folder)]
-    environ = _environ(activation.stack_environ(stack))
-    # A process per folder: some keep torch_npu out of theirs, others need it.
-    return sum((_pytest(python, folder.name, [folder], environ) for folder in folders), Counts())
-
-
-def examples(stack: Stack) -> Counts:
-    """Training scripts of other projects; their packages come from the package index."""
-    return _pytest(
-        install.ensure(stack), "examples", [TESTS / "examples"], _environ(activation.stack_environ(stack))
+def _read_pytest(file: Path, outcome: Outcome) -> Report:
+    return reports.read(
+        file, exit_code=outcome.exit_code, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds
     )
 
 
-SUITES: dict[str, Callable[[Stack], Counts]] = {
-    "lint": lint,
-    "unit": unit,
-    "fetch": fetch,
-    "image": image,
-    "sim": sim,
-}
-NAMED = SUITES | {"examples": examples}
-
-
-def _pytest(python: Path, name: str, folders: list[Path], environ: Mapping[str, str]) -> Counts:
-    """Run pytest over `folders`; the counts are from its report, so that a crash cannot pass for success."""
-    if not folders:
-        return Counts()
-    report = paths.BUILD / "report" / f"{name}.xml"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", f"--junitxml={report}", *map(str, folders)]
-    done = subprocess.run(command, cwd=paths.ROOT, env=dict(environ), check=False)
-    if not report.exists():
-        return Counts(failed=1)
-    counts = read_report(report)
-    # Anything but "all passed" and "some failed" (say, a broken plug-in) must not look like success.
-    return counts if done.returncode == 0 or counts.failed else counts + Counts(failed=1)
-
-
-def read_report(report: Path) -> Counts:
-    """The counts of a JUnit XML file."""
-    total = Counts()
-    for suite in ElementTree.parse(report).iter("testsuite"):  # noqa: S314  # written by our own pytest
-        number = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
-        failed = number["failures"] + number["errors"]
-        total += Counts(
-            passed=number["tests"] - failed - number["skipped"], failed=failed, skipped=number["skipped"]
+def _lint(folder: Path) -> Iterator[Part]:
+    """Yield the linters: style, types, shell scripts, C++, and the files that are made from others."""
+    python = venv.ensure_tools()
+    bin_folder = python.parent
+    commands: dict[str, list[str | Path]] = {
+        "mypy": [bin_folder / "mypy"],
+        "clang-format": [bin_folder / "clang-format", "--dry-run", "-Werror", *_tracked("*.cpp", "*.h")],
+        "shellcheck": [bin_folder / "shellcheck", "--external-sources", *_tracked("*.sh", ".ci/run")],
+        "ruff check": [bin_folder / "ruff", "check", "--quiet", "."],
+        "ruff format": [bin_folder / "ruff", "format", "--check", "--quiet", "."],
+        "check-lock": [python, "-m", "ascendet", "lock", "--check"],
+        "patches": [python, "-m", "ascendet", "patches", "--check"],
+        "docs": [python, "-m", "ascendet", "docs", "--check"],
+    }
+    for name, command in commands.items():
+        job = Job(
+            name=f"lint: {name}",
+            command=[str(word) for word in command],
+            environ={**os.environ, "PYTHONPATH": str(paths.ROOT / "scripts")},
+            cwd=paths.ROOT,
+            log=folder / f"lint-{name.replace(' ', '-')}.log",
         )
-    return total
+        yield Part(suite=LINT, job=job, read=_read_lint)
 
 
-def _environ(base: Mapping[str, str]) -> dict[str, str]:
-    return {**base, "PYTHONPATH": str(paths.ROOT / "scripts")}
+def _read_lint(outcome: Outcome) -> Report:
+    counts = Counts(failed=1) if outcome.exit_code else Counts(passed=1)
+    return Report(counts=counts, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds)
 
 
-def _has_tests(folder: Path) -> bool:
-    return any(folder.rglob("test_*.py"))
-
-
-def _tracked(*patterns: str) -> Iterator[Path]:
-    """Files that git knows, or would add."""
+def _tracked(*patterns: str) -> list[Path]:
+    """Return the files that git knows, or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
-    yield from (paths.ROOT / name for name in listed.splitlines())
+    return [paths.ROOT / name for name in listed.splitlines()]

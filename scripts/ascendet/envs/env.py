@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest, options
+from ascendet.core import manifest, options
 from ascendet.core.stack import Stack
 from ascendet.envs import activation, cann_wheel, venv
 from ascendet.envs.venv import Layer
@@ -38,15 +38,9 @@ def ensure_base(stack: Stack, npu: NpuKind | None = None) -> Path:
     home = venv.stack_home(stack)
     layers: dict[str, Layer] = {}
     if (npu or host.npu_kind()) == "sim":
-        inputs = {
-            "source": cann_wheel.digest(),
-            "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
-            "lock": files.digest(locks[1]),
-            "machine": platform.machine(),
-        }
-        layers["cann_sim"] = (
-            manifest.digest_inputs(inputs),
-            lambda: venv.install_wheels(stack, [cann_wheel.build(stack, inputs)]),
+        layers[cann_wheel.NAME] = (
+            manifest.digest_inputs(cann_wheel.find_inputs(stack)),
+            lambda: venv.install_wheels(stack, [cann_wheel.build(stack)]),
         )
     venv.ensure_tools()
     venv.ensure(home, stack.python, locks, layers)

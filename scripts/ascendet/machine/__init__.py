@@ -1,1 +1,1 @@
-"""What this machine is and offers: architecture, NPUs, driver and CANN, the container engine."""
+"""Facts about this machine: its architecture, NPUs, driver, CANN and container engine."""

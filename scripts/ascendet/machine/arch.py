@@ -1,4 +1,4 @@
-"""Architectures: the one table of what they are called, by whom."""
+"""The table of architectures and of their names in docker, Debian, ELF files and MindCluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascendet.errors import AscendetError
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """An architecture's names: `name` in the locks and of `uname`, then docker's and Debian's, ELF's, MindCluster's."""
+    """An architecture's names: `name` is that of `uname` and of the locks, `docker` also Debian's."""
 
     name: str
     docker: str
@@ -18,7 +18,7 @@ class Arch:
     mindcluster: str
 
 
-# What the locks are for.
+# The architectures that the locks cover.
 KNOWN = {
     arch.name: arch
     for arch in (
@@ -29,12 +29,12 @@ KNOWN = {
 
 
 def parse(text: str) -> str:
-    """Return an architecture's name in the locks; an empty text means this machine's.
+    """Return an architecture's name in the locks; an empty text means the architecture of this machine.
 
     Raises
     ------
     AscendetError
-        `usage`: it is none that is locked.
+        `usage`: the locks do not cover this architecture.
 
     >>> parse("arm64"), parse("x86_64")
     ('aarch64', 'x86_64')
@@ -45,7 +45,7 @@ def parse(text: str) -> str:
             return arch.name
     raise AscendetError(
         "usage",
-        "ARCH must be an architecture that is locked",
+        "ARCH must be an architecture that the locks cover",
         expected=", ".join(name for arch in KNOWN.values() for name in (arch.name, arch.docker)),
         found=wanted,
         hint=f"ARCH={next(iter(KNOWN))}",

@@ -1,7 +1,7 @@
-"""The variable DEVICES: which NPUs a command may use.
+"""Check the variable DEVICES, the NPUs that a command may use.
 
-ASCEND_RT_VISIBLE_DEVICES, which it becomes, forgives nothing and reports nothing: a blank or an unknown id
-silently drops the rest of the list, and ids that do not ascend are not supported. So all is checked here.
+It becomes ASCEND_RT_VISIBLE_DEVICES, where the runtime reports no mistake: a blank or an unknown id silently drops the
+rest of the list, and ids that are not in ascending order are not supported. Therefore everything is checked here.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PER_NODE = 16
 
 
 def parse(text: str, count: int) -> tuple[int, ...]:
-    """The logical ids in `text`, ascending.
+    """Return the logical ids in `text`, in ascending order.
 
     Parameters
     ----------
     text
-        Ids separated by commas, such as "6,7". Logical ids: the first device that the process could see is 0.
+        Logical ids separated by commas, such as "6,7". Id 0 is the first device that the process could see.
     count
-        How many devices there are.
+        The number of devices.
 
     Raises
     ------
     AscendetError
-        `devices-invalid`: empty, not integers, repeated, or not below `count`.
+        `devices-invalid`: the text is empty, or an id is no integer, is repeated or is not below `count`.
 
     >>> parse("6,7", 8)
     (6, 7)
@@ -45,9 +45,9 @@ def parse(text: str, count: int) -> tuple[int, ...]:
         raise _invalid("DEVICES is empty", text, count)
     ids: list[int] = []
     for part in text.split(","):
-        # isdecimal() alone accepts other scripts' digits, int() alone accepts "+1", "1_0" and blanks.
+        # isdecimal() also accepts digits of other scripts; int() also accepts "+1", "1_0" and blanks.
         if not (part.isascii() and part.isdecimal()):
-            raise _invalid(f"DEVICES has {part!r} where a device id must be", text, count)
+            raise _invalid(f"DEVICES must be device ids, but {part!r} is none", text, count)
         if int(part) in ids:
             raise _invalid(f"DEVICES names device {int(part)} twice", text, count)
         if int(part) >= count:
@@ -57,22 +57,22 @@ def parse(text: str, count: int) -> tuple[int, ...]:
 
 
 def choose(text: str, count: int) -> tuple[int, ...]:
-    """The ids in `text` out of `count` devices; says so where it had to sort them."""
+    """Return the ids in `text` as `parse` does, and print a line if they had to be sorted."""
     ids = parse(text, count)
     ordered = ",".join(map(str, ids))
     if ordered != text:
-        print(f"DEVICES={text} is used as {ordered}: the runtime takes ascending ids only", file=sys.stderr)
+        print(f"DEVICES={text} is used as {ordered}: the runtime needs ascending ids", file=sys.stderr)
     return ids
 
 
 def available(npu: host.NpuKind) -> int:
-    """How many devices there are."""
+    """Return the number of devices; CANN_SIM_DEVICES sets it for simulated ones."""
     if npu == "real":
         return len(host.device_nodes())
     count = os.environ.get("CANN_SIM_DEVICES") or str(SIMULATED_DEVICES)
     if not count.isdecimal():
         raise AscendetError(
-            "devices-invalid", "CANN_SIM_DEVICES is no number", found=count, hint="unset CANN_SIM_DEVICES"
+            "devices-invalid", "CANN_SIM_DEVICES must be a number", found=count, hint="unset CANN_SIM_DEVICES"
         )
     return int(count)
 

@@ -1,4 +1,4 @@
-"""`make doctor`: every problem of this machine at once, each with its fix, before hours are spent."""
+"""`make doctor`: report all problems of this machine at once, each with its fix, before a long build starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ascendet.errors import AscendetError
 from ascendet.machine import engine, host, needs
 
 Status = Literal["ok", "warning", "blocks", "unused"]
-# Runs a program and gives what it printed (both streams), or None where there is no such program.
+# Runs a program and returns its output (both streams), or None if it is not installed.
 Run = Callable[[list[str]], str | None]
 
 _GIB = 2**30
@@ -32,7 +32,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the report. `unused`: not needed for the chosen way, shown for information."""
+    """One line of the report. The status `unused` means: not needed for the chosen NPUs, shown for information."""
 
     name: str
     status: Status
@@ -47,9 +47,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Print the report; `error[doctor-blocked]` if something blocks the chosen way."""
+    """Print the report; raise `doctor-blocked` if a check blocks the work on the chosen NPUs, real or simulated."""
     stack = Stack.load(args.stack)
-    npu = chosen_way()
+    npu = choose_npu()
     checks = list(diagnose(stack, npu))
     if args.json:
         report = {"stack": stack.name, "npu": npu, "checks": [dataclasses.asdict(check) for check in checks]}
@@ -67,15 +67,18 @@ def execute(args: argparse.Namespace) -> None:
         )
 
 
-def chosen_way(root: Path = Path("/")) -> host.NpuKind:
-    """What `host.npu_kind` would choose, without failing where NPU=real cannot work: the report says why."""
+def choose_npu(root: Path = Path("/")) -> host.NpuKind:
+    """Return the NPUs that `host.npu_kind` chooses, or "real" for NPU=real even if that cannot work.
+
+    The report then says why it cannot.
+    """
     if os.environ.get("NPU") == "real":
         return "real"
     return host.npu_kind(root)
 
 
 def render(check: Check) -> str:
-    """One check as text."""
+    """Return a check as text."""
     mark = {"ok": "ok", "warning": "warning", "blocks": "BLOCKS", "unused": "-"}[check.status]
     fix = f"\n{'':24}fix: {check.fix}" if check.fix else ""
     return f"{mark:<8} {check.name:<14} {check.found}{fix}"
@@ -84,7 +87,7 @@ def render(check: Check) -> str:
 def diagnose(
     stack: Stack, npu: host.NpuKind, root: Path = Path("/"), run: Run | None = None
 ) -> Iterator[Check]:
-    """All checks, of the file system below `root`, in the order in which a build meets them."""
+    """Yield the results of all checks, in the order in which a build would fail; `root` replaces `/` in them."""
     run = run or _run
     yield from _toolchain(stack, run)
     yield _disk("disk build", paths.BUILD)
@@ -95,7 +98,7 @@ def diagnose(
     yield _pair(stack)
 
 
-# -- what every way needs --
+# -- needed with any NPUs --
 
 
 def _toolchain(stack: Stack, run: Run) -> Iterator[Check]:
@@ -107,9 +110,9 @@ def _toolchain(stack: Stack, run: Run) -> Iterator[Check]:
         fix = f"install Python {stack.python} and pass PYTHON=/path/to/python{stack.python}"
         yield Check(name="python", status="blocks", found=f"{found}, no python{stack.python}", fix=fix)
     if same:
-        # Debian and Ubuntu ship both apart from the interpreter.
+        # Debian and Ubuntu package venv and the headers separately from the interpreter.
         if run([sys.executable, "-c", "import ensurepip, venv; print('yes')"]) == "yes\n":
-            yield Check(name="python venv", status="ok", found="venv and ensurepip are there")
+            yield Check(name="python venv", status="ok", found="venv and ensurepip are installed")
         else:
             fix = f"apt-get install python{stack.python}-venv"
             yield Check(name="python venv", status="blocks", found="no ensurepip", fix=fix)
@@ -165,7 +168,7 @@ def _memory(root: Path) -> Check:
     found = f"{free:.1f} GiB available of {kib.get('MemTotal', 0) * 1024 / _GIB:.1f}"
     if free >= needs.MEMORY_GIB:
         return Check(name="memory", status="ok", found=found)
-    fix = f"{needs.MEMORY_GIB} GiB are comfortable; with less use MAX_JOBS=1 for builds and one device for training"
+    fix = f"{needs.MEMORY_GIB} GiB are recommended; with less, build with MAX_JOBS=1 and train on one device"
     return Check(name="memory", status="warning", found=found, fix=fix)
 
 
@@ -181,7 +184,7 @@ def _docker(run: Run) -> Check:
     return Check(name="docker", status="unused", found=f"no usable engine: {answer[:80]}")
 
 
-# -- what real NPUs need --
+# -- needed with real NPUs --
 
 
 def _npu(stack: Stack, npu: host.NpuKind, root: Path, run: Run) -> Iterator[Check]:
@@ -249,8 +252,8 @@ def _npu_smi(run: Run, blocks: Status, wanted: bool) -> Check:
     code = re.search(r"-80(05|20)\b", text)
     if code:
         fix = (
-            "the device is in use by another container, or a mount is missing: stop that container, "
-            "mount /usr/local/dcmi and the driver, add --device for davinci_manager, devmm_svm, hisi_hdc"
+            "another container uses the device, or a mount is missing: stop that container, or "
+            "mount /usr/local/dcmi and the driver, and add --device for davinci_manager, devmm_svm, hisi_hdc"
         )
         return Check(name="npu-smi", status=blocks, found=f"error {code[0]}", fix=fix)
     health = re.findall(r"\b(?:OK|Warning|Alarm|Critical)\b", text)
@@ -262,7 +265,7 @@ def _npu_smi(run: Run, blocks: Status, wanted: bool) -> Check:
 
 
 def _pair(stack: Stack) -> Check:
-    """Compare what is installed in the stack's environment, by the names of its metadata folders."""
+    """Compare the torch packages installed in the stack's environment (by their metadata folders) with the stack."""
     home = paths.BUILD / "venv" / stack.name
     installed: dict[str, str] = {}
     for info in home.glob("lib/python*/site-packages/torch*-*.dist-info"):

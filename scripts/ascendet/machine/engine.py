@@ -1,6 +1,6 @@
-"""The Docker engine: a client that can build with BuildKit, and names for what engines fail with.
+"""The Docker engine: find a client that can build with BuildKit, run it, and name the errors that it prints.
 
-The plain command line is the interface: it is what people have, and the only one with BuildKit everywhere.
+It is used through its command line, which everybody has, and which is the only interface with BuildKit everywhere.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ascendet.errors import AscendetError
 
 Json = dict[str, Any]
 
-# What engines, drivers and programs in containers print, the error's name, what it means, the next command.
-# The first match wins.
+# A pattern in the output of engines, drivers and programs in containers, the error's name, its sentence, the next
+# command. The first match wins.
 _CAUSES = (
     (
         r"permission denied while trying to connect|dial unix \S+: connect: permission denied",
         "engine-permission",
-        "this user may not talk to the Docker engine",
+        "this user has no permission to use the Docker engine",
         "sudo usermod --append --groups docker $USER, then log in again",
     ),
     (
@@ -63,7 +63,7 @@ _CAUSES = (
     (
         r"container name \S+ is already in use",
         "name-in-use",
-        "a container of this name is there already",
+        "a container of this name already exists",
         "docker ps --all, then docker rm --force <name>",
     ),
     (
@@ -75,20 +75,20 @@ _CAUSES = (
     (
         r"error gathering device information|not a device node",
         "npu-missing",
-        "a device node cannot be given to the container",
+        "a device node cannot be passed to the container",
         "ls -l /dev/davinci*; make doctor NPU=real",
     ),
     (
         r"(?:ret|err|code)\D{0,12}-80(?:05|20)(?![.\d])",
         "device-busy",
-        "the driver refuses the card: another container has it, or its mounts are missing (-8005, -8020)",
+        "the driver refuses the device: another container uses it, or mounts are missing (-8005, -8020)",
         "npu-smi info, docker ps; make plan-run shows what is mounted",
     ),
 )
 
 
 def explain(text: str) -> AscendetError | None:
-    r"""The named error for what was printed, or None.
+    r"""Return the error that matches a program's output, or None.
 
     >>> explain("Error response from daemon: Conflict. The container name /a is already in use by …").name
     'name-in-use'
@@ -101,13 +101,13 @@ def explain(text: str) -> AscendetError | None:
 
 
 def command_name() -> str:
-    """Return how the Docker client is called, without a look at what it can do: `DOCKER`, or docker."""
+    """Return the command of the Docker client, `DOCKER` or docker, without checking what it can do."""
     return os.environ.get("DOCKER") or "docker"
 
 
 @functools.cache
 def client() -> str:
-    """A Docker client that can build with BuildKit: `DOCKER`, or the first such on the PATH.
+    """Return a Docker client that can build with BuildKit: `DOCKER`, or the first such client on the PATH.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def client() -> str:
     if not named and not clients:
         raise AscendetError(
             "engine-missing",
-            "there is no docker command",
+            "docker is not installed",
             hint="install Docker 20.10 or newer (Debian: docker.io)",
         )
     raise AscendetError(
@@ -137,7 +137,7 @@ def client() -> str:
 
 
 def _has_buildkit(path: str) -> bool:
-    """Clients since 23 build through the plug-in buildx; those before it have BuildKit of their own."""
+    """Return whether a client can build with BuildKit: from 23 on with the plug-in buildx, 20.10 to 22 without."""
     if process.ask([path, "buildx", "version"]) is not None:
         return True
     version = re.search(r"version (\d+)\.(\d+)", process.ask([path, "--version"]) or "")
@@ -154,14 +154,15 @@ def _check_engine(path: str) -> None:
 
 
 def run(*arguments: str, log: Path | None = None, shown: str | None = None) -> str:
-    """Run the client to its end; its standard output.
+    """Run the client to its end and return its standard output.
 
-    With `log`, everything that it prints goes there, and the lines that match `shown` to the terminal as well.
+    With `log`, all output (both streams) is written to that file and returned, and lines that match `shown` are also
+    printed.
 
     Raises
     ------
     AscendetError
-        What `explain` names; `command-failed` for the rest.
+        The error that `explain` finds in the output, else `command-failed`.
     """
     command = [client(), *arguments]
     environ = os.environ | {"DOCKER_BUILDKIT": "1", "DOCKER_CLI_HINTS": "false"}
@@ -201,7 +202,7 @@ def run(*arguments: str, log: Path | None = None, shown: str | None = None) -> s
 
 
 def inspect(kind: str, names: Sequence[str]) -> list[Json]:
-    """What the engine says of these objects ("image", "container"); those that it does not have are left out."""
+    """Return the engine's descriptions of objects of a kind ("image", "container"), without those that do not exist."""
     if not names:
         return []
     command = [client(), kind, "inspect", *names]

@@ -1,4 +1,4 @@
-"""What this machine offers to run on: a CANN tree, NPU device nodes, or neither."""
+"""Find this machine's CANN tree and NPU device nodes, and choose between real and simulated NPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 from ascendet.errors import AscendetError
 
-# The driver's nodes that every program needs beside its NPUs'.
+# The driver's device nodes that every program needs in addition to those of its NPUs.
 MANAGERS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 NpuKind = Literal["real", "sim"]
 _FS = Path("/")
@@ -19,17 +19,17 @@ _FS = Path("/")
 
 @dataclass(frozen=True, kw_only=True)
 class CannTree:
-    """An installed CANN toolkit; `version` is None where the tree does not say."""
+    """An installed CANN toolkit; `version` is None if the tree does not say it."""
 
     home: Path
     version: str | None
 
 
 def find_cann(root: Path = _FS) -> CannTree | None:
-    """The CANN toolkit of this machine (or of the file system below `root`).
+    """Return the CANN toolkit of this machine (`root` replaces `/`), or None.
 
-    CANN 8.5 renamed `ascend-toolkit/latest` to `cann` and `cann-<version>`, images carry one or both; an
-    environment that is already set up wins.
+    CANN 8.5 renamed `ascend-toolkit/latest` to `cann` and `cann-<version>`, and images have one or both. If
+    ASCEND_HOME_PATH is set, its tree is tried first.
     """
     ascend = root / "usr/local/Ascend"
     candidates = [
@@ -59,7 +59,7 @@ def _cann_version(home: Path) -> str | None:
 
 
 def set_env_script(home: Path) -> Path | None:
-    """The `set_env.sh` of a CANN tree; some versions keep it beside the tree instead of in it."""
+    """Return the `set_env.sh` of a CANN tree, or None; in some versions it is beside the tree, not in it."""
     for script in (home / "set_env.sh", home.parent / "set_env.sh"):
         if script.is_file():
             return script
@@ -67,24 +67,24 @@ def set_env_script(home: Path) -> Path | None:
 
 
 def device_nodes(root: Path = _FS) -> list[Path]:
-    """The NPUs' device nodes, `/dev/davinci0` and so on, by number."""
+    """Return the NPUs' device nodes, `/dev/davinci0` and so on, sorted by number."""
     nodes = [node for node in (root / "dev").glob("davinci*") if re.fullmatch(r"davinci\d+", node.name)]
     return sorted(nodes, key=lambda node: int(node.name.removeprefix("davinci")))
 
 
 def npu_kind(root: Path = _FS) -> NpuKind:
-    """Which NPUs to use: what the variable `NPU` says, and for `auto` the real ones where they can work.
+    """Return which NPUs to use, as the variable `NPU` says; `auto` means real ones if they are usable, else simulated.
 
     Raises
     ------
     AscendetError
-        `npu-unknown`: NPU is none of auto, real, sim. `npu-missing`: NPU=real on a machine without them.
+        `npu-unknown`: NPU is not auto, real or sim. `npu-missing`: NPU=real, but this machine has no usable NPU.
     """
     wanted = os.environ.get("NPU") or "auto"
     if wanted not in ("auto", "real", "sim"):
         raise AscendetError(
             "npu-unknown",
-            "NPU says which devices to use",
+            "NPU must be auto, real or sim",
             expected="auto, real or sim",
             found=wanted,
             hint="NPU=auto",

@@ -1,4 +1,4 @@
-"""What a machine needs for a stack: the numbers that doctor reports and that builds insist on."""
+"""A stack's requirements on the machine: the numbers that doctor reports and that builds check."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 import platform
 import re
 
-# Measured: a stack's environment with torch's x86_64 CUDA build unpacks to 7.0 GiB; pip's cache of the same wheels,
-# data, our wheels and runs come on top.
+# Measured: a stack's environment with torch's x86_64 CUDA build takes 7.0 GiB. pip's cache of the same wheels, data,
+# our wheels and runs need more.
 DISK_GIB = {"x86_64": 12, "aarch64": 6}
-# Two compilers at work on mmcv, or two training ranks, beside the system.
+# For two compilers that build mmcv, or two training ranks, and the operating system.
 MEMORY_GIB = 6
-# PyTorch's headers need C++17 as of this GCC (README of torch 2.8).
+# PyTorch's headers need the C++17 of this GCC or newer (README of torch 2.8).
 MIN_GCC = (9, 3)
-# A limit and no reservation: batches that data loaders pass on, HCCL's buffers.
+# A limit, not a reservation: for the data loaders' batches and HCCL's buffers.
 SHM_GIB_PER_DEVICE = 2
 
 
 def disk_gib() -> int:
-    """Return how much space an environment needs here, in GiB; for an unknown architecture the most."""
+    """Return the disk space that an environment needs on this architecture, in GiB; the maximum for an unknown one."""
     return DISK_GIB.get(platform.machine(), max(DISK_GIB.values(), default=0))
 
 
@@ -28,7 +28,7 @@ def compiler() -> str:
 
 
 def parse_gcc(version: str) -> tuple[int, ...] | None:
-    r"""Return the numbers of what `-dumpfullversion` printed; None where that is no version.
+    r"""Return the numbers of the version that `-dumpfullversion` printed, or None if it is no version.
 
     >>> parse_gcc("12.2.0\n"), parse_gcc("9"), parse_gcc("clang")
     ((12, 2, 0), (9,), None)

@@ -1,1 +1,1 @@
-"""Programs of the model families on devices: training, evaluation, inference."""
+"""Run the programs of a model family on devices: training, evaluation, inference."""

@@ -1,4 +1,4 @@
-"""`make curves`: a training's loss and AP as pictures, in its run folder."""
+"""`make curves`: draw a training's loss and AP into its run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Draw, and say where the pictures are."""
+    """Draw the curves, and print where the files are."""
     stack = Stack.load(args.stack)
     target.check_names(stack, args.model, args.dataset)
     run = paths.BUILD / "runs" / f"{args.model}_{args.dataset}" / (args.run or "latest")
@@ -30,7 +30,7 @@ def execute(args: argparse.Namespace) -> None:
     if content is None:
         raise AscendetError(
             "data-missing",
-            "there is no such training",
+            "there is no such training run",
             expected=paths.shorten(run),
             hint=again.command("train", RUN=""),
         )

@@ -1,4 +1,4 @@
-"""Why a program failed: what it says in error.json, what torch_npu and docker print, or a full disk."""
+"""Find out why a program failed: from its error.json, from messages of torch_npu and docker, or from a full disk."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ascendet.machine import engine
 from ascendet.run import folders
 
 ERROR = "error.json"  # written by wheels/common
-_DOCKER_FAILED = 125  # the exit code of `docker run` when it is not the program's
+_DOCKER_FAILED = 125  # the exit code of `docker run` if docker itself failed, not the program
 _TARGETS = {"train": "train", "predict": "eval", "infer": "infer"}  # the make target of a program
 
-# How torch_npu tells what became of a device or of a link to another one. Codes: acl/error_codes/rt_error_codes.h
+# torch_npu's messages about failed devices and links between devices. The codes are in acl/error_codes/rt_error_codes.h
 # and hccl/hccl_types.h of CANN 8.5.
 _HARDWARE = (
     (
         r"NPU out of memory",
         "npu-out-of-memory",
-        "an NPU has no memory left",
+        "an NPU is out of memory",
         "more DEVICES or smaller batches",
     ),
     # lost heartbeat; HBM multi-bit ECC error
@@ -31,7 +31,7 @@ _HARDWARE = (
         r"error code is 507(?:010|054)\b",
         "npu-lost",
         "an NPU is lost",
-        "npu-smi info; DEVICES without that card",
+        "npu-smi info; DEVICES without that NPU",
     ),
     (
         r"error code is 507(?:014|046)\b",
@@ -42,15 +42,15 @@ _HARDWARE = (
     (
         r"Hccl\w+, error code is 9\b",
         "hccl-timeout",
-        "a rank did not come to a collective in time",
+        "a rank did not reach a collective operation in time",
         "the first error of the other ranks in the log; a longer HCCL_EXEC_TIMEOUT",
     ),
-    # older ones: EJ0003, code 11; 8.5: EI0019, code 7
+    # EJ0003, code 11, in older versions; EI0019, code 7, in 8.5
     (
         r"\b(?:EJ0003|EI0019)\b",
         "port-in-use",
         "another process listens on HCCL's port",
-        "HCCL_IF_BASE_PORT=<first of 16 free ports>, or unset it (then free ones are chosen)",
+        "HCCL_IF_BASE_PORT=<first of 16 free ports>, or unset it (free ports are then chosen)",
     ),
     (
         r"Hccl\w+, error code is 21\b",
@@ -62,12 +62,12 @@ _HARDWARE = (
 
 
 def failure(program: str, code: int, log: Path) -> AscendetError:
-    """Return the named error for a program that ended with `code`; its work folder holds `log`."""
+    """Return the error for a program that ended with exit code `code`; its work folder holds `log`."""
     if code == EXIT_CODES["run-busy"]:
         return folders.busy(log.parent)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
-    lines = lines[starts[-1] :] if starts else lines  # a training that goes on writes into the same log
+    lines = lines[starts[-1] :] if starts else lines  # a resumed training appends to the same log
     text = "\n".join(lines[-400:])
     stated = _stated(program, log)
     if stated:
@@ -83,14 +83,14 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
 
 
 def interrupted(program: str, log: Path) -> AscendetError:
-    """Return the error for a program that was asked to stop; a training says what it saved."""
+    """Return the error for a program that was asked to stop; for a training it says what was saved."""
     return _stated(program, log, only="interrupted") or AscendetError(
         "interrupted", f"make {_TARGETS[program]} was interrupted", hint=_again(program, log)
     )
 
 
 def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
-    """Return what the program wrote into error.json."""
+    """Return the error that the program wrote into error.json, or None; with `only`, just an error of that name."""
     try:
         content = json.loads((log.parent / ERROR).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -108,10 +108,14 @@ def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
 
 
 def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
-    """Return the next command after a named error."""
+    """Return the next command for an error from error.json."""
     if name.startswith("checkpoint-"):
         note = paths.shorten(log.parent / "last_checkpoint")
-        return f"put an older one's name into {note}" if program == "train" else "CHECKPOINT=<file>"
+        return (
+            f"write the name of an older checkpoint into {note}"
+            if program == "train"
+            else "CHECKPOINT=<file>"
+        )
     if name == "image-damaged":
         return "repair or remove it; " + (
             f"{again.command('infer', BAD='skip')} leaves it out"
@@ -124,13 +128,13 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
 
 
 def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:
-    """Return the command that repeats a program, or continues a training that has a checkpoint."""
+    """Return the command that repeats a program, or resumes a training that has a checkpoint."""
     resume = {"RESUME": "1"} if program == "train" and folders.last_checkpoint(log.parent) else {}
     return again.command(_TARGETS[program], **resume, **(advice or {}))
 
 
 def _hardware(program: str, log: Path, text: str) -> AscendetError | None:
-    """Return the named error for a device, or a link, that failed under a run; the first in the log is the cause."""
+    """Return the error for a failed device or link, or None; if the log has several, the first is the cause."""
     hits = [(found, row) for pattern, *row in _HARDWARE if (found := re.search(f".*{pattern}.*", text))]
     if not hits:
         return None
@@ -141,9 +145,9 @@ def _hardware(program: str, log: Path, text: str) -> AscendetError | None:
 
 
 def _unknown(program: str, code: int, log: Path, lines: list[str]) -> AscendetError:
-    """Return `run-failed`, with the first exception of a rank.
+    """Return `run-failed` with the first exception of a rank, and print the log around it.
 
-    torchrun's own, about the rank that ended, comes last and explains nothing.
+    The last exception is torchrun's, which only says that a rank ended.
     """
     raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
     causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]

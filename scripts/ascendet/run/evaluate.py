@@ -1,4 +1,4 @@
-"""`make eval`: a checkpoint's predictions on the validation split, and COCO's numbers for them."""
+"""`make eval`: predict the validation split with a checkpoint, and compute COCO's numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Evaluate; print and store the numbers."""
+    """Evaluate a checkpoint, and print and store the numbers."""
     count = check_count(args.images)
     aim = target.check(args, "predict")
     data = datasets.require(aim.dataset, "val")
@@ -80,22 +80,22 @@ def execute(args: argparse.Namespace) -> None:
             "acceptance": verdicts,
         }
         manifest.write(work, facts)
-    for verdict in verdicts or [f"no acceptance band: {len(images)} images are a part of {aim.dataset}"]:
+    for verdict in verdicts or [f"no acceptance band: {len(images)} images are only a part of {aim.dataset}"]:
         print(verdict)
     print(
         f"{len(images)} images; stored in {paths.shorten(final)}: {METRICS}, {CLASSES}, {PREDICTIONS} ({line})\n"
-        f"ids in {PREDICTIONS} are those of {paths.shorten(annotations)}"
+        f"the ids in {PREDICTIONS} are those of {paths.shorten(annotations)}"
     )
 
 
 def check_count(text: str) -> int:
-    """IMAGES as a number of images, 0 for all, or `error[usage]`."""
+    """Return IMAGES as a number of images, 0 for all; raise `usage` if it is no number above 0."""
     if not text:
         return 0
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise AscendetError(
             "usage",
-            "for make eval IMAGES is how many",
+            "IMAGES must be a number for make eval",
             expected="a number above 0",
             found=text,
             hint="IMAGES=200",
@@ -104,7 +104,7 @@ def check_count(text: str) -> int:
 
 
 def score_or_keep(work: Path, final: Path) -> dict[str, dict[str, float]]:
-    """Score what a prediction left in `work`; where that fails, the predictions stay in `<final>-failed`.
+    """Score the predictions in `work` and return the numbers; if that fails, keep the folder as `<final>-failed`.
 
     Raises
     ------
@@ -117,20 +117,20 @@ def score_or_keep(work: Path, final: Path) -> dict[str, dict[str, float]]:
         kept = final.with_name(f"{final.name}-failed")
         shutil.rmtree(kept, ignore_errors=True)
         work.rename(kept)
-        print(f"predictions stay in {paths.shorten(kept)}", file=sys.stderr, flush=True)
+        print(f"the predictions are kept in {paths.shorten(kept)}", file=sys.stderr, flush=True)
         if isinstance(error, AscendetError):
             error.hint = scoring_command(kept)
         raise
 
 
 def scoring_command(folder: Path) -> str:
-    """Return what a user types at the repository's root to score a folder of predictions."""
+    """Return the command that scores a folder of predictions, to be typed in the repository's root folder."""
     program = [paths.shorten(Path(sys.executable)), "-m", "ascendet.run.score", paths.shorten(folder)]
     return f"PYTHONPATH=scripts {shlex.join(program)}"
 
 
 def score_files(folder: Path) -> dict[str, dict[str, float]]:
-    """Return COCO's numbers for a folder's predictions; they and each class's are printed and stored there, too.
+    """Return COCO's numbers for the predictions in a folder; print and store them there, with those of each class.
 
     Raises
     ------
@@ -156,18 +156,18 @@ def score_files(folder: Path) -> dict[str, dict[str, float]]:
 def judge(
     model: str, dataset: str, numbers: dict[str, dict[str, float]], digest: str, folder: Path = BANDS
 ) -> list[str]:
-    """Say where the AP of boxes and masks lies against the acceptance band of a model on a data set.
+    """Return lines that compare the AP of boxes and masks with the acceptance band of a model on a data set.
 
-    A band holds for the annotation file that it was measured on, whose SHA-256 it names; `digest` is that of the
-    evaluated one. Where there is no band, or nothing that it could be applied to, the lines say why.
+    A band is valid for one annotation file, whose SHA-256 it states; `digest` is that of the evaluated file. If there
+    is no band, or it is not valid for this file, the lines say so.
     """
     file = folder / f"{model}_{dataset}.toml"
     if not file.is_file():
-        return [f"no acceptance band: nobody has measured one of {model} on {dataset}"]
+        return [f"no acceptance band: none has been measured for {model} on {dataset}"]
     bands: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     if digest != bands["annotations"]:
         return [
-            f"no acceptance band: that of {model} on {dataset} was measured on other annotations "
+            f"no acceptance band: the one for {model} on {dataset} was measured on other annotations "
             f"(sha256:{bands['annotations'][:12]}…, these are {digest[:12]}…)"
         ]
     verdicts = []
@@ -175,7 +175,7 @@ def judge(
         low, high = bands["AP"][kind]
         value = numbers[kind]["AP"]
         if value < 0:
-            verdicts.append(f"{name}: no acceptance band: there is nothing to measure")
+            verdicts.append(f"{name}: no acceptance band: the annotations have no object to measure AP on")
             continue
         where = "below" if value < low else "above" if value > high else "inside"
         verdicts.append(f"{name}: AP {value:.3f} is {where} {low:.3f} to {high:.3f} ({bands['source']})")

@@ -1,7 +1,7 @@
-"""A family of models: the one wheel of a stack that knows a framework, as its wheel.toml's `[family]` says.
+"""A family of models: the one wheel of a stack that knows a framework; `[family]` in its wheel.toml describes it.
 
-The tool asks it for configurations and programs, and knows nothing else of it: a program's progress, its error and
-its last checkpoint are three files in the work folder (see wheels/common).
+The tool uses only its configurations and programs. A program reports its progress, its error and its last checkpoint
+in three files in the work folder (see wheels/common).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ascendet.errors import AscendetError
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What `[family]` says.
+    """The content of `[family]`.
 
     Attributes
     ----------
     package
-        The Python package; a program is run as `python -m <package>.<program>`.
+        The Python package; a program is started as `python -m <package>.<program>`.
     source
         The package's folder in this repository.
     configs
-        Where the package keeps the configuration of a model, with `{model}` for its name.
+        The path of a model's configuration in the package, with `{model}` for the model's name.
     programs
-        What it can do: `train`, `predict`, `infer`.
+        The names of the programs that the family has: `train`, `predict`, `infer`.
     """
 
     package: str
@@ -37,12 +37,12 @@ class Family:
     programs: tuple[str, ...]
 
     def config(self, model: str) -> Path:
-        """Return where the configuration of a model is in this repository.
+        """Return the path of a model's configuration in this repository.
 
         Raises
         ------
         AscendetError
-            `config-missing`: the family has none for it.
+            `config-missing`: the family has no configuration of this model.
         """
         file = self.source / self.configs.format(model=model)
         if not file.is_file():
@@ -61,7 +61,7 @@ class Family:
         return sorted(file.name.removesuffix(after) for file in self.source.glob(f"{before}*{after}"))
 
     def check_program(self, name: str) -> None:
-        """Refuse what the family has no program for.
+        """Check that the family has a program of this name.
 
         Raises
         ------
@@ -83,7 +83,7 @@ def of(stack: Stack) -> Family:
     Raises
     ------
     AscendetError
-        `stack-invalid`: none of the stack's wheels has a `[family]`, or more than one has.
+        `stack-invalid`: none of the stack's wheels has a `[family]` table, or several have one.
     """
     specs = [Spec.load(name) for name in stack.wheels]
     found = [(spec, spec.family) for spec in specs if spec.family]
@@ -91,8 +91,8 @@ def of(stack: Stack) -> Family:
         raise AscendetError(
             "stack-invalid",
             f"the {stack.name} stack has {len(found)} wheels with a family of models",
-            expected="one of its wheels with [family] in wheel.toml",
-            found=", ".join(stack.wheels) or "no wheels: it is declared, not built yet",
+            expected="exactly one wheel with [family] in its wheel.toml",
+            found=", ".join(stack.wheels) or "no wheels: this stack is declared, but not built yet",
             hint=f"STACK={next(iter(load_all()))}; docs/add-a-family.md",
         )
     ((spec, table),) = found

@@ -1,4 +1,4 @@
-"""Run folders: who works in them, which one to continue, their checkpoints, and the state that their manifests tell."""
+"""Run folders: their locks, their checkpoints, which one to resume, and their state in the manifest."""
 
 from __future__ import annotations
 
@@ -20,30 +20,28 @@ from ascendet.run.target import Target
 LOG = "train.log"
 
 
-@contextlib.contextmanager
-def not_busy(folder: Path) -> Iterator[None]:
-    """Refuse a run folder that another process works in (scripts/run.sh takes the same lock, for good)."""
+def check_not_busy(folder: Path) -> None:
+    """Raise `run-busy` if another process works in a run folder; scripts/run.sh holds the same lock while it runs."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy(folder) from None
-    yield
 
 
 def busy(folder: Path) -> AscendetError:
-    """Return the error for a run folder in use."""
+    """Return the error for a run folder that another process works in."""
     return AscendetError(
         "run-busy",
         f"another process works in {paths.shorten(folder)}",
         found=f"its lock {paths.shorten(folder / '.lock')} is held",
-        hint="wait for it or stop it; without RESUME=1 a training gets a folder of its own",
+        hint="wait for it or stop it; without RESUME=1 a training gets a new folder",
     )
 
 
 def link_latest(run: Path) -> None:
-    """Make `latest` beside the run point to it."""
+    """Make the link `latest` beside a run point to it."""
     files.point(run.parent / "latest", run.name)
 
 
@@ -51,17 +49,17 @@ def link_latest(run: Path) -> None:
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Return the checkpoint that a training wrote last, completely: it notes the name afterwards."""
+    """Return the last complete checkpoint of a run, or None; a training writes its name only after the checkpoint."""
     note = run / "last_checkpoint"
     if not note.is_file():
         return None
-    # Only the name counts: the folder may have been moved since.
+    # Use only the name, because the folder may have been moved since.
     path = run / Path(note.read_text(encoding="utf-8").strip()).name
     return path if path.is_file() else None
 
 
 def find_checkpoint(target: Target, asked: str) -> Path:
-    """Return the checkpoint to use: the file that was asked for, or the latest training's last one.
+    """Return the checkpoint to use: the file `asked`, or the last checkpoint of the latest training if that is "".
 
     Raises
     ------
@@ -73,7 +71,10 @@ def find_checkpoint(target: Target, asked: str) -> Path:
         if path.is_file():
             return path
         raise AscendetError(
-            "checkpoint-missing", "there is no such checkpoint", found=asked, hint="CHECKPOINT=<file>"
+            "checkpoint-missing",
+            "CHECKPOINT must be an existing file",
+            found=f"CHECKPOINT={asked}",
+            hint="CHECKPOINT=<file>",
         )
     latest = target.home / "latest"
     path_or_none = last_checkpoint(latest.resolve()) if latest.exists() else None
@@ -88,7 +89,7 @@ def find_checkpoint(target: Target, asked: str) -> Path:
 
 
 def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
-    """Return where a checkpoint's results go: into the run that it is from, else beside the runs."""
+    """Return the folder for results of a checkpoint: in the checkpoint's run, or beside the runs if it has none."""
     if checkpoint.parent.parent == target.home:
         return checkpoint.parent / noun
     return target.home / f"{noun}-{checkpoint.stem}"
@@ -96,9 +97,9 @@ def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(final: Path, log: str) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `final` when the block ends well.
+    """Yield a temporary folder, which replaces `final` at the end of the block.
 
-    What failed leaves only its log, as `<final>-failed.log`, which the error then points to.
+    After a failure only its log is kept, as `<final>-failed.log`, and the error's hint names it.
     """
     work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     with files.disk_errors(final.parent):
@@ -122,7 +123,7 @@ def replacing(final: Path, log: str) -> Iterator[Path]:
 
 
 def all_runs(target: Target) -> list[Path]:
-    """Return the run folders, newest first."""
+    """Return the run folders, the newest first."""
     folders = target.home.iterdir() if target.home.is_dir() else ()
     return sorted(
         (folder for folder in folders if (folder / manifest.MANIFEST).is_file() and not folder.is_symlink()),
@@ -131,18 +132,23 @@ def all_runs(target: Target) -> list[Path]:
     )
 
 
-def find_finished(target: Target, inputs: dict[str, object]) -> Path | None:
-    """Return a finished run of the same inputs."""
+def find_finished(target: Target, inputs: dict[str, object], *, resume: bool = False) -> Path | None:
+    """Return a finished run of the same inputs; None where there is none, or where `resume` means a newer one.
+
+    What is resumed keeps its mixed precision and learning rate, so the inputs do not tell whether it is meant.
+    """
     key = manifest.digest_inputs(inputs)
     for run in all_runs(target):
         content = manifest.read(run) or {}
+        if resume and content.get("state") != "finished" and last_checkpoint(run):
+            return None
         if content.get("key") == key and content.get("state") == "finished" and last_checkpoint(run):
             return run
     return None
 
 
 def new_run(target: Target, name: str = "") -> Path:
-    """Make a run folder, of this name or named by the time.
+    """Create a run folder with this name, or named by the current time, and return it.
 
     Raises
     ------
@@ -154,8 +160,8 @@ def new_run(target: Target, name: str = "") -> Path:
         if manifest.read(run) is not None:
             raise AscendetError(
                 "name-in-use",
-                f"there is a training {paths.shorten(run)}",
-                hint=f"{again.command('train', RESUME='1')} to continue it, or another RUN",
+                f"the training {paths.shorten(run)} already exists",
+                hint=f"{again.command('train', RESUME='1')} to resume it, or another RUN",
             )
         run.mkdir(parents=True, exist_ok=True)
         return run
@@ -170,19 +176,21 @@ def new_run(target: Target, name: str = "") -> Path:
 
 
 def _known(run: Path) -> dict[str, object]:
-    """Return the inputs that a run was started or last continued with."""
+    """Return the inputs that a run was started or last resumed with."""
     before = (manifest.read(run) or {}).get("inputs")
     return before if isinstance(before, dict) else {}
 
 
-def continued(run: Path, inputs: dict[str, object]) -> dict[str, object]:
-    """Return the inputs of a run that goes on: mixed precision and learning rate stay unless told otherwise."""
+def resume_inputs(run: Path, inputs: dict[str, object]) -> dict[str, object]:
+    """Return the inputs for resuming a run: `inputs`, with the run's mixed precision and learning rate if not given."""
     known = _known(run)
     return inputs | {name: inputs.get(name) or known.get(name) for name in ("amp", "lr")}
 
 
 def find_resumable(target: Target, inputs: dict[str, object], name: str = "") -> Path:
-    """Return the newest unfinished run that has a checkpoint, or that of this name; say what changed since its start.
+    """Return the newest unfinished run that has a checkpoint (with `name`, only a run of that name).
+
+    If its inputs have changed since its start, print which.
 
     Raises
     ------
@@ -195,12 +203,12 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
         content = manifest.read(run) or {}
         if content.get("state") == "finished" or last_checkpoint(run) is None:
             continue
-        with not_busy(run):
-            known, now = _known(run), continued(run, inputs)
-            changed = [name for name, value in now.items() if known.get(name) != value]
-            if changed:
-                print(f"continuing although these changed: {', '.join(changed)}", file=sys.stderr)
-            return run
+        check_not_busy(run)
+        known, now = _known(run), resume_inputs(run, inputs)
+        changed = [name for name, value in now.items() if known.get(name) != value]
+        if changed:
+            print(f"resuming although these changed: {', '.join(changed)}", file=sys.stderr)
+        return run
     raise AscendetError(
         "resume-impossible",
         f"{target.model} on {target.dataset} has no unfinished training with a checkpoint",
@@ -211,7 +219,7 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
 
 @contextlib.contextmanager
 def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
-    """Keep the run's manifest true: running, then finished, interrupted or failed."""
+    """Write the run's state to its manifest: running during the block, then finished, interrupted or failed."""
     clock = time.monotonic()
     before = manifest.read(run) or {}
     spent = before.get("seconds")

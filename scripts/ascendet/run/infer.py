@@ -1,4 +1,4 @@
-"""`make infer`: pictures with what a checkpoint finds in them, the results as JSON, and where the time goes."""
+"""`make infer`: detect objects in pictures with a checkpoint, draw them, store the results and measure latency."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
     parser.add_argument("--checkpoint", default="", help="the file; empty: the latest training's last one")
-    parser.add_argument("--images", required=True, help="files, folders and globs, as in a shell")
+    parser.add_argument("--images", required=True, help="files, folders and glob patterns, as in a shell")
     parser.add_argument("--score", default="0.3", help="draw and list objects from this score on")
     parser.add_argument("--bad", default="skip", help="damaged pictures: skip or refuse")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Detect, draw, and say how long it took."""
+    """Find objects, draw the pictures, and print the latency."""
     score, pictures = check_options(args.score, args.bad), find_images(args.images)
     aim = target.check(args, "infer")
-    aim = replace(aim, devices=aim.devices[:1])  # pictures one by one
+    aim = replace(aim, devices=aim.devices[:1])  # pictures are processed one at a time
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
     aim = target.prepare(aim)
     final = folders.folder_beside(aim, checkpoint, "infer")
@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> None:
             f"{aim.model} on {len(pictures)} pictures: {line}\ncheckpoint: {paths.shorten(checkpoint)}",
             flush=True,
         )
-        # For the classes of a checkpoint that does not say them; one that does needs no data set here.
+        # Only a checkpoint that does not say its classes needs the data set.
         data = datasets.find(aim.dataset).folder
         run = program.Run(
             program="infer",
@@ -82,17 +82,20 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def find_images(text: str) -> list[Path]:
-    """The files that `text` names, without repetition: files as they are, pictures of folders, matches of globs.
+    """Return the files that `text` names, without repetition: files, the pictures in folders, matches of glob patterns.
 
     Raises
     ------
     AscendetError
-        `usage`: nothing is named. `data-missing`: something that is named is not there.
+        `usage`: `text` is empty. `data-missing`: a word of it names no picture.
     """
     words = shlex.split(text)
     if not words:
         raise AscendetError(
-            "usage", "IMAGES names no picture", hint="make infer IMAGES='a.jpg folder pictures/*.png'"
+            "usage",
+            "IMAGES must be files, folders or glob patterns",
+            found="IMAGES is empty",
+            hint="make infer IMAGES='a.jpg folder pictures/*.png'",
         )
     found: list[Path] = []
     for word in words:
@@ -106,16 +109,16 @@ def find_images(text: str) -> list[Path]:
             raise AscendetError(
                 "data-missing",
                 f"IMAGES={paths.printable(word)} names no picture",
-                expected=f"a file, a folder or a glob of {', '.join(sorted(_SUFFIXES))}",
-                found="an empty folder" if path.is_dir() else "nothing of that name",
-                hint="make infer IMAGES=<file, folder or glob>",
+                expected=f"a file, a folder or a glob pattern with {', '.join(sorted(_SUFFIXES))}",
+                found="a folder without pictures" if path.is_dir() else "no such file or folder",
+                hint="make infer IMAGES=<file, folder or glob pattern>",
             )
         found += pictures
     return list(dict.fromkeys(found))
 
 
 def latency_table(latency: dict[str, Any]) -> str:
-    """Milliseconds per stage: the first call, which compiles, and the median of those after it.
+    """Return a table of milliseconds per stage: the first call, which compiles, and the median of the others.
 
     >>> stages = {"read": 1.0, "preprocess": 2.0, "device": 30.0, "postprocess": 4.0, "total": 37.0}
     >>> steady = stages | {"images_per_second": 27.0}
@@ -133,13 +136,12 @@ def latency_table(latency: dict[str, Any]) -> str:
 
 
 def check_options(score: str, bad: str) -> float:
-    """SCORE as a number, and BAD as one of its values, or `error[usage]`."""
+    """Return SCORE as a number; raise `usage` if SCORE or BAD is invalid."""
     if bad not in ("skip", "refuse"):
         raise AscendetError(
             "usage",
-            "BAD says what damaged pictures do",
-            expected="skip or refuse",
-            found=bad,
+            "BAD must be skip or refuse",
+            found=f"BAD={bad}",
             hint="BAD=skip",
         )
     try:
@@ -148,6 +150,6 @@ def check_options(score: str, bad: str) -> float:
         lowest = -1.0
     if not 0 <= lowest <= 1:
         raise AscendetError(
-            "usage", "SCORE is the lowest score", expected="0 to 1", found=score, hint="SCORE=0.3"
+            "usage", "SCORE must be a number from 0 to 1", found=f"SCORE={score}", hint="SCORE=0.3"
         )
     return lowest

@@ -1,4 +1,4 @@
-"""`make k8s`: the two kinds of Kubernetes jobs that train on several machines, from one template, checked offline."""
+"""`make k8s`: write Kubernetes jobs of two kinds that train on several nodes, from one template, checked offline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ascendet.errors import AscendetError
 from ascendet.machine import arch, devices, needs
 from ascendet.run import target
 
-# What MindCluster's node labels are called. The one for A3 is from its naming scheme; no document that we had shows it.
+# MindCluster's node labels. The label for A3 follows its naming scheme; we found no document that states it.
 _ACCELERATORS = {"910b": "module-910b-8", "a3": "module-a3-16"}
 _KUBERNETES = "1.28"  # the schemas to check against; the oldest that the fields need
 
@@ -25,17 +25,17 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
     parser.add_argument("--nnodes", type=options.number("NNODES", 2), default=2, help="nodes")
-    parser.add_argument("--host-network", action="store_true", help="use the machines' own network")
+    parser.add_argument("--host-network", action="store_true", help="use the nodes' own network")
     parser.add_argument(
         "--device-group",
         type=options.number("DEVICE_GROUP", 0),
         default=1000,
-        help="the machines' gid of HwHiAiUser",
+        help="the gid of HwHiAiUser on the nodes",
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Write the jobs and say where they are."""
+    """Write the jobs, and print the commands that start them."""
     folder = paths.BUILD / "k8s"
     folder.mkdir(parents=True, exist_ok=True)
     for kind, job in make_jobs(JobRequest.read(args)).items():
@@ -46,7 +46,7 @@ def execute(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """A training on `nodes` nodes with the same devices each, in an image.
+    """A training on `nodes` nodes, each with the same devices, in an image.
 
     `host_network` puts the pods on the nodes' own network; `device_group` is the nodes' gid of HwHiAiUser.
     """
@@ -61,7 +61,7 @@ class JobRequest:
 
     @classmethod
     def read(cls, args: argparse.Namespace) -> JobRequest:
-        """Return the request that the stage's options make."""
+        """Return the request that the stage's options describe."""
         return cls(
             image=ImageRequest.read(args),
             model=args.model,
@@ -79,8 +79,7 @@ def make_jobs(request: JobRequest) -> dict[str, Any]:
     Raises
     ------
     AscendetError
-        `usage`: what results is no valid pod. `model-unknown`, `dataset-unknown`, `devices-invalid`,
-        `soc-unknown`.
+        `usage`: the resulting pod is not valid. `model-unknown`, `dataset-unknown`, `devices-invalid`, `soc-unknown`.
     """
     import yaml
 
@@ -89,7 +88,7 @@ def make_jobs(request: JobRequest) -> dict[str, Any]:
     chosen = devices.parse(request.devices, devices.PER_NODE)
     chip, machine = stack.chip(request.image.soc), arch.KNOWN[request.image.machine]
     name = re.sub(r"[^a-z0-9]+", "-", f"{request.model}-{request.dataset}")
-    # MindCluster's rule: on the machines' own network HCCL is told the address, else the interface.
+    # MindCluster's rule: HCCL needs the address on the nodes' own network, else the name of the interface.
     interface = (
         "{ name: HCCL_SOCKET_IFNAME, value: eth0 }\n          - { name: GLOO_SOCKET_IFNAME, value: eth0 }"
     )
@@ -120,7 +119,7 @@ def make_jobs(request: JobRequest) -> dict[str, Any]:
 
 
 def check_pod(pod: dict[str, Any]) -> None:
-    """Hold the pod to Kubernetes' published schema. The jobs' own kinds have no schema that is packaged."""
+    """Check the pod against Kubernetes' published schema. No package has schemas of the jobs' own kinds."""
     import kubernetes_validate
 
     complete = {"apiVersion": "v1", "kind": "Pod", **pod}
@@ -130,14 +129,14 @@ def check_pod(pod: dict[str, Any]) -> None:
         place = ".".join(map(str, error.path))
         raise AscendetError(
             "usage",
-            "the job is not valid Kubernetes",
+            "the job must be a valid Kubernetes pod",
             found=f"{place}: {error.message}",
             hint="edit docker/k8s/job.yaml",
         ) from error
 
 
 def render(job: dict[str, Any]) -> str:
-    """YAML without anchors: people edit it, and some tools cannot read them."""
+    """Return a job as YAML without anchors, because people edit it and some tools cannot read anchors."""
     import yaml
 
     class Plain(yaml.SafeDumper):

@@ -1,4 +1,4 @@
-"""Start a family's program on devices: all that it prints into a log, how far it is on the terminal."""
+"""Run a family's program on devices: write its output to a log, and show its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class Run:
     Attributes
     ----------
     program
-        `train`, `predict` or `infer`: one of the family's.
+        One of the family's programs: `train`, `predict` or `infer`.
     environ
-        See `target.environ`.
+        Environment variables; see `target.environ`.
     log
-        In the work folder, which is the one folder that the program writes into.
+        The log file, in the work folder, which is the only folder that the program writes to.
     target
-        What runs on what; None runs scripts/run.sh here.
+        The target; None runs scripts/run.sh without a container.
     inputs
-        What a container may read besides the work folder.
+        Files and folders that a container may read besides the work folder.
     arguments
-        Of the program.
+        The program's arguments.
     """
 
     program: str
@@ -57,33 +57,33 @@ class Run:
 
     @property
     def container(self) -> container.Container | None:
-        """The container that it runs in."""
+        """The container that the program runs in, or None."""
         return self.target.container if self.target else None
 
 
 def execute(run: Run) -> None:
     """Run a program to its end.
 
-    An interrupt (Ctrl-C, SIGTERM) is passed on, so that the ranks end before we do.
+    An interrupt (Ctrl-C, SIGTERM) is passed on to it, so that its ranks end before this process.
 
     Raises
     ------
     AscendetError
-        What `diagnose` names.
+        The error that `diagnose` finds.
     """
     work = run.log.parent
     (work / diagnose.ERROR).unlink(missing_ok=True)
     command, environ, name = ["bash", str(paths.ROOT / "scripts" / "run.sh")], run.environ, None
     command += [run.program, *run.arguments]
     if run.container:
-        name, command = in_container(run)
+        name, command = container_command(run)
         environ = os.environ
     children: list[subprocess.Popen[str]] = []
-    # Its own session: a terminal would interrupt the ranks and torchrun at once, and torchrun has to go last.
+    # In a new session: otherwise a terminal interrupts ranks and torchrun at the same time, but torchrun must end last.
     with (
         run.log.open("a", encoding="utf-8") as file,
-        _interrupts_to(children, name) as interrupted,
-        _showing(work / PROGRESS),  # from before the program starts, so that its first row is shown too
+        _passing_interrupts(children, name) as interrupted,
+        _showing_progress(work / PROGRESS),  # before the program can write a row
         subprocess.Popen(
             command,
             env=dict(environ),
@@ -95,13 +95,13 @@ def execute(run: Run) -> None:
         ) as child,
     ):
         children.append(child)
-        if interrupted:  # while it was being started
+        if interrupted:  # while the program was being started
             child.terminate()
         assert child.stdout is not None
         for line in child.stdout:
             file.write(line)
             file.flush()
-            if line.startswith("runtime: "):  # run.sh's own
+            if line.startswith("runtime: "):  # a line of run.sh itself
                 print(line, end="", flush=True)
         code = child.wait()
     if interrupted:
@@ -110,8 +110,8 @@ def execute(run: Run) -> None:
         raise diagnose.failure(run.program, code, run.log)
 
 
-def in_container(run: Run) -> tuple[str, list[str]]:
-    """Return the name and the command of the container that runs a program."""
+def container_command(run: Run) -> tuple[str, list[str]]:
+    """Return the name of the container for a program, and the docker command that runs it."""
     assert run.target is not None
     assert run.container is not None
     run.log.touch()
@@ -132,8 +132,8 @@ def in_container(run: Run) -> tuple[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _showing(file: Path) -> Iterator[None]:
-    """Print the rows that are added to a progress file while the block runs, and those that came with its end."""
+def _showing_progress(file: Path) -> Iterator[None]:
+    """Print the rows that are added to a progress file while the block runs, including its last rows."""
     start = file.stat().st_size if file.is_file() else 0
     over = threading.Event()
 
@@ -161,7 +161,7 @@ def _showing(file: Path) -> Iterator[None]:
 
 
 def describe_row(line: str) -> str:
-    """Return a row of progress for a terminal: the time of day, where it is, how it goes.
+    """Return a row of progress as text: the time of day, the phase and step, and the values.
 
     >>> os.environ["TZ"] = "UTC"; time.tzset()
     >>> describe_row('{"phase":"train","time":1763698881,"step":75,"of":900,"loss":2.5512,"eta":1648.2,"seconds":1.9,'
@@ -174,7 +174,7 @@ def describe_row(line: str) -> str:
     """
     try:
         row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # a kill left it half-written
+    except json.JSONDecodeError:  # a killed process left it incomplete
         return ""
     clock = time.strftime("%H:%M:%S", time.localtime(row["time"]))
     if row["phase"] in ("note", "warning"):
@@ -200,12 +200,12 @@ def describe_row(line: str) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_to(children: list[subprocess.Popen[str]], name: str | None) -> Iterator[list[float]]:
-    """Pass SIGINT and SIGTERM to the child, once there is one (docker's client passes them on).
+def _passing_interrupts(children: list[subprocess.Popen[str]], name: str | None) -> Iterator[list[float]]:
+    """Pass SIGINT and SIGTERM on to the child process; a second request kills it with all its descendants.
 
-    The list holds when they came (seconds, monotonic).
-
-    make and timeout each pass a signal on that they get, so what follows within a moment is the same request.
+    Yields a list of the times of the signals (seconds, monotonic). Signals within `_SAME_REQUEST` are one request,
+    because make and timeout pass on each signal that they receive. `name` is the container to kill, if any; docker's
+    client passes signals on itself.
     """
     arrived: list[float] = []
 
@@ -216,7 +216,7 @@ def _interrupts_to(children: list[subprocess.Popen[str]], name: str | None) -> I
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()  # torchrun ends its ranks itself
             print("\nstopping the ranks …", file=sys.stderr, flush=True)
-        elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C means it
+        elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C
             if name:
                 subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)
             for child in children:
@@ -231,15 +231,15 @@ def _interrupts_to(children: list[subprocess.Popen[str]], name: str | None) -> I
 
 
 def _kill_tree(root: int) -> None:
-    """Kill a process and all that descend from it: torchrun's ranks are in sessions of their own."""
+    """Kill a process and all its descendants; killing the session is not enough, torchrun's ranks have their own."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
-            # pid (comm) state ppid …; comm may hold anything, also a closing parenthesis
+        with contextlib.suppress(OSError):  # the process has just ended
+            # pid (comm) state ppid …; comm may contain any character, also a closing parenthesis
             parent = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(stat.parent.name))
     tree = [root]
-    for pid in tree:  # grows as it goes
+    for pid in tree:  # the list grows during the loop
         tree += children.get(pid, [])
     for pid in tree:
         with contextlib.suppress(ProcessLookupError):

@@ -1,12 +1,12 @@
-"""The one evaluator: COCO's 12 numbers for boxes and 12 for masks, from result files of any framework.
+"""The evaluator for all frameworks: compute COCO's 12 numbers for boxes and 12 for masks from result files.
 
-A program of its own, because it runs where faster-coco-eval is installed. It scores a folder that holds the files
-IMAGES and PREDICTIONS, prints the numbers and stores them there as METRICS and CLASSES:
+It is a separate program because it runs where faster-coco-eval is installed. It scores a folder with the files IMAGES
+and PREDICTIONS, prints the numbers, and stores them there as METRICS and CLASSES:
 
     python -m ascendet.run.score FOLDER
 
-The numbers depend on no id: faster-coco-eval takes an object with the id 0 for one that was not found, loses all but
-one of several that have the same id, and turns an image's id into a whole number. So it gets ids of ours.
+The numbers do not depend on ids. faster-coco-eval treats an object with the id 0 as not found, keeps only one of
+several objects with the same id, and converts an image's id to a whole number; therefore it gets new ids.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-# `annotations`, the file that the images are from, and `images`, their ids.
+# Holds `annotations`, the annotation file, and `images`, the ids of the images that were predicted.
 IMAGES = "images.json"
 # COCO's result format: image_id, category_id, score, bbox [x, y, width, height] and segmentation of every detection.
 PREDICTIONS = "predictions.json"
 METRICS = "metrics.json"
 CLASSES = "classes.json"
 
-# In pycocotools' order. A number is in [0, 1], or -1 where the annotations hold nothing to measure it on.
+# In pycocotools' order. A number is in [0, 1], or -1 if the annotations have no object to measure it on.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _ROWS: dict[Literal["bbox", "segm"], str] = {"bbox": "boxes", "segm": "masks"}
 
 
 class ScoreError(ValueError):
-    """Predictions and annotations that do not belong together."""
+    """Predictions and annotations do not belong together."""
 
 
 def score(
@@ -46,10 +46,10 @@ def score(
 def evaluate(
     annotations: dict[str, Any], results: list[dict[str, Any]], kind: Literal["bbox", "segm"]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return COCO's 12 numbers, and the AP of every class by its name.
+    """Return COCO's 12 numbers, and the AP of each class by its name.
 
-    What cannot count is said as a warning: objects and results of categories or images that are not listed, masks
-    whose size is not their image's.
+    Warns of everything that cannot be counted: objects and results whose category or image is not listed, and masks of
+    another size than their image.
 
     Parameters
     ----------
@@ -59,12 +59,12 @@ def evaluate(
         COCO results: `image_id`, `category_id`, `score` and `bbox` [x, y, width, height] in pixels or
         `segmentation` (compressed RLE).
     kind
-        What overlaps are measured between.
+        Whether overlaps are measured between boxes ("bbox") or masks ("segm").
 
     Raises
     ------
     ScoreError
-        There are results of images that the annotations do not have.
+        There are results for images that the annotations do not have.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -72,14 +72,14 @@ def evaluate(
     if kind == "segm":
         _warn_of_sizes(truth_by_number["images"], truth_by_number["annotations"], "objects")
         _warn_of_sizes(truth_by_number["images"], found, "results")
-        # With a box present, COCO's API takes the box's area for the mask's and sorts small from large by it.
+        # If a result has a box, COCO's API uses the box's area instead of the mask's for the size classes.
         found = [{key: value for key, value in result.items() if key != "bbox"} for result in found]
     truth = COCO(truth_by_number)
     evaluation = COCOeval_faster(truth, truth.loadRes(found), kind)
     evaluation.run()
     numbers = {name: float(value) for name, value in zip(NAMES, evaluation.stats[: len(NAMES)], strict=True)}
     names = {category["id"]: category["name"] for category in truth_by_number["categories"]}
-    # Precision by (threshold, recall, class, area, most detections per image): all areas, most detections.
+    # Precision by (threshold, recall, class, area, detections per image); here for all areas and most detections.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     classes = {}
     for index, category in enumerate(evaluation.params.catIds):
@@ -91,23 +91,23 @@ def evaluate(
 def number(
     annotations: dict[str, Any], results: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return annotations and results with ids 1, 2, …; images and categories keep the order of their ids.
+    """Return annotations and results with new ids 1, 2, …; images and categories keep the order of their ids.
 
-    That order decides which of two results of equal score comes first, so it stays what pycocotools has.
+    That order decides which of two results with equal scores comes first, so it must be the same as with pycocotools.
     """
     images = _numbers(image["id"] for image in annotations["images"])
     categories = _numbers(category["id"] for category in annotations["categories"])
     if strange := {result["image_id"] for result in results} - images.keys():
         raise ScoreError(
-            f"there are results of {len(strange)} images that the annotations do not have, such as image "
+            f"there are results for {len(strange)} images that the annotations do not have, such as image "
             f"{json.dumps(min(strange, key=_order))}"
         )
 
-    def renamed(items: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    def renumber(items: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
         known = [item for item in items if item["image_id"] in images and item["category_id"] in categories]
         if len(known) < len(items):
             warnings.warn(
-                f"{len(items) - len(known)} of {len(items)} {what} do not count: the annotations list no such "
+                f"{len(items) - len(known)} of {len(items)} {what} are not counted: the annotations list no such "
                 "category or image",
                 stacklevel=4,
             )
@@ -124,8 +124,8 @@ def number(
     return annotations | {
         "images": [image | {"id": images[image["id"]]} for image in annotations["images"]],
         "categories": [one | {"id": categories[one["id"]]} for one in annotations["categories"]],
-        "annotations": renamed(annotations["annotations"], "objects"),
-    }, renamed(results, "results")
+        "annotations": renumber(annotations["annotations"], "objects"),
+    }, renumber(results, "results")
 
 
 def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
@@ -133,12 +133,12 @@ def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
 
 
 def _order(one: Any) -> tuple[bool, Any]:
-    """Sort numbers before text."""
+    """Return a sorting key that puts numbers before text."""
     return isinstance(one, str), one
 
 
 def _warn_of_sizes(images: list[dict[str, Any]], items: list[dict[str, Any]], what: str) -> None:
-    """Say what the evaluator counts as not overlapping, silently: masks of another size than their image."""
+    """Warn of masks of another size than their image, which the evaluator silently treats as not overlapping."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in images}
     masks = [item for item in items if isinstance(item["segmentation"], dict)]
     if strange := sum(list(item["segmentation"]["size"]) != sizes[item["image_id"]] for item in masks):
@@ -148,7 +148,7 @@ def _warn_of_sizes(images: list[dict[str, Any]], items: list[dict[str, Any]], wh
 
 
 def restrict(annotations: dict[str, Any], images: list[int]) -> dict[str, Any]:
-    """Return the part of an instances file's content that is about these images."""
+    """Return the content of an instances file, restricted to these images."""
     kept = set(images)
     return annotations | {
         "images": [image for image in annotations["images"] if image["id"] in kept],
@@ -157,7 +157,7 @@ def restrict(annotations: dict[str, Any], images: list[int]) -> dict[str, Any]:
 
 
 def class_table(classes: dict[str, dict[str, float]]) -> str:
-    """Return AP of boxes and masks and the number of objects, class by class.
+    """Return a table of each class's number of objects and AP of boxes and masks.
 
     >>> print(class_table({"star": {"objects": 7, "bbox": 0.5, "segm": -1.0}}))
     class    objects   boxes   masks
@@ -171,7 +171,7 @@ def class_table(classes: dict[str, dict[str, float]]) -> str:
 
 
 def table(numbers: dict[str, dict[str, float]]) -> str:
-    """Return the 12 + 12 numbers in two rows; `-` where there is nothing to measure.
+    """Return a table of the 12 numbers of boxes and the 12 of masks; `-` if there is no object to measure on.
 
     >>> print(table({"bbox": {"AP": 0.5}}).splitlines()[1][:21])
     boxes    0.500      -
@@ -190,12 +190,12 @@ def _cell(value: float) -> str:
 
 
 def score_folder(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """Return the numbers of boxes and masks, and those of every class with its number of objects.
+    """Score a folder; return the numbers of boxes and masks, and each class's AP and number of objects.
 
     Raises
     ------
     ScoreError
-        The annotations cannot be read, or are not those that the predictions were made for.
+        The annotations cannot be read, or are not those of the predicted images.
     """
     evaluated = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
     file = Path(evaluated["annotations"])
@@ -204,7 +204,7 @@ def score_folder(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, d
     except (OSError, ValueError) as error:
         raise ScoreError(f"{file} cannot be read: {error}") from error
     if absent := set(evaluated["images"]) - {image["id"] for image in whole["images"]}:
-        raise ScoreError(f"{file} has not {len(absent)} of the {len(evaluated['images'])} evaluated images")
+        raise ScoreError(f"{file} lacks {len(absent)} of the {len(evaluated['images'])} evaluated images")
     annotations = restrict(whole, evaluated["images"])
     results = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
     objects = Counter(item["category_id"] for item in annotations["annotations"] if not item.get("iscrowd"))
@@ -220,7 +220,7 @@ def score_folder(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, d
 
 
 def main() -> None:
-    """Score the folder that the command line names; warnings and what is wrong go to standard error."""
+    """Score the folder that the command line names; print warnings and errors to standard error."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help=f"holds {IMAGES} and {PREDICTIONS}")
     folder = parser.parse_args().folder

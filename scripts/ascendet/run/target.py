@@ -1,4 +1,4 @@
-"""What to run on what: a model on a data set, on checked devices of one stack, in its environment or in a container."""
+"""The target of a run: a model, a data set and devices, checked; in the stack's environment or in a container."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ascendet.run import family
 from ascendet.supply import assets
 from ascendet.wheels import install
 
-# Settings that scripts/run.sh keeps where the caller has set them; the same names as in runtime.sh.
+# Settings of scripts/runtime.sh that the caller may set; it keeps their values.
 RUNTIME = (
     "OMP_NUM_THREADS",
     "TASK_QUEUE_ENABLE",
@@ -39,10 +39,10 @@ RUNTIME = (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to run on what: checked names and devices of one stack; in the stack's environment, or in a container.
+    """The checked names and devices of a run, in the stack's environment or in a container.
 
-    With an `image`, `check` leaves open what only `prepare` learns, when the image is there: `container`, whether its
-    NPUs are simulated, and whether it has the devices.
+    With an `image`, only `prepare`, which builds it, can set `container`, find out whether its NPUs are simulated, and
+    check that it has the devices.
     """
 
     stack: Stack
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def home(self) -> Path:
-        """The folder of all runs of this model on this data set."""
+        """The folder that holds all runs of this model on this data set."""
         return paths.BUILD / "runs" / f"{self.model}_{self.dataset}"
 
 
@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace, program: str) -> Target:
-    """Check the names and devices that the options give; nothing is built.
+    """Check the names and devices in the options and return the target; build nothing.
 
     Raises
     ------
@@ -95,12 +95,12 @@ def check(args: argparse.Namespace, program: str) -> Target:
 
 
 def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Refuse a model that the stack does not have, and an unknown data set: `model-unknown`, `dataset-unknown`."""
+    """Raise `model-unknown` if the stack does not have the model, `dataset-unknown` if there is no such data set."""
     if model not in stack.models:
         raise AscendetError(
             "model-unknown",
             f"the {stack.name} stack has no model {model!r}",
-            expected=", ".join(stack.models) or "none is built yet for this stack",
+            expected=", ".join(stack.models) or "this stack has no models yet",
             found=f"MODEL={model}",
             hint=f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}",
         )
@@ -108,7 +108,7 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
 
 
 def prepare(target: Target) -> Target:
-    """Build what the programs run in, the stack's environment or its image, and return the target with all known.
+    """Build the stack's environment or image that the programs run in, and return the completed target.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def prepare(target: Target) -> Target:
 
 
 def environ(target: Target, work_dir: Path) -> dict[str, str]:
-    """Return the environment of scripts/run.sh; for a container, only what it is given."""
+    """Return the environment variables of scripts/run.sh; for a container, only those that are passed to it."""
     given = {
         "FAMILY": target.family.package,
         "MODEL": target.model,
@@ -143,11 +143,11 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     )
 
 
-# -- what a manifest says of it --
+# -- facts for the manifest --
 
 
 def software(target: Target) -> dict[str, object]:
-    """Return what a result depends on of the software that makes it: an image, or locks and wheels."""
+    """Return the software that a result depends on: the image's id, or the environment's locks and wheels."""
     if target.container:
         return {"image": target.container.image.id}
     environment = manifest.read(venv.stack_home(target.stack)) or {}
@@ -155,7 +155,7 @@ def software(target: Target) -> dict[str, object]:
 
 
 def describe(target: Target, environ: Mapping[str, str]) -> str:
-    """Return one line for people: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/<stack>`."""
+    """Return one line about devices and place: `2 x Ascend910B3 (simulated, cann_sim) in build/venv/<stack>`."""
     kind = " (simulated, cann_sim)" if target.npu == "sim" else ""
     if target.container:
         soc = target.stack.soc[0] if target.npu == "sim" else soc_name(os.environ)
@@ -165,7 +165,7 @@ def describe(target: Target, environ: Mapping[str, str]) -> str:
 
 
 def facts(target: Target, where: str) -> dict[str, object]:
-    """Return what every manifest of a run says of how it came about; `where` is `describe`'s line."""
+    """Return the facts that the manifest of every run has; `where` is the line that `describe` returns."""
     return {
         "where": where,
         "versions": versions(target.stack),
@@ -176,14 +176,14 @@ def facts(target: Target, where: str) -> dict[str, object]:
 
 
 def versions(stack: Stack) -> dict[str, str]:
-    """Return what a run's manifest says about its software."""
+    """Return the versions of a stack's software by name."""
     names = ("torch", "torchvision", "torch_npu", "python")
     upstreams = {name: pin.version for name, pin in stack.upstreams.items()}
     return {"ascendet": __version__, **{name: str(getattr(stack, name)) for name in names}, **upstreams}
 
 
 def soc_name(environ: Mapping[str, str]) -> str:
-    """Return the SoC as npu-smi shows it, with CANN's prefix: `Ascend910B3`."""
+    """Return the SoC's name that npu-smi shows, with CANN's prefix: `Ascend910B3`."""
     try:
         shown = subprocess.run(
             ["npu-smi", "info"], env=dict(environ), capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""`make train`: one rank per device through torchrun, in a run folder that can be continued."""
+"""`make train`: train a model with torchrun, one rank per device, in a run folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascendet.supply import assets
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
-    parser.add_argument("--resume", action="store_true", help="continue the latest unfinished training")
+    parser.add_argument("--resume", action="store_true", help="resume the latest unfinished training")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     parser.add_argument("--lr", default="", help="learning rate; empty: the recipe's")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the time")
@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Train, or say that this training is finished already."""
+    """Train a model; do nothing if a training with the same inputs is finished already."""
     lr = _check_lr(args.lr)
     aim = target.check(args, "train")
     _check_name(args.run)
@@ -41,12 +41,12 @@ def execute(args: argparse.Namespace) -> None:
     start = folders.find_checkpoint(aim, args.checkpoint) if args.checkpoint else None
     aim = target.prepare(aim)
     inputs = {**_inputs(aim, data, args.epochs, start), "amp": args.amp, "lr": lr}
-    finished = None if args.run else folders.find_finished(aim, inputs)
+    finished = None if args.run else folders.find_finished(aim, inputs, resume=args.resume)
     if finished:
         folders.link_latest(finished)
         print(f"{paths.shorten(finished)}: finished with the same inputs; nothing to train")
         return
-    if node:  # the first node keeps the run; the others lend their devices
+    if node:  # only the first node writes the run's manifest and link
         run = aim.home / args.run
         run.mkdir(parents=True, exist_ok=True)
     elif args.resume:
@@ -55,7 +55,7 @@ def execute(args: argparse.Namespace) -> None:
         run = folders.new_run(aim, args.run)
     epochs = _kept_epochs(run, inputs) if args.resume else args.epochs
     if args.resume:
-        inputs = folders.continued(run, inputs)
+        inputs = folders.resume_inputs(run, inputs)
     environ = target.environ(aim, run) | {"RESUME": "1" if args.resume else ""}
     environ |= {"CHECKPOINT": str(start)} if start else {}
     started = program.Run(
@@ -73,9 +73,11 @@ def execute(args: argparse.Namespace) -> None:
     line = target.describe(aim, environ)
     print(f"{aim.model} on {aim.dataset}: {line}\nrun folder: {paths.shorten(run)}", flush=True)
     if node:
-        print(f"node {node} lends its devices: losses and checkpoints are node 0's", flush=True)
+        print(
+            f"node {node} trains with node 0, which shows the losses and writes the checkpoints", flush=True
+        )
         program.execute(started)
-        print("trained: see node 0")
+        print("trained: node 0 has the checkpoint")
         return
     folders.link_latest(run)
     facts = {
@@ -93,13 +95,13 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _check_name(run: str) -> None:
-    """Raise `error[usage]` for what is not the name of a folder of its own."""
+    """Raise `usage` if RUN is not a plain folder name."""
     if run and (Path(run).name != run or run in ("latest", "..")):
         raise AscendetError("usage", "RUN must be a plain folder name", found=f"RUN={run}", hint="RUN=first")
 
 
 def _check_epochs(text: str) -> None:
-    """Raise `error[usage]` for what is not a number of passes."""
+    """Raise `usage` if EPOCHS is not a number above 0."""
     if text and not (text.isascii() and text.isdecimal() and int(text)):
         raise AscendetError(
             "usage", "EPOCHS must be a number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
@@ -107,29 +109,29 @@ def _check_epochs(text: str) -> None:
 
 
 def _kept_epochs(run: Path, inputs: dict[str, object]) -> str:
-    """Return the epochs that a resumed run was started with, and record them in `inputs`.
+    """Return the epochs that a resumed run was started with, "" for the recipe's.
 
     Raises
     ------
     AscendetError
-        `usage`: others are asked for, which would tear its schedule.
+        `usage`: EPOCHS is another number, which the run's learning-rate schedule does not allow.
     """
     before = (manifest.read(run) or {}).get("inputs")
     known = str(before.get("epochs", "")) if isinstance(before, dict) else ""
     if inputs.get("epochs", known) != known:
         raise AscendetError(
             "usage",
-            "EPOCHS must be left out, or be what the run was started with",
-            expected=f"EPOCHS={known}" if known else "the recipe's: none",
+            "EPOCHS must be the number that the run was started with, or not set",
+            expected=f"EPOCHS={known}" if known else "no EPOCHS: the run was started with the recipe's",
             found=f"EPOCHS={inputs['epochs']}",
-            hint=f"{again.command('train', RESUME='1', EPOCHS='')}; for other epochs, without RESUME=1 and with "
-            "CHECKPOINT=<its last checkpoint>",
+            hint=f"{again.command('train', RESUME='1', EPOCHS='')}; or start a new training with other EPOCHS and "
+            "CHECKPOINT=<the run's last checkpoint>, without RESUME=1",
         )
     return known
 
 
 def _check_lr(text: str) -> float | None:
-    """Return LR as a number, None where it is empty; `error[usage]` where it is no learning rate."""
+    """Return LR as a number, or None if it is empty; raise `usage` if it is no positive number."""
     try:
         lr = float(text or "nan")
     except ValueError:
@@ -140,27 +142,30 @@ def _check_lr(text: str) -> float | None:
 
 
 def _node(aim: target.Target, run: str) -> int:
-    """Return which one of several nodes this is, 0 where there is one; `error[usage]` where they could not meet."""
+    """Return the number of this node, NODE_RANK; raise `usage` if the settings for several nodes are incomplete."""
     count, rank = os.environ.get("NNODES") or "1", os.environ.get("NODE_RANK") or "0"
     if not (count.isdecimal() and rank.isdecimal() and int(rank) < int(count)):
         raise AscendetError(
             "usage",
             "NODE_RANK must be a number from 0 to NNODES - 1",
             found=f"NNODES={count} NODE_RANK={rank}",
-            hint="NNODES=2 NODE_RANK=0 on the first, NODE_RANK=1 on the second",
+            hint="NNODES=2 NODE_RANK=0 on the first node, NNODES=2 NODE_RANK=1 on the second",
         )
     if int(count) > 1 and not (run and os.environ.get("MASTER_ADDR") and aim.image is None):
         raise AscendetError(
             "usage",
-            "several nodes need a meeting point, one run folder on shared storage, and RUN_IN=venv",
-            expected="MASTER_ADDR=<the first node> RUN=<a name> on every one of them",
-            hint="see above; in containers: make k8s, or scripts/train.sh on the host's network",
+            "MASTER_ADDR and RUN must be set for several nodes, and RUN_IN must be venv",
+            expected="MASTER_ADDR=<the first node> RUN=<a folder name, on shared storage> on every node",
+            found=f"NNODES={count} MASTER_ADDR={os.environ.get('MASTER_ADDR', '')} RUN={run} "
+            f"RUN_IN={'venv' if aim.container is None else 'docker'}",
+            hint=f"{again.command('train', MASTER_ADDR='<the first node>', RUN=run or 'first', RUN_IN='venv')}; "
+            "in containers: make k8s, or scripts/train.sh on the host's network",
         )
     return int(rank)
 
 
 def _inputs(aim: target.Target, data: Path, epochs: str, start: Path | None) -> dict[str, object]:
-    """Return what the result depends on: not which devices, but how many, for they make the batch size."""
+    """Return the inputs that the result depends on; of the devices only their number, which decides the batch."""
     dataset = manifest.read(data) or {}
     return {
         **({"epochs": epochs} if epochs else {}),

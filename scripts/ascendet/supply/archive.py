@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import zipfile
@@ -62,7 +63,7 @@ def check_members(
     for info in infos:
         name = PurePosixPath(info.filename)
         kind = stat.S_IFMT(info.external_attr >> 16)
-        if name.is_absolute() or ".." in name.parts or "\\" in info.filename or "\0" in info.orig_filename:
+        if name.is_absolute() or ".." in name.parts or _separates(info) or "\0" in info.orig_filename:
             raise _invalid(path, f"member {info.filename!r} points outside")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _invalid(path, f"member {info.filename!r} is neither a file nor a folder")
@@ -90,6 +91,18 @@ def file_name(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & 0x800:
         return info.filename
     return os.fsdecode(info.filename.encode("cp437"))
+
+
+def _separates(info: zipfile.ZipInfo) -> bool:
+    r"""Return whether a backslash stands in a member's name as a character of its own: some tools' path separator.
+
+    In a name of GBK, Big5 or Shift-JIS the same byte (0x5C) is the second half of many characters.
+    """
+    if info.flag_bits & 0x800:
+        return "\\" in info.filename
+    # A byte from 0x81 on begins a character of two bytes in all three, except 0xA1 to 0xDF in Shift-JIS.
+    rest = re.sub(rb"[\x81-\xfe][\x40-\xfe]", b"", os.fsencode(file_name(info)))
+    return b"\\" in rest
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from ascendet import paths
+from ascendet.core import files
 from ascendet.errors import AscendetError
 
 
@@ -31,6 +33,8 @@ def read(path: Path) -> dict[str, str]:
 def _parse_blobs(text: str) -> dict[str, str]:
     listed = {}
     for line in text.splitlines():
+        if line.startswith("#"):
+            continue
         found = re.fullmatch(r"([0-9a-f]{40})  (\S.*)", line)
         if found is None or PurePosixPath(found[2]).is_absolute() or ".." in found[2].split("/"):
             raise ValueError(f"not a line '<git blob id>  <path>': {line!r}")
@@ -38,6 +42,21 @@ def _parse_blobs(text: str) -> dict[str, str]:
     if not listed:
         raise ValueError("it names no file")
     return listed
+
+
+def move_to_listed_names(tree: Path, listed: Mapping[str, str]) -> None:
+    """Give each listed file that `tree` has under another name its own: a distribution may move files.
+
+    detectron2's packs configs/ below detectron2/model_zoo/.
+    """
+    missing = {name: blob for name, blob in listed.items() if not (tree / name).exists()}
+    if not missing:
+        return
+    there = {blob_id(path.read_bytes()): path for path in files.walk(tree)}
+    for name, blob in missing.items():
+        if blob in there:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(there[blob], tree / name)
 
 
 def compare(tree: Path, listed: Mapping[str, str]) -> list[str]:

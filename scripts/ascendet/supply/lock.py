@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import html.parser
 import json
 import os
 import re
@@ -30,7 +29,7 @@ from ascendet.core import files, process
 from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
-from ascendet.supply import assets, lock_check, lockfiles
+from ascendet.supply import assets, index, lock_check, lockfiles, sources
 
 # Newest first; all of them run on the glibc 2.34/2.35 of the CANN images and on Debian 12's 2.36.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -116,10 +115,10 @@ def _torch_family(stack: Stack, machine: str) -> str:
     npu = f"torch_npu=={stack.torch_npu}"
     plain = [f"torch=={stack.torch}", f"torchvision=={stack.torchvision}"]
     # PyTorch's own CPU index has smaller x86_64 builds. Its address is the user's to give, as every index is.
-    index = os.environ.get("TORCH_INDEX_URL")
+    cpu_index = os.environ.get("TORCH_INDEX_URL")
     found = None
-    if machine == "x86_64" and index:
-        found = _report([*(f"{wish}+cpu" for wish in plain), npu], stack, machine, index)
+    if machine == "x86_64" and cpu_index:
+        found = _report([*(f"{wish}+cpu" for wish in plain), npu], stack, machine, cpu_index)
         if found is None:
             print(
                 "  TORCH_INDEX_URL has no such CPU build; locking the package index's build", file=sys.stderr
@@ -194,8 +193,8 @@ def _sha256(item: Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]) -
 def _sources() -> str:
     """The text of `sources.toml`: each source distribution's SHA-256, as the package index states it."""
     lines = [f"# What we build wheels from. Written by `{lockfiles.COMMAND}` from requirements/stacks.toml."]
-    for upstream, sdist in lockfiles.sdists():
-        lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(upstream, sdist)}"']
+    for sdist in lockfiles.sdists():
+        lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(sources.project(sdist), sdist)}"']
     return "\n".join(lines) + "\n"
 
 
@@ -226,14 +225,7 @@ def _pulled_digest(name: str) -> str | None:
 
 def _index_hash(project: str, file_name: str) -> str:
     """The SHA-256 that pip's configured package index states for a file (PEP 503: in the link's fragment)."""
-    import requests
-
-    index = _pip_index().rstrip("/")
-    response = requests.get(f"{index}/{project}/", timeout=60)
-    response.raise_for_status()
-    links = _Links()
-    links.feed(response.text)
-    for link in links.found:
+    for link in index.links(_pip_index(), project):
         url = urllib.parse.urlsplit(link)
         if url.path.rpartition("/")[2] == file_name and url.fragment.startswith("sha256="):
             return url.fragment.removeprefix("sha256=")
@@ -272,25 +264,7 @@ def _pip_index() -> str:
         return asked.strip()
     if "PIP_INDEX_URL" in os.environ:
         return os.environ["PIP_INDEX_URL"]
-    default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-    shown = process.run(
-        [sys.executable, "-c", default],
-        error="lock-failed",
-        what="pip does not say which index is its default",
-        hint="set PIP_INDEX_URL",
-    )
-    return shown.strip()
-
-
-class _Links(html.parser.HTMLParser):
-    """Collects the `href` of every link of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
+    return index.default()
 
 
 def _environ() -> dict[str, str]:

@@ -40,7 +40,7 @@ def check() -> list[str]:
         problems += _check_text(name)
     problems += _check_data()
     sources = tomllib.loads((paths.LOCK / "sources.toml").read_text(encoding="utf-8"))
-    expected = {sdist for _, sdist in lockfiles.sdists()}
+    expected = set(lockfiles.sdists())
     problems += [
         f"lock/sources.toml: {name} is not what stacks.toml says" for name in sorted(expected ^ set(sources))
     ]

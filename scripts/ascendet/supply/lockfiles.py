@@ -85,13 +85,7 @@ def image_names() -> list[str]:
     return sorted({stack.base_image(soc) for stack in load_all().values() for soc in stack.soc})
 
 
-def sdists() -> list[tuple[str, str]]:
-    """Return the name of every upstream that has a source distribution, and of that file."""
-    return sorted(
-        {
-            (name, pin.sdist)
-            for stack in load_all().values()
-            for name, pin in stack.upstreams.items()
-            if pin.sdist is not None
-        }
-    )
+def sdists() -> list[str]:
+    """Return the file names of all source distributions that upstreams are pinned to."""
+    pinned = [pin for stack in load_all().values() for pin in stack.upstreams.values()]
+    return sorted({pin.sdist for pin in pinned if pin.sdist is not None})

@@ -22,7 +22,7 @@ from ascendet import paths
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
-from ascendet.supply import blobs, unpack
+from ascendet.supply import blobs, index, unpack
 
 
 def locked_hash(sdist: str) -> str:
@@ -60,8 +60,17 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
     AscendetError
         As `obtain`.
     """
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
-    return _fetch(project, Upstream(version=version, sdist=sdist), pip)
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
+    return _fetch(project(sdist), Upstream(version=version, sdist=sdist), pip)
+
+
+def project(sdist: str) -> str:
+    """Return whose source distribution it is.
+
+    >>> project("pb1-detectron2-0.6.tar.gz")
+    'pb1-detectron2'
+    """
+    return sdist.removesuffix(".tar.gz").rpartition("-")[0]
 
 
 def obtain(name: str, pin: Upstream, pip: Sequence[str], folder: Path) -> Path:
@@ -263,6 +272,7 @@ def unpack_pinned(archive: Path, pin: Upstream, folder: Path) -> Path:
     if pin.blobs is None:
         return tree
     listed = blobs.read(paths.REQUIREMENTS / pin.blobs)
+    blobs.move_to_listed_names(tree, listed)
     problems = blobs.compare(tree, listed)
     if problems:
         raise _mismatch(archive.name, pin, "\n".join(problems[:5]))
@@ -286,15 +296,19 @@ def _cache_path(name: str, pin: Upstream) -> Path:
 def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
     """Have pip download a source distribution."""
     expected = locked_hash(sdist)
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
     wish = path.with_name("requirements.txt")
-    wish.write_text(f"{project}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
-    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project]
+    wish.write_text(f"{project(sdist)}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
+    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project(sdist)]
     command += ["--require-hashes", "--requirement", str(wish), "--dest", str(path.parent), "--quiet"]
     # setup.py is run for its metadata: torch must not load NPU libraries, which may not be there yet.
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
+        if "cannot declare direct URL dependencies" in done.stderr:
+            # What pip refuses to resolve it can still not download. Its link and its hash are all that we need.
+            _download(index.find_link(index.settings(pip), project(sdist), sdist), path)
+            return
         got = re.search(r"DO NOT MATCH THE HASHES.*?\bGot\s+([0-9a-f]{64})", done.stderr, re.DOTALL)
         if got:
             raise _mismatch(sdist, Upstream(version=version, sdist=sdist), f"sha256:{got[1]}")

@@ -211,7 +211,7 @@ class _Build:
         early = [item for item in missing if not item[0].precompiled]
         late = [item for item in missing if item[0].precompiled]
         folder = self.store / f"header-{_digest(self.common, *self._included(self.header))[:32]}"
-        with concurrent.futures.ThreadPoolExecutor(_jobs()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(count_jobs()) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
             try:
                 if late:
@@ -284,8 +284,8 @@ class _Build:
         )
 
 
-def _jobs() -> int:
-    """How many compilers to run at once: `$MAX_JOBS`, else what processors and free memory allow."""
+def count_jobs() -> int:
+    """Return how many compilers or tests to run at once: `$MAX_JOBS`, else what processors and free memory allow."""
     asked = os.environ.get("MAX_JOBS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)

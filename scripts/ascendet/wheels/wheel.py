@@ -20,7 +20,7 @@ from ascendet import paths
 from ascendet.core import files, manifest, options, process
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack, Upstream
-from ascendet.envs import activation, env, venv
+from ascendet.envs import activation, cann_wheel, env, venv
 from ascendet.errors import AscendetError
 from ascendet.supply import patches, sources
 from ascendet.wheels import audit, cross, native, toolchain, wheelfile
@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace) -> None:
     env.ensure_base(stack)
     if args.into:
         built = build_into(args.into, args.name, stack)
-    elif args.machine == platform.machine():
+    elif args.machine == platform.machine() and not Spec.load(args.name).environment:
         built = install(args.name, stack)
     else:
         built = build(args.name, stack, args.machine)
@@ -100,6 +100,12 @@ def build(name: str, stack: Stack, machine: str | None = None) -> Path:
         Every way in which a source, patch, compiler, disk or audit can fail has its own name.
     """
     spec = Spec.load(name)
+    if spec.environment:
+        if machine not in (None, platform.machine()):
+            raise AscendetError(
+                "usage", f"ARCH must be this machine's for {name}", found=machine, hint=f"make {name}-wheel"
+            )
+        return cann_wheel.build(stack)
     if not spec.native:
         return _build_pure(spec, stack)  # the same for every architecture
     return _build_native(spec, stack, cross.target(stack, machine or platform.machine()))
@@ -304,6 +310,7 @@ def _compile(
     python = f"cp{stack.python.replace('.', '')}"
     tag = f"{python}-{python}-linux_{target.machine}"
     info = f"{spec.name}-{version}.dist-info"
+    licences = [path for name in _LICENCES if (path := tree / name).exists()]
     members = {member: (tree / name).read_bytes() for member, name in recorded["files"].items()}
     built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
     members |= {
@@ -312,11 +319,7 @@ def _compile(
         f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version),
         f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
         f"{info}/top_level.txt": f"{package.partition('/')[0]}\n".encode(),
-        **{
-            f"{info}/licenses/{path.name}": path.read_bytes()
-            for name in _LICENCES
-            if (path := tree / name).exists()
-        },
+        **{f"{info}/licenses/{path.name}": path.read_bytes() for path in licences},
     }
     if spec.native.guard:
         members[f"{package}/_built_against.py"] = (spec.home / spec.native.guard).read_bytes()

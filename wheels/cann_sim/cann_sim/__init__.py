@@ -1,7 +1,7 @@
-"""A simulated CANN, and where it lies.
+"""A simulated CANN: the folder it is installed in, and the environment that makes a process use it.
 
-`python -m cann_sim env` prints the shell exports under which the unmodified torch_npu wheel uses it; after that
-nothing of this package needs to be imported.
+`python -m cann_sim env` prints shell exports that make the unmodified torch_npu wheel use it; after that, no module of
+this package needs to be imported.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ __version__ = "0.1.0"
 
 
 def home() -> Path:
-    """The CANN-shaped tree: set_env.sh, lib64/, bin/npu-smi, opp/, runtime/, compiler/."""
+    """Return the CANN-shaped tree: set_env.sh, lib64/, bin/npu-smi, opp/, runtime/, compiler/."""
     return Path(__file__).resolve().parent / "tree"
 
 
 class MixedTreesError(RuntimeError):
-    """Another CANN tree is on the library path; the text says which."""
+    """Another CANN tree is on the library path; the message is its folder."""
 
 
 def environ(inherited: dict[str, str]) -> dict[str, str]:
-    """The variables that make `home()` the CANN of a process; paths in `inherited` are kept behind ours.
+    """Return the variables that make `home()` the CANN of a process; paths in `inherited` are kept after ours.
 
-    Raises `MixedTreesError` where LD_LIBRARY_PATH leads to another tree: a process would take from it what ours lacks.
+    Raises `MixedTreesError` if LD_LIBRARY_PATH has another CANN tree: a process would load from it what ours lacks.
     """
     root = home()
     for part in inherited.get("LD_LIBRARY_PATH", "").split(":"):
@@ -43,6 +43,6 @@ def environ(inherited: dict[str, str]) -> dict[str, str]:
         "ASCEND_AICPU_PATH": str(root),
         "LD_LIBRARY_PATH": prepend("LD_LIBRARY_PATH", root / "lib64"),
         "PATH": prepend("PATH", root / "bin", root / "tools" / "profiler" / "bin"),
-        # torch_npu's import starts torch.compile's workers; the simulated device has no compiler for them to run.
+        # Importing torch_npu starts torch.compile's workers; the simulated device has no compiler that they could run.
         "TORCHINDUCTOR_COMPILE_THREADS": inherited.get("TORCHINDUCTOR_COMPILE_THREADS", "1"),
     }

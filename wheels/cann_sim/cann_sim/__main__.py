@@ -1,4 +1,4 @@
-"""`python -m cann_sim home|env|check|coverage|report`: where it lies, how a shell uses it, what it does."""
+"""Tools of the simulated CANN: print its folder or environment, check it, compare its operators, sum up counters."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from cann_sim import audit, coverage, report
 
 
 def main() -> int:
-    """Print one thing. Only `coverage` needs torch, in the processes that it starts."""
-    parser = argparse.ArgumentParser(prog="python -m cann_sim", description=main.__doc__)
+    """Run one command and return the exit code. Only `coverage` needs torch, in the processes that it starts."""
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m cann_sim", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("home", help="print the CANN-shaped tree (what ASCEND_HOME_PATH names)")
     commands.add_parser("env", help='print shell exports: eval "$(python -m cann_sim env)"')
     commands.add_parser(
-        "check", help="what of CANN the installed torch_npu does not find here, by symbol name"
+        "check",
+        help="list the CANN functions that the installed torch_npu does not find here, by symbol name",
     )
     coverage.configure_parser(
         commands.add_parser("coverage", help="compare torch's operator database on npu with the CPU")
     )
-    reporter = commands.add_parser("report", help="print what CANN_SIM_COUNTERS wrote, all files summed up")
+    reporter = commands.add_parser("report", help="print the sum of files that CANN_SIM_COUNTERS wrote")
     reporter.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    reporter.add_argument("--json", action="store_true", help="merged, for machines")
+    reporter.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.command == "home":
         print(cann_sim.home())
@@ -39,7 +41,7 @@ def main() -> int:
                 "error[cann-sim-mixed-trees]: another CANN tree is on LD_LIBRARY_PATH\n"
                 f"  expected: none beside the simulated one, {cann_sim.home()}\n"
                 f"  found:    {other}\n"
-                "  next:     take it off, or begin with a clean path: unset LD_LIBRARY_PATH",
+                "  next:     remove it from LD_LIBRARY_PATH, or: unset LD_LIBRARY_PATH",
                 file=sys.stderr,
             )
             return 1

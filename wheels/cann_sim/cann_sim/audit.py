@@ -1,8 +1,11 @@
-"""`python -m cann_sim check`: whether the installed torch_npu finds in the simulated CANN what it needs.
+"""`python -m cann_sim check`: check that the installed torch_npu finds the CANN functions that it needs.
 
-torch_npu needs CANN in two ways. Functions that its libraries are linked to must exist, or it does not load (or ends at
-the first call). Functions that it looks up by name may be missing: it then does without, or says so in a message of its
-own. And the compute plug-in of cann_sim is linked to torch and torch_npu, whose C++ names change between versions.
+torch_npu needs CANN in two ways. Functions that its libraries are linked to must exist, or it does not load (or fails
+at the first call). Functions that it looks up by name may be missing: it then works without them, or reports an error
+of its own. In addition, cann_sim's compute plug-in is linked to torch and torch_npu, whose C++ symbols change between
+versions.
+
+ELF files are read with `struct` and not with pyelftools, because this wheel has no dependencies.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from pathlib import Path
 
 import cann_sim
 
-# The pairs that its tests run with.
+# The torch_npu versions that cann_sim's tests run with.
 TESTED = ("2.8.0", "2.8.0.post2", "2.9.0")
 COMPUTE = "libcann_sim_compute.so"
-# What CANN's C functions are called, and C++ names of torch and torch_npu.
+# Names of CANN's C functions, and mangled C++ names of torch and torch_npu.
 _CANN = re.compile(rb"(?:acl[a-z]{0,4}[A-Z]|Hccl[A-Z]|hal[A-Z])\w{2,60}")
 _TORCH = re.compile(rb"_Z\w*(?:2at|3c10|5torch|6at_npu|7c10_npu|9torch_npu)")
-# A string that is the name of a function of the runtime, or torch_npu's own message that it did not find one. aclnn
-# functions are left out: op-plugin's aten kernels ask for them, and those are not what runs here.
+# A string that is the name of a runtime function, or torch_npu's message that it did not find a function. aclnn
+# functions are excluded: op-plugin's aten kernels look them up, and cann_sim replaces those kernels.
 _LOOKED_UP = re.compile(
     rb"\0(?:(acl(?:rt|mdl|op|prof|sys)[A-Z]\w{2,60})|Failed to find function (?!aclnn)((?:acl|Hccl)\w{2,60})\.?)\0"
 )
@@ -42,7 +45,7 @@ class Symbols:
 
 @dataclass
 class Findings:
-    """What is missing, by symbol name; `pair` is None where torch or torch_npu is not installed."""
+    """The missing symbols; `pair` is None if torch or torch_npu is not installed."""
 
     pair: tuple[str, str] | None = None
     linked: list[str] = field(default_factory=list)
@@ -52,19 +55,19 @@ class Findings:
 
     @property
     def usable(self) -> bool:
-        """Whether torch_npu loads and computes."""
+        """Whether torch_npu can load and compute."""
         return self.pair is not None and not self.linked and not self.plug_in
 
 
 def execute(_: argparse.Namespace) -> int:
-    """Print the findings; 1 where the pair cannot work."""
+    """Print the findings; return 1 if the installed pair cannot work, else 0."""
     findings = check()
     print(report(findings), file=sys.stdout if findings.usable else sys.stderr)
     return 0 if findings.usable else 1
 
 
 def check() -> Findings:
-    """Compare the installed torch and torch_npu with cann_sim's libraries; nothing is loaded."""
+    """Compare the symbols of the installed torch and torch_npu with cann_sim's, without loading any library."""
     findings = Findings()
     try:
         findings.pair = (importlib.metadata.version("torch"), importlib.metadata.version("torch_npu"))
@@ -91,7 +94,7 @@ def check() -> Findings:
 
 
 def report(findings: Findings) -> str:
-    """The findings as lines for people."""
+    """Return the findings as text."""
     if findings.pair is None:
         return (
             "error[cann-sim-torch-npu]: torch or torch_npu is not installed here\n"
@@ -106,27 +109,28 @@ def report(findings: Findings) -> str:
             f"error[cann-sim-torch-npu]: cann_sim {cann_sim.__version__} does not fit {about}",
             f"  expected: torch_npu {', '.join(TESTED)}, with the torch that it was built for",
         ]
-        for names, role in ((findings.linked, "CANN's, that it is linked to"),
-                            (findings.plug_in, "its own, that the compute plug-in needs")):  # fmt: skip
+        for names, role in ((findings.linked, "CANN symbols that torch_npu is linked to"),
+                            (findings.plug_in, "torch symbols that cann_sim's compute plug-in needs")):  # fmt: skip
             if names:
-                lines.append(f"  found:    {len(names)} symbols missing of {role}: {_some(names)}")
+                lines.append(f"  found:    {len(names)} missing {role}: {_shorten(names)}")
         lines.append(
-            "  next:     pip install --no-build-isolation cann_sim beside this pair, or install a pair of those"
+            "  next:     build cann_sim for this pair (pip install --no-build-isolation cann_sim), "
+            "or install a tested pair"
         )
     else:
-        lines.append(f"{about}: all functions that it is linked to are simulated")
+        lines.append(f"{about}: all functions that torch_npu is linked to are simulated")
         if torch_npu not in TESTED:
             lines.append(
                 f"warning: cann_sim is tested with torch_npu {', '.join(TESTED)}, not with {torch_npu}"
             )
     lines.append(
-        f"{findings.simulated} functions of CANN's runtime are simulated; {len(findings.by_name)} that it looks up by "
-        "name are not, and it does without or says so:"
+        f"{findings.simulated} functions of CANN's runtime are simulated. {len(findings.by_name)} that torch_npu looks "
+        "up by name are not; it works without them or reports an error:"
     )
     return "\n".join([*lines, *(f"  {name}" for name in findings.by_name)])
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
 
 
@@ -140,7 +144,7 @@ def _libraries(distribution: str, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _looked_up(library: Path) -> frozenset[bytes]:
-    """Names of functions among the library's strings, as dlsym and messages about it have them."""
+    """Return the function names among a library's strings: arguments of dlsym, and names in messages about it."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = set()
         position = 0
@@ -151,7 +155,7 @@ def _looked_up(library: Path) -> frozenset[bytes]:
 
 
 def read_symbols(library: Path) -> Symbols:
-    """The dynamic symbols of a 64-bit little-endian ELF file (gABI: .dynsym); `ValueError` if it is none."""
+    """Return the dynamic symbols of an ELF file (gABI: .dynsym); ValueError if it is not 64-bit little-endian ELF."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:6] != b"\x7fELF\x02\x01":
             raise ValueError(f"{library} is no 64-bit little-endian ELF file")

@@ -1,8 +1,8 @@
-"""torch.compile on the simulated NPU: its default backend is refused with a reason instead of an accident.
+"""Refuse torch.compile's default backend on the simulated NPU, with a message that gives the reason.
 
-torch_npu's inductor writes Triton kernels that triton-ascend compiles for an NPU's cores; nothing here can run them. On
-import this module refuses the import of that part of torch_npu, which torch.compile does when it needs it; torch and
-torch_npu stay as they are. libascendcl imports it in aclInit.
+torch_npu's inductor generates Triton kernels that triton-ascend compiles for the cores of an NPU; nothing here can run
+them. Importing this module makes the import of `torch_npu._inductor` fail, which torch.compile needs for that backend;
+torch and torch_npu are not changed. libascendcl imports this module in aclInit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MESSAGE = (
 
 
 class _Refusal:
-    """A finder of modules that finds none, and says why for one."""
+    """A module finder that finds nothing, and raises ImportError with the reason for one module."""
 
     @staticmethod
     def find_spec(

@@ -1,6 +1,6 @@
-"""Counters of the simulated device: what a program asks of an NPU, exactly, without a card.
+"""Counters of the simulated device: kernel launches, copies, synchronisations and memory of a program, counted exactly.
 
-They are off until `start()` (or CANN_SIM_COUNTERS, see the README), and equal runs give equal counters.
+Counting is off until `start()` (or CANN_SIM_COUNTERS, see the README). Equal runs give equal counters.
 
     from cann_sim import counters
     counters.start()
@@ -20,33 +20,35 @@ from typing import Any
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The process's libascendcl: torch_npu's, or the one on the library path."""
+    """Return the process's libascendcl: the one that torch_npu loaded, else the one on the library path."""
     library = ctypes.CDLL("libascendcl.so")
     try:
         library.cann_sim_counters_snapshot.restype = ctypes.c_size_t
     except AttributeError:
-        raise RuntimeError("libascendcl.so of this process is not cann_sim's: only it counts") from None
+        raise RuntimeError(
+            "libascendcl.so of this process is not cann_sim's, which alone has counters"
+        ) from None
     library.cann_sim_counters_snapshot.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     return library
 
 
 def start() -> None:
-    """Set all counters to zero and count from now on."""
+    """Set all counters to zero and start counting."""
     _library().cann_sim_counters_start()
 
 
 def stop() -> None:
-    """Count no more; `snapshot()` still gives what was counted."""
+    """Stop counting; `snapshot()` still returns the counts so far."""
     _library().cann_sim_counters_stop()
 
 
 def step() -> None:
-    """Begin the next step: it gets an entry of its own in `snapshot()["steps"]`."""
+    """Begin the next step, which gets its own entry in `snapshot()["steps"]`."""
     _library().cann_sim_counters_step()
 
 
 def snapshot() -> dict[str, Any]:
-    """The counters now, in the schema of the file that CANN_SIM_COUNTERS names (README)."""
+    """Return the current counters, in the schema of the file that CANN_SIM_COUNTERS names (see the README)."""
     library = _library()
     size = 0
     while True:
@@ -55,4 +57,4 @@ def snapshot() -> dict[str, Any]:
         if length <= size:
             counters: dict[str, Any] = json.loads(text.value)
             return counters
-        size = length  # another thread may count meanwhile: until it fits
+        size = length  # another thread may count meanwhile: try again until the text fits

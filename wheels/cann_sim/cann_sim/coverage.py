@@ -1,7 +1,7 @@
-"""`python -m cann_sim coverage`: how much of torch's operator database computes as on the CPU.
+"""`python -m cann_sim coverage`: measure how much of torch's operator database gives the CPU's results.
 
-The operators run in a process of their own (`opinfo`): one that crashes or hangs is written down, and a new process
-goes on behind it. What is known is kept in a file of JSON lines, so that a run continues where the last one ended.
+The operators run in a separate process (`opinfo`). If one crashes or hangs, this is recorded, and a new process
+continues with the next operator. Results are kept in a file of JSON lines, so a run continues where the last one ended.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run what is not known yet, then report."""
+    """Run the jobs that have no result yet, then report."""
     state = State(args.state)
     deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
     try:
@@ -59,7 +59,7 @@ def execute(args: argparse.Namespace) -> None:
     else:
         print(summary(results))
     if left:
-        print(f"{left} not run yet: run it again", file=sys.stderr)
+        print(f"{left} jobs are left: run the same command again", file=sys.stderr)
     elif args.markdown:
         from cann_sim import operators
 
@@ -68,7 +68,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 class State:
-    """Results on disk, one JSON line each after a first line that says of what they are."""
+    """Results on disk: a line with the versions of torch, torch_npu and cann_sim, then one JSON line per result."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,24 +91,24 @@ class State:
         self._known[result["op"], result["dtype"], result["mode"]] = result
 
     def add(self, result: dict[str, Any]) -> None:
-        """Keep one result; it replaces an older one."""
+        """Store a result; it replaces an older result of the same job."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         self._remember(result)
 
     def results(self) -> list[dict[str, Any]]:
-        """Everything known, by operator, dtype and mode."""
+        """Return all results, sorted by operator, dtype and mode."""
         return [self._known[job] for job in sorted(self._known)]
 
 
 class Runner:
-    """Gives jobs to `opinfo` processes until all are done or time is up."""
+    """Gives jobs to `opinfo` processes until all are done or the time is over."""
 
     def __init__(self, state: State, timeout: float, deadline: float) -> None:
         self.state, self.timeout, self.deadline = state, timeout, deadline
 
     def run(self, only: list[str]) -> int:
-        """Run what is missing (or `only` those operators, again); how many jobs are left."""
+        """Run the jobs without a result (or all jobs of the operators in `only`) and return how many are left."""
         todo: collections.deque[Job] | None = None
         done = 0
         while todo is None or todo:
@@ -133,22 +133,22 @@ class Runner:
         try:
             return worker.ask(job, self.timeout)
         except WorkerLost as lost:
-            # How many samples there would have been is not known: the whole operator counts as one.
+            # The number of samples is unknown, so the whole operator counts as one.
             return {"op": job[0], "dtype": job[1], "mode": job[2], "samples": 1, "equal": 0, "random": 0,
                     "different": 0, "refused": 0, "crashed": 1, "max_error": 0.0, "reasons": {str(lost): 1},
                     "example": "", "seconds": 0.0}  # fmt: skip
 
 
 def _show(progress: str, *, last: bool) -> None:
-    """A line that is written over on a terminal; in a log only the last one."""
+    """Print a line of progress: on a terminal each overwrites the one before, in a log only the last is printed."""
     if sys.stderr.isatty():
         print(f"\r{progress:<110}", end="\n" if last else "", file=sys.stderr, flush=True)
     elif last:
         print(progress, file=sys.stderr)
 
 
-class WorkerLost(Exception):  # not an error of ours: a finding
-    """The process ended or hung; the text says which."""
+class WorkerLost(Exception):  # not an error of cann_sim's tool, but a result
+    """The process ended or hung; the message says which."""
 
 
 class Worker:
@@ -165,7 +165,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            # An operator that fails in torch_npu's task queue would end it for those that follow.
+            # With the task queue, an operator that fails would also make the following ones fail.
             env={**os.environ, "TASK_QUEUE_ENABLE": "0"},
         )
         return self
@@ -176,15 +176,15 @@ class Worker:
         self._errors.close()
 
     def ask(self, job: Job, timeout: float) -> dict[str, Any]:
-        """The result of a job; `WorkerLost` if there is none."""
+        """Return the result of a job; raise `WorkerLost` if the process ends or takes too long."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died after its last answer: read() says how
+        with contextlib.suppress(BrokenPipeError):  # it ended after its last answer: read() reports how
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
         return self.read(timeout)
 
     def read(self, timeout: float) -> dict[str, Any]:
-        """The next line of the process."""
+        """Return the next answer of the process; raise `WorkerLost` if there is none in `timeout` seconds."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
@@ -211,7 +211,10 @@ class Worker:
 
 
 def totals(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By mode and dtype: samples, those that passed, the rest by kind, and the percentage that passed."""
+    """Return the counts by mode and dtype: operators, samples, samples of each kind, and the percentage that passed.
+
+    A sample passes if it is equal or random.
+    """
     sums: dict[str, collections.Counter[str]] = {}
     for result in results:
         counter = sums.setdefault(f"{result['mode']} {result['dtype']}", collections.Counter())
@@ -225,7 +228,7 @@ def totals(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def percentage(part: int, whole: int) -> float:
-    """Rounded down to two digits: 100 means all.
+    """Return a percentage, rounded down to two digits, so that 100 means all.
 
     >>> percentage(99999, 100000), percentage(3, 3), percentage(0, 0)
     (99.99, 100.0, 100.0)
@@ -234,7 +237,7 @@ def percentage(part: int, whole: int) -> float:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """The totals as a table."""
+    """Return the totals as a table."""
     kinds = ("operators", "samples", "equal", "random", "different", "refused", "crashed", "percent")
     rows = [["", *kinds]]
     for key, total in sorted(totals(results).items()):
@@ -250,7 +253,7 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def markdown(pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable[Any]) -> str:
-    """The generated file: totals, what differs and why, and the state of every aten operator."""
+    """Return the text of COVERAGE.md: totals, reasons of differences, and the state of every aten operator."""
     from cann_sim.operators import STATES
 
     operators = list(aten)
@@ -286,7 +289,7 @@ def markdown(pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable
 
 
 def _by_reason(results: list[dict[str, Any]]) -> list[tuple[str, int, list[str]]]:
-    """(reason, samples, operators), the most frequent first."""
+    """Return (reason, samples, operators), the most frequent reason first."""
     samples, names = collections.Counter[str](), collections.defaultdict[str, set[str]](set)
     for result in results:
         for reason, number in result["reasons"].items():

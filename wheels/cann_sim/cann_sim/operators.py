@@ -1,4 +1,4 @@
-"""What becomes of each aten operator on the simulated NPU, as torch's dispatcher says after torch_npu is loaded."""
+"""Find out how each aten operator runs on the simulated NPU, from torch's dispatcher after torch_npu is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch_npu  # noqa: F401  # registers its kernels, and by aclInit ours
 
-# In the order in which they are told.
+# In the order of the report.
 STATES = {
     "simulated": "the CPU's kernel runs over the NPU tensor's memory, or one of cann_sim's own",
     "view": "torch_npu's own; only sizes, strides and offset change",
@@ -27,14 +27,14 @@ _COMPOSITE = (
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """One aten operator, without the namespace, and one of `STATES`."""
+    """An aten operator's name, without the namespace, and its state, a key of `STATES`."""
 
     name: str
     state: str
 
 
 def aten() -> Iterator[Operator]:
-    """Every aten operator that has a kernel for PrivateUse1 or falls back, in alphabetical order."""
+    """Yield every aten operator that has a kernel for PrivateUse1 or falls back to the CPU, in alphabetical order."""
     torch.npu.init()  # aclInit loads the compute plug-in
     registered = set(torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1"))
     for name in sorted(torch._C._dispatch_get_all_op_names()):

@@ -1,11 +1,11 @@
-"""torch's own operator database (OpInfo) on `npu` against the CPU, operator by operator.
+"""Compare torch's operator database (OpInfo) on `npu` with the CPU, operator by operator.
 
-The kernels of the simulated device are the CPU's, so the rule is equality to the last bit; what LAPACK and FFT
-libraries compute may round differently from call to call. Samples that draw random numbers, or leave memory as they
-found it, are compared by dtype and shape, and counted apart.
+The simulated device uses the CPU's kernels, so results must be equal to the last bit, except that LAPACK and FFT
+libraries may round differently from call to call. Samples that draw random numbers or return uninitialised memory are
+compared by dtype and shape, and counted separately.
 
 As a program (`python -m cann_sim.opinfo`, which `coverage` starts) it prints all jobs as one JSON line, then reads jobs
-from standard input, a line each, and answers each with its `Result`.
+from standard input, one per line, and prints a `Result` for each.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch_npu  # noqa: F401  # makes torch know `npu`
+import torch_npu  # noqa: F401  # registers the device type `npu`
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if importlib.util.find_spec("expecttest") is None:
-    # torch.testing's modules derive their own test classes from it; nothing here runs those.
+    # torch.testing's modules derive test classes from it, which nothing here runs.
     sys.modules["expecttest"] = types.ModuleType("expecttest")
     sys.modules["expecttest"].TestCase = unittest.TestCase  # type: ignore[attr-defined]
 
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
-# Operators of detection and segmentation models, whose gradient is compared too. F is nn.functional.
+# Operators of detection and segmentation models; their gradients are compared, too. F is nn.functional.
 _DETECTION = {
     "products": "F.conv1d F.conv2d F.conv3d F.conv_transpose2d F.linear matmul mm bmm mv addmm baddbmm einsum outer "
     "__rmatmul__ F.scaled_dot_product_attention",
@@ -62,7 +62,8 @@ DETECTION = frozenset(
     name.replace("F.", "nn.functional.") for line in _DETECTION.values() for name in line.split()
 )
 
-# MKL chooses among its LAPACK and FFT kernels by the alignment of the data: the same call on a copy may differ so much.
+# MKL chooses LAPACK and FFT kernels by the alignment of the data, so the same call on a copy may differ, up to
+# _LIBRARY_TOLERANCE.
 _BY_LIBRARY = (
     "linalg.",
     "fft.",
@@ -78,7 +79,7 @@ _BY_LIBRARY = (
 )
 _LIBRARY_TOLERANCE = 1e-5  # of max(1, |value|)
 
-# Operators whose result is memory that nobody wrote.
+# Operators that return uninitialised memory.
 UNINITIALISED = {
     "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "resize_", "resize_as_",
 }  # fmt: skip
@@ -86,7 +87,7 @@ UNINITIALISED = {
 
 @dataclasses.dataclass
 class Result:
-    """What one operator did in one dtype; every sample is counted once."""
+    """Result of one operator in one dtype and mode; every sample is counted once."""
 
     op: str  # OpInfo's name, and its variant after a dot if it has one
     dtype: str
@@ -104,23 +105,23 @@ class Result:
 
     @property
     def passed(self) -> int:
-        """Samples without complaint."""
+        """The number of samples that passed."""
         return self.equal + self.random
 
 
 class Draws(TorchDispatchMode):
-    """Whether what runs under it draws random numbers."""
+    """Records in `random` whether an operator that runs in this mode draws random numbers."""
 
     random = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator as it is."""
+        """Run the operator unchanged, and record whether it is random."""
         self.random |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))
 
 
 def find(name: str) -> OpInfo:
-    """The OpInfo of that name; `KeyError` for an unknown one."""
+    """Return the OpInfo of that name; raise KeyError for an unknown name."""
     return _BY_NAME[name]
 
 
@@ -132,14 +133,14 @@ _BY_NAME: dict[str, OpInfo] = {_full_name(op): op for op in op_db}
 
 
 def dtypes_of(op: OpInfo) -> list[torch.dtype]:
-    """float32, float16 and bfloat16 as far as the CPU has them; else the first of int64, bool and complex64, if any."""
+    """Return those of float32, float16 and bfloat16 that the CPU supports, else the first of int64, bool, complex64."""
     supported = op.supported_dtypes("cpu")
     floats = [dtype for dtype in (torch.float32, torch.float16, torch.bfloat16) if dtype in supported]
     return floats or [dtype for dtype in (torch.int64, torch.bool, torch.complex64) if dtype in supported][:1]
 
 
 def jobs() -> list[tuple[str, str, str]]:
-    """Everything that there is to compare, the widest dtypes first: (operator, dtype, mode)."""
+    """Return all jobs (operator, dtype, mode), the widest dtypes first."""
     wide: list[tuple[str, str, str]] = []
     gradients: list[tuple[str, str, str]] = []
     narrow: list[tuple[str, str, str]] = []
@@ -155,7 +156,7 @@ def jobs() -> list[tuple[str, str, str]]:
 
 
 def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Result:
-    """Run an operator's samples (the first `limit`) on both devices."""
+    """Run an operator's samples (only the first `limit`, if given) on both devices and return the result."""
     op, result = find(name), Result(name, dtype, mode)
     started, reasons = time.monotonic(), collections.Counter[str]()
     torch.manual_seed(0)
@@ -163,7 +164,7 @@ def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Resul
     for sample in samples:
         if limit is not None and result.samples >= limit:
             break
-        # First, as an operator may write to its input.
+        # Copy before the CPU runs, because an operator may write to its input.
         on_npu = _to_npu([sample.input, sample.args, sample.kwargs])
         reference = _reference(op, sample, mode)
         if reference is None:
@@ -180,7 +181,7 @@ def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Resul
 
 
 def _reference(op: OpInfo, sample: SampleInput, mode: str) -> tuple[list[Any], bool] | None:
-    """The CPU's result, and whether it is random; nothing where the CPU refuses the sample."""
+    """Return the CPU's result, and whether it is random; None if the CPU refuses the sample."""
     try:
         with Draws() as draws:
             expected = _evaluate(op, sample, mode, [sample.input, sample.args, sample.kwargs])
@@ -192,14 +193,14 @@ def _reference(op: OpInfo, sample: SampleInput, mode: str) -> tuple[list[Any], b
 def _judge(
     op: OpInfo, sample: SampleInput, mode: str, expected: list[Any], random: bool, on_npu: Any, result: Result
 ) -> str:
-    """Count one sample; why it did not pass, or nothing."""
+    """Count one sample, and return the reason why it did not pass, or an empty text."""
     if isinstance(on_npu, Exception):
         result.refused += 1
         return _first_line(on_npu)
     try:
         found = _evaluate(op, sample, mode, on_npu)
         found = [leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
-    except Exception as error:  # whatever it is, it is the finding
+    except Exception as error:  # any exception is a result
         result.refused += 1
         return _first_line(error)
     reason, distance = difference(expected, found, shapes_only=random)
@@ -216,7 +217,7 @@ def _judge(
 
 
 def _evaluate(op: OpInfo, sample: SampleInput, mode: str, inputs: list[Any]) -> list[Any]:
-    """The flat result, or the gradients of every input that has one."""
+    """Return the operator's results as a flat list, or (mode "gradient") the gradients of its inputs."""
     first, args, kwargs = inputs
     if mode == "forward":
         with torch.no_grad():
@@ -230,7 +231,7 @@ def _evaluate(op: OpInfo, sample: SampleInput, mode: str, inputs: list[Any]) -> 
     ]
     if not roots:
         return []
-    # A weight per element, so that a gradient in the wrong place shows.
+    # Different weights for the elements, so that a gradient in the wrong place is noticed.
     weights = [
         (torch.arange(root.numel(), dtype=torch.float32) % 7 - 2).view(root.shape).to(root.device, root.dtype)
         for root in roots
@@ -239,7 +240,7 @@ def _evaluate(op: OpInfo, sample: SampleInput, mode: str, inputs: list[Any]) -> 
 
 
 def _to_npu(inputs: Any) -> Any:
-    """`inputs` with every tensor, and every mention of the CPU, on the NPU; the exception if that is refused."""
+    """Return `inputs` with every tensor and every CPU device moved to the NPU, or the exception if that fails."""
     try:
         return pytree.tree_map(_leaf_to_npu, inputs)
     except Exception as error:
@@ -250,7 +251,7 @@ def _leaf_to_npu(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         if leaf.layout is not torch.strided or leaf.is_conj() or leaf.is_neg():
             return leaf.detach().to("npu").requires_grad_(leaf.requires_grad)
-        # With the strides and the offset of the CPU's tensor, which `to` would not keep for every view.
+        # Keep the strides and the offset of the CPU's tensor; `to` would not keep them for every view.
         row = leaf.detach().as_strided((leaf.untyped_storage().nbytes() // leaf.element_size(),), (1,), 0)
         moved = row.to("npu").as_strided(leaf.shape, leaf.stride(), leaf.storage_offset())
         return moved.requires_grad_(leaf.requires_grad)
@@ -260,7 +261,7 @@ def _leaf_to_npu(leaf: Any) -> Any:
 
 
 def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = False) -> tuple[str, float]:
-    """How two flat results differ ("" where they do not), and by how much where values do."""
+    """Return how two flat results differ ("" if they do not), and the distance if values differ."""
     if len(expected) != len(found):
         return f"{len(found)} results instead of {len(expected)}", math.inf
     lone = ""
@@ -284,7 +285,7 @@ def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = Fal
 
 
 def _values(tensor: torch.Tensor) -> torch.Tensor:
-    """Everything that a tensor of any layout holds, as a dense one."""
+    """Return the values of a tensor of any layout as a dense tensor."""
     tensor = tensor.detach()
     if tensor.is_nested:
         return tensor.values()
@@ -296,7 +297,7 @@ def _values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """0 for tensors that are equal, NaNs included; else the largest |found - expected| / max(1, |expected|)."""
+    """Return the largest |found - expected| / max(1, |expected|); 0 for equal tensors, where NaN equals NaN."""
     if torch.equal(expected, found):
         return 0.0
     wide = torch.complex128 if expected.is_complex() else torch.float64
@@ -315,14 +316,14 @@ def _first_line(error: Exception) -> str:
 
 
 def serve(requests: Iterable[str], answer: Any) -> None:
-    """Answer jobs, one JSON line each, until there are no more."""
+    """Answer jobs, one JSON line each, until the input ends."""
     for request in requests:
         name, dtype, mode = json.loads(request)
         print(json.dumps(dataclasses.asdict(compare(name, dtype, mode))), file=answer, flush=True)
 
 
 def main() -> None:
-    """Keep standard output for the answers: what operators print goes to standard error."""
+    """Print the jobs and answer requests. Operators' own output goes to standard error, not among the answers."""
     with os.fdopen(os.dup(1), "w") as answer, contextlib.suppress(BrokenPipeError):
         os.dup2(2, 1)
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""`python -m cann_sim report`: counter files of one or several processes, as a table or merged as JSON."""
+"""`python -m cann_sim report`: merge counter files of one or several processes and print them as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 Counters = dict[str, Any]
 
 SCHEMA = 1
-# What identifies an entry of each list; the other fields are numbers that add up.
+# Fields that identify an entry of each list; the other fields are numbers, which are added.
 KEYS = {"host_syncs": ("line", "call"), "copies": ("line", "direction"), "signatures": ("op", "signature")}
 
 
 class BadCountersError(Exception):
-    """A file that is not what CANN_SIM_COUNTERS writes."""
+    """A file is not one that CANN_SIM_COUNTERS writes."""
 
 
 def load(path: Path) -> Counters:
-    """Read one file; raises BadCountersError where it is not a counter file of this schema."""
+    """Return the counters in a file; raise BadCountersError if it is not a counter file of this schema."""
     try:
-        counters = json.loads(path.read_text(encoding="utf-8"))
+        counters: Counters = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadCountersError(f"{path}: {error}") from None
     found = counters.get("schema") if isinstance(counters, dict) else None
@@ -33,7 +33,7 @@ def load(path: Path) -> Counters:
 
 
 def merge(files: Iterable[Counters]) -> Counters:
-    """One set of counters for all processes of a job: counts add up, memory is the highest of a device.
+    """Return one set of counters for all processes of a job: the sum of counts, and the highest memory of each device.
 
     >>> one = {"launches": {"aten::mm": 2}, "memory": {"0": {"device_bytes_peak": 5}}, "steps": [{"launches": 2}]}
     >>> merged = merge([one, one])
@@ -66,7 +66,7 @@ def merge(files: Iterable[Counters]) -> Counters:
 
 
 def merge_rows(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows with equal keys become one: numbers add up, except first_step, of which the lowest stays."""
+    """Merge rows with equal keys: add their numbers, but keep the lowest first_step."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in keys)
@@ -80,7 +80,7 @@ def merge_rows(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[s
 
 
 def add_fields(parts: Iterable[dict[Any, dict[str, int]]]) -> dict[Any, dict[str, int]]:
-    """{name: {field: number}} of every part, field by field."""
+    """Add the numbers of all parts, {name: {field: number}}, field by field."""
     merged: dict[Any, dict[str, int]] = {}
     for part in parts:
         for name, fields in part.items():
@@ -91,10 +91,10 @@ def add_fields(parts: Iterable[dict[Any, dict[str, int]]]) -> dict[Any, dict[str
 
 
 def table(counters: Counters, top: int = 15) -> str:
-    """The counters for people: at most `top` rows a section, the largest first."""
+    """Return the counters as text, with at most `top` rows in each section, the largest first."""
     launches, steps = counters["launches"], counters["steps"]
     lines = [
-        "counters of the simulated NPU (cann_sim): what was asked of it, not how long a card takes",
+        "counters of the simulated NPU (cann_sim): numbers of operations, not the time that a real NPU takes",
         f"{len(steps)} step(s), {sum(launches.values())} kernel launches of {len(launches)} operators, "
         f"{len(counters['signatures'])} signatures",
     ]

@@ -63,7 +63,7 @@ class RunError(Exception):
 
 
 def forget() -> None:
-    """Remove what an earlier attempt reported; the first rank does it before it begins."""
+    """Remove the `error.json` of an earlier attempt. Only the first rank does this, before it begins."""
     folder = os.environ.get("WORK_DIR")
     if folder and os.environ.get("RANK", "0") == "0":
         Path(folder, FILE).unlink(missing_ok=True)
@@ -71,9 +71,9 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """Write `error.json` into WORK_DIR when the block raises a `RunError`; the exception goes on.
+    """Write `error.json` into WORK_DIR when the block raises a `RunError`, and raise it again.
 
-    Of several ranks and workers the first one's stays: the others' are consequences.
+    When several ranks or workers fail, the first error stays: the others are its consequences.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def reporting() -> Iterator[None]:
 
 
 def report(error: RunError) -> None:
-    """Write `error.json` into WORK_DIR, whole, unless there is one; without WORK_DIR do nothing."""
+    """Write `error.json` into WORK_DIR, in one step, unless it exists; do nothing when WORK_DIR is not set."""
     folder = os.environ.get("WORK_DIR")
     if not folder:
         return

@@ -1,4 +1,4 @@
-"""Reading images as they come: what is damaged is named, what is merely odd (grey, CMYK, rotated by EXIF) is read."""
+"""Read images of any kind (also grey, CMYK, 16-bit, rotated by EXIF); a damaged file raises an error that names it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(RunError):
-    """A file that is no whole image; the message names it and says why."""
+    """A file is not a complete image; the message names the file and the reason."""
 
     default_name = "image-damaged"
 
@@ -33,7 +33,7 @@ def printable(name: str) -> str:
 
 
 def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pixels:
-    """An image's pixels, shape (height, width, 3), BGR, turned as its EXIF orientation says.
+    """Return an image's pixels, shape (height, width, 3), BGR, turned as its EXIF orientation says.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pi
         The file's bytes: JPEG, PNG, or another format that OpenCV reads; grey, CMYK and 16-bit ones become 8-bit BGR,
         an alpha channel is dropped.
     name
-        What errors call it.
+        The name that error messages use.
     size
-        (height, width) of the annotations. An image that has it only as it is stored is not turned: its annotations
-        were drawn before turning.
+        (height, width) according to the annotations. If the image has this size only before it is turned, it is not
+        turned: its annotations were drawn on the stored pixels.
 
     Raises
     ------
     ImageError
-        Empty, truncated, not an image, or of another size than annotated.
+        The file is empty, truncated, not an image, or of another size than annotated.
     """
     if not content:
         raise ImageError(f"{name}: the file is empty")
@@ -58,22 +58,22 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pi
     data = np.frombuffer(content, np.uint8)
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error as error:  # more pixels than OpenCV takes for honest
+    except cv2.error as error:  # more pixels than OpenCV accepts
         raise ImageError(f"{name}: {error.err}") from error
     if pixels is None:
         raise ImageError(f"{name}: it cannot be decoded; {_first_bytes(content)}")
     if size is None or pixels.shape[:2] == size:
-        return pixels.astype(np.uint8, copy=False)
+        return np.asarray(pixels, np.uint8)
     stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if stored is None or stored.shape[:2] != size:
         raise ImageError(
             f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels, annotated as {size[1]} x {size[0]}"
         )
-    return stored.astype(np.uint8, copy=False)
+    return np.asarray(stored, np.uint8)
 
 
 def read(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
-    """`decode` a file, which errors name `printable`; also ImageError where it cannot be read."""
+    """Read a file and return its pixels as `decode` does; raise ImageError if the file cannot be read."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -82,10 +82,10 @@ def read(path: str | Path, size: tuple[int, int] | None = None) -> Pixels:
 
 
 def _check_whole_jpeg(content: bytes, name: str) -> None:
-    """OpenCV fills what is missing of a JPEG with grey and only warns. Most files end in the end-of-image marker."""
-    if content.rstrip(b"\x00").endswith(b"\xff\xd9"):
+    """Raise ImageError if a JPEG is truncated: OpenCV would fill the missing part with grey and only warn."""
+    if content.rstrip(b"\x00").endswith(b"\xff\xd9"):  # the end-of-image marker
         return
-    try:  # with something behind the marker, only a full decoding can tell
+    try:  # other bytes may follow the marker; only a full decoding can tell
         Image.open(io.BytesIO(content)).load()
     except (OSError, SyntaxError) as error:
         raise ImageError(f"{name}: {error}") from error

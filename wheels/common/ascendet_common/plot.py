@@ -29,7 +29,7 @@ class Curves:
         return [*self.losses.values(), self.rate, *self.aps.values()]
 
     def forget_from(self, step: int) -> None:
-        """Drop what an interrupted attempt logged behind the checkpoint that the next one continued from."""
+        """Drop the points from `step` on, which an interrupted attempt logged and the next attempt repeats."""
         for points in self._all():
             points[:] = [point for point in points if point[0] < step]
 
@@ -79,7 +79,7 @@ def draw(curves: Curves, title: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Draw what the command line names."""
+    """Draw the curves of the run folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True, help="a run folder")
     parser.add_argument("--title", required=True, help="what was trained, where")

@@ -1,6 +1,6 @@
-"""How far a program is: lines of JSON in `progress.jsonl` of the work folder, for the tool's terminal and for curves.
+"""Progress of a program: lines of JSON in `progress.jsonl` of the work folder, for the tool's terminal and for curves.
 
-Every row has `phase` and `time` (seconds since 1970). What else it may have:
+Every row has `phase` and `time` (seconds since 1970). The other fields depend on the phase:
 
 train     step, of (optimizer or loop steps), epoch, eta (seconds), loss, losses (by name), lr, seconds (per step),
           memory (MiB on the device)
@@ -24,9 +24,9 @@ FILE = "progress.jsonl"
 
 
 def write(phase: str, **fields: Any) -> None:
-    """Append a row to `progress.jsonl` in WORK_DIR; without WORK_DIR do nothing.
+    """Append a row to `progress.jsonl` in WORK_DIR; do nothing when WORK_DIR is not set.
 
-    A row is one write to a file opened for appending, so rows of several processes do not mix.
+    Each row is a single write to a file opened for appending, so the rows of several processes do not mix.
     """
     folder = os.environ.get("WORK_DIR")
     if not folder:
@@ -41,7 +41,7 @@ def write(phase: str, **fields: Any) -> None:
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a work folder; a line that a kill left half-written is passed over."""
+    """Yield the rows of a work folder; skip a line that a killed process left incomplete."""
     file = folder / FILE
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:

@@ -4,12 +4,12 @@ Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a progra
 
     python shapes.py --out FOLDER --seed 0 --train 600 --val 120
 
-Triangles, rectangles and stars of many sizes lie over each other on a textured ground, rotated, cut by the image's
-edge. As with things in photographs, a class has a surface of its own (stripes, blotches, dots) and leans to a colour,
-and the ground is paler than what lies on it. An object's annotation is what can be seen of it, in several pieces where
-others cut it. Some images hold a swarm of tiny objects, annotated as one crowd region (RLE, `iscrowd` 1). As in COCO
-there are images of nothing or of a crowd only, objects of some 4 px, and masks as polygons or as RLE. Equal arguments
-and library versions give equal bytes.
+Triangles, rectangles and stars of many sizes overlap on a textured background; they are rotated, and the image's edge
+cuts some of them. As in photographs, each class has its own surface (stripes, blotches, dots) and a typical range of
+colours, and the background is paler than the objects. An annotation covers the visible part of an object, in several
+pieces if other objects divide it. Some images hold a swarm of tiny objects, annotated as one crowd region (RLE,
+`iscrowd` 1). As in COCO, some images have no object or only a crowd, some objects are about 4 px wide, and masks are
+polygons or RLE. Equal arguments and library versions give equal bytes.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Points = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]  # (height, width, 3), 0…255
 
 IMAGE_SIZES = ((256, 256), (256, 208), (208, 256))  # (height, width) in pixels
-RADIUS = (18.0, 90.0)  # of the circle around an object, in pixels; drawn log-uniformly
+RADIUS = (18.0, 90.0)  # range of the radius of the circle around an object, in pixels; sampled log-uniformly
 TINY_RADIUS = (2.0, 3.0)
 TINY_AREA = 5**2  # below this an object counts as tiny, in pixels
-MIN_VISIBLE = 0.7  # the part of an object that others may not cover
-HUE_SPREAD = 1 / 6  # to both sides of a class's hue, in turns
-EMPTY_SHARE = 0.05  # of the images
-CROWD_SHARE = 0.12  # of the images
-ALONE_SHARE = 0.15  # of the crowds: nothing else is in their image
-TINY_SHARE = 0.05  # of the images: one tiny object each
-RLE_SHARE = 0.1  # of the objects: their mask is not stored as polygons
+MIN_VISIBLE = 0.7  # share of an object's area that other objects must leave visible
+HUE_SPREAD = 1 / 6  # largest deviation from a class's hue, to both sides, in turns of the colour wheel
+EMPTY_SHARE = 0.05  # share of the images that have no object
+CROWD_SHARE = 0.12  # share of the images that have a crowd
+ALONE_SHARE = 0.15  # share of the crowds that are alone in their image
+TINY_SHARE = 0.05  # share of the images that have one tiny object
+RLE_SHARE = 0.1  # share of the objects whose mask is stored as RLE, not as polygons
 SUPERSAMPLE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category:
-    """A class of objects: its name, its outline in the unit circle, its surface, its hue, all random within the class.
+    """A class of objects: name, hue, and functions that sample an outline in the unit circle and a surface.
 
-    `surface` gives the relief of an image of (height, width), about -1…1, which is then coloured. `hue` is the middle
-    of the class's range on the colour wheel, in turns; ranges of neighbours touch.
+    `surface` returns a relief of (height, width), values of about -1 to 1, which is then coloured. `hue` is the middle
+    of the class's range on the colour wheel, in turns; neighbouring ranges touch.
     """
 
     name: str
@@ -111,7 +111,7 @@ CATEGORIES = (
 
 @dataclass(kw_only=True)
 class Thing:
-    """Something in a scene: its category, what to paint, what of it is still seen, and how that is annotated."""
+    """An object or a crowd in a scene: category, outlines to paint, the part that is visible, and annotation form."""
 
     category: int
     outlines: list[Points]
@@ -139,7 +139,7 @@ def make_scene(rng: np.random.Generator, height: int, width: int) -> list[Thing]
 def _add_objects(
     rng: np.random.Generator, things: list[Thing], frame: BaseGeometry, count: int, radii: tuple[float, float]
 ) -> None:
-    """Put up to `count` objects in front of what is there."""
+    """Place up to `count` objects in front of those that are already in the scene."""
     _, _, width, height = frame.bounds
     wanted = len(things) + count
     for _ in range(8 * count):
@@ -164,7 +164,7 @@ def _add_objects(
 
 
 def _make_crowd(rng: np.random.Generator, frame: BaseGeometry) -> Thing:
-    """A swarm of 12 to 24 tiny objects of one category that do not touch."""
+    """Return a swarm of up to 24 tiny objects of one category that do not touch each other."""
     category = int(rng.integers(len(CATEGORIES)))
     _, _, width, height = frame.bounds
     centre = rng.uniform(0.25, 0.75, 2) * (width, height)
@@ -192,20 +192,20 @@ def _area_of(thing: Thing) -> float:
 
 
 def _is_seen(thing: Thing, rest: BaseGeometry) -> bool:
-    """Whether the rest of a thing is enough of it, and COCO's polygons can express it (areas, no holes)."""
+    """Return whether enough of a thing is visible, and COCO's polygons can express that part (areas without holes)."""
     parts = list(_polygons(rest))
     whole = sum(part.area for part in parts)
     return whole >= MIN_VISIBLE * _area_of(thing) and not any(part.interiors for part in parts)
 
 
 def _polygons(shape: BaseGeometry) -> Iterator[Polygon]:
-    """The polygons of a geometry, without slivers that have no pixel."""
+    """Return the polygons of a geometry, without slivers of less than one pixel."""
     parts = shape.geoms if hasattr(shape, "geoms") else [shape]
     return (part for part in parts if isinstance(part, Polygon | MultiPolygon) and part.area >= 1.0)
 
 
 def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The scene as an image (height, width, 3)."""
+    """Return the scene as an image, (height, width, 3), BGR."""
     image = _coloured(rng, _ground(rng, height, width), _colour(rng, rng.uniform(0, 1), (0.0, 0.35)))
     for thing in things:
         hue = CATEGORIES[thing.category].hue + rng.uniform(-1, 1) * HUE_SPREAD
@@ -218,7 +218,7 @@ def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int
 
 
 def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> Points:
-    """A colour of a hue (in turns) and a range of saturations (0 is grey), as OpenCV's blue, green and red, 0…255."""
+    """Return a colour (blue, green, red, 0…255) of a hue in turns, with a saturation from a range (0 is grey)."""
     value = rng.uniform(110, 245)
     wheel = np.abs((hue * 6 + np.array([2.0, 4.0, 0.0])) % 6 - 3) - 1  # HSV with value 1 and saturation 1
     colour: Points = value * (1 - rng.uniform(*saturation) * (1 - np.clip(wheel, 0, 1)))
@@ -226,7 +226,7 @@ def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float
 
 
 def _coverage(outlines: list[Points], height: int, width: int) -> Image:
-    """How much of each pixel lies within the outlines, 0…1."""
+    """Return the share of each pixel that lies within the outlines, (height, width), 0…1."""
     canvas = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
     corners = [np.rint(outline * SUPERSAMPLE * 16 - 8).astype(np.int32) for outline in outlines]
     cv2.fillPoly(canvas, corners, 255, shift=4)
@@ -235,19 +235,19 @@ def _coverage(outlines: list[Points], height: int, width: int) -> Image:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> Image:
-    """A faint relief, of any kind."""
+    """Return a faint relief for the background, of the surface of any class."""
     kind = CATEGORIES[int(rng.integers(len(CATEGORIES)))].surface
     return kind(rng, height, width) * np.float32(0.3)
 
 
 def _coloured(rng: np.random.Generator, relief: Image, colour: Points) -> Image:
-    """A relief (height, width) in a colour, (height, width, 3)."""
+    """Return a relief of (height, width) in a colour, as (height, width, 3)."""
     image: Image = (colour + relief[..., None] * rng.uniform(20, 45, 3)).astype(np.float32)
     return image
 
 
 def annotate(thing: Thing, height: int, width: int) -> dict[str, Any] | None:
-    """COCO's fields of one thing, or None where no pixel of it is left. Areas and boxes are the mask's."""
+    """Return COCO's fields of one thing, with the mask's area and box, or None if no pixel of it is visible."""
     polygons = [
         [round(float(value), 2) for point in part.exterior.coords[:-1] for value in point]
         for part in _polygons(thing.visible)
@@ -273,7 +273,7 @@ def annotate(thing: Thing, height: int, width: int) -> dict[str, Any] | None:
 
 
 def _uncompressed(mask: npt.NDArray[np.uint8]) -> dict[str, list[int]]:
-    """COCO's run-length code as it stands in its annotation files: column by column, zeros first."""
+    """Return a mask as uncompressed RLE, as in COCO's annotation files: column by column, zeros first."""
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(np.diff(pixels)) + 1
     runs = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()
@@ -313,12 +313,12 @@ def make_split(out: Path, split: str, count: int, seed: int) -> None:
 
 
 def check_split(out: Path, split: str) -> dict[str, int]:
-    """Read a split back: every image is there, every area and box is its mask's. Counts of what is in it.
+    """Check a written split (all images exist, each area and box matches its mask) and return counts of its content.
 
     Raises
     ------
     ValueError
-        Naming the first image or annotation that is wrong.
+        An image or annotation is wrong; the message names the first one.
     """
     content = json.loads((out / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8"))
     images = {image["id"]: image for image in content["images"]}
@@ -326,7 +326,7 @@ def check_split(out: Path, split: str) -> dict[str, int]:
         pixels = cv2.imread(str(out / split / image["file_name"]))
         if pixels is None or pixels.shape != (image["height"], image["width"], 3):
             raise ValueError(f"{split}/{image['file_name']} is missing or of another size")
-    objects: list[tuple[dict[str, Any], int]] = []  # and of how many pieces
+    objects: list[tuple[dict[str, Any], int]] = []  # (annotation, number of pieces)
     crowds: list[tuple[dict[str, Any], int]] = []
     for entry in content["annotations"]:
         image = images[entry["image_id"]]
@@ -351,12 +351,12 @@ def check_split(out: Path, split: str) -> dict[str, int]:
 
 
 def as_rle(segmentation: Any, height: int, width: int) -> Any:
-    """Return an annotation's mask as pycocotools' run-length code: polygons, or RLE as in COCO's files, or compressed.
+    """Convert an annotation's mask (polygons, uncompressed or compressed RLE) to pycocotools' compressed RLE.
 
     Raises
     ------
     ValueError
-        For an RLE of another size.
+        The RLE has another size than the image.
     """
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -367,7 +367,7 @@ def as_rle(segmentation: Any, height: int, width: int) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make both splits, check them, print their counts as JSON."""
+    """Generate both splits, check them, and print their counts as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--seed", type=int, default=0)

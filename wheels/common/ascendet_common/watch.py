@@ -1,4 +1,4 @@
-"""Where the time of an inference goes: milliseconds of named pieces of work, the first call apart."""
+"""Measure where the time of an inference goes: milliseconds per stage, with the first call reported separately."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# read: file to pixels. preprocess: resize, pad, copy to the device, normalise. device: the model, with its NMS and the
-# pasting of masks. postprocess: results to the host, masks to RLE. Each ends when the device is done.
+# read: file to pixels. preprocess: resize, pad, copy to the device, normalise. device: the model, with NMS and mask
+# pasting. postprocess: copy results to the host, masks to RLE. Each stage ends with a device synchronisation.
 STAGES = ("read", "preprocess", "device", "postprocess")
 
 
 class Watch:
-    """Milliseconds of named pieces of work, in `spent`.
+    """A stop-watch for named stages; `spent` holds their milliseconds.
 
     Parameters
     ----------
     synchronize
-        Waits until the device has finished what it was given.
+        Function that waits until the device has finished all submitted work.
     """
 
     def __init__(self, synchronize: Callable[[], object]) -> None:
@@ -28,7 +28,7 @@ class Watch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure a block, until the device has finished what it started."""
+        """Measure a block, including the device work that it started."""
         start = time.perf_counter()
         yield
         self._synchronize()
@@ -36,7 +36,7 @@ class Watch:
 
 
 def summarize(calls: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the first call, in which a device compiles, and the median of the others, in milliseconds by stage.
+    """Return milliseconds by stage: of the first call, in which a device compiles, and the median of the other calls.
 
     >>> steady = summarize([dict.fromkeys(STAGES, 9.0), dict.fromkeys(STAGES, 1.0)])["steady"]
     >>> steady["total"], steady["images_per_second"]

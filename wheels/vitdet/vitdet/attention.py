@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 Formulation = Literal["fused", "plain"]
 BLOCK = (
     2**23
-)  # logits at a time on a CPU, but at least a row of queries'; 32 MiB in float32, and as much for the softmax
+)  # most logits in memory at once on a CPU (at least one row of queries): 32 MiB in float32, twice with the softmax
 
 
 def toeplitz(table: Tensor, size: int) -> Tensor:
@@ -56,34 +56,34 @@ def resize_offsets(table: Tensor, length: int) -> Tensor:
 
 
 class AttentionByRows(torch.autograd.Function):
-    """softmax(q·k + row + column)·v on a CPU, with the logits of some rows of queries at a time.
+    """softmax(q·k + row + column)·v on a CPU, for a block of query rows at a time.
 
-    All blocks of rows use the same memory: much of the time of a matrix of all pairs is the system's, for its pages.
-    The gradient is FlashAttention's (arXiv 2205.14135, algorithm 4).
+    All blocks use the same memory. For a matrix of all pairs, the operating system would spend much of the time on
+    allocating its pages. The gradient is FlashAttention's (arXiv 2205.14135, algorithm 4).
 
-    Shapes, `heads` being those of all images: query (heads, size, size, channels); key and value
-    (heads, size * size, channels); row and column (heads, size, size, size); the result is like key.
+    Shapes, where `heads` counts the heads of all images: query (heads, size, size, channels); key and value
+    (heads, size * size, channels); row and column (heads, size, size, size); the result has the shape of key.
     """
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # logits in single precision
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Attend."""
+        """Return the attention's output; keep what `backward` needs."""
         key, value = key.contiguous(), value.contiguous()
         rows, logits, weights = _block(query)
         blocks = zip(*(part.split(rows, 1) for part in (query, row, column)), strict=True)
-        out = torch.cat([_softmax(*block, key, logits, weights) @ value for block in blocks], dim=1)
+        out = torch.cat([_softmax(q, r, c, key, logits, weights) @ value for q, r, c in blocks], dim=1)
         ctx.save_for_backward(query, key, value, row, column, out)
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     @custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all five."""
+        """Return the gradients of query, key, value, row and column."""
         query, key, value, row, column, out = ctx.saved_tensors
         rows, logits, weights = _block(query)
-        mean = (grad * out).sum(-1, keepdim=True)  # of the softmax's gradient, weighted by the softmax
+        mean = (grad * out).sum(-1, keepdim=True)  # the softmax gradient's mean, weighted by the softmax
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         grads = []
         blocks = [part.split(rows, 1) for part in (query, row, column)]
@@ -100,7 +100,7 @@ class AttentionByRows(torch.autograd.Function):
 
 
 def _block(query: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Rows of queries at a time, a divisor of all, and memory for their logits and for the softmax of these."""
+    """Return how many query rows make a block (a divisor of all rows), and memory for its logits and its softmax."""
     heads, size = query.shape[:2]
     rows = max(n for n in range(1, size + 1) if n == 1 or (size % n == 0 and heads * n * size**3 <= BLOCK))
     return rows, *query.new_empty(2, heads, rows * size, size * size)
@@ -109,7 +109,7 @@ def _block(query: Tensor) -> tuple[int, Tensor, Tensor]:
 def _softmax(
     query: Tensor, row: Tensor, column: Tensor, key: Tensor, logits: Tensor, weights: Tensor
 ) -> Tensor:
-    """Of some rows of queries, in `weights`."""
+    """Return the softmax for a block of query rows, written into `weights`."""
     torch.bmm(query.flatten(1, 2), key.mT, out=logits)
     by_pixel = _by_pixel(logits, row)
     by_pixel += row.unsqueeze(-1)
@@ -118,7 +118,7 @@ def _softmax(
 
 
 def _by_pixel(logits: Tensor, row: Tensor) -> Tensor:
-    """A view with the axes heads, rows and columns of queries, rows and columns of keys."""
+    """Return a view with the axes (heads, query rows, query columns, key rows, key columns)."""
     return logits.view(*row.shape, row.shape[-1])
 
 
@@ -132,8 +132,8 @@ class Attention(nn.Module):
     size
         Height and width of the square map, in tokens.
     formulation
-        "fused" calls `scaled_dot_product_attention`, and `AttentionByRows` on a CPU; "plain" holds the logits of all
-        pairs: basic operators and no loop, for graph export and for devices without a fused kernel.
+        "fused" calls `scaled_dot_product_attention`, or `AttentionByRows` on a CPU. "plain" computes the logits of all
+        pairs with basic operators and no loop, for graph export and for devices without a fused kernel.
     """
 
     def __init__(self, dim: int, num_heads: int, size: int, formulation: Formulation) -> None:
@@ -146,17 +146,17 @@ class Attention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        # Zero at the start: the model begins as one without relative positions, which is what MAE pre-trained.
+        # Zero at the start: MAE's pre-trained model has no relative positions, and training starts from it unchanged.
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, dim // num_heads))
-        # (tokens, 2 * size): the key's row and column, one-hot, over the scale, which applies to the product of the
-        # channels alone. Part of the module so that it lives on the device.
+        # (tokens, 2 * size): the key's row and column, one-hot, divided by the scale, because the scale must not apply
+        # to the position terms. A buffer, so that it moves to the device with the module.
         axis = torch.eye(size) / self.scale
         row_and_column = torch.cat([axis.repeat_interleave(size, 0), axis.repeat(size, 1)], dim=1)
         self.register_buffer("key_position", row_and_column, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend: (batch, size, size, dim) to the same."""
+        """Return the attention's output, (batch, size, size, dim) like the input."""
         batch, height, width, dim = x.shape
         qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, -1)
         # each (batch, heads, height, width, channels)
@@ -169,7 +169,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
     def position_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits' row and column terms, each (batch, heads, height, width, size)."""
+        """Return the row term and the column term of the logits, each (batch, heads, height, width, size)."""
         batch, heads, size, _, channels = query.shape
         # One matrix product per row (or column) of queries, all at once: the row is the batch of `matmul`.
         by_row = query.permute(2, 0, 1, 3, 4).reshape(size, -1, channels)
@@ -181,8 +181,8 @@ class Attention(nn.Module):
 
     def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         position = self.key_position.to(key.dtype).expand(*key.shape[:2], -1, -1)
-        # torch_npu takes npu_fusion_attention. Value is narrower than query and key: CANN's documentation of
-        # aclnnFlashAttentionScore allows it, MindSpeed-LLM's (--mla-fa-without-pad) recommends 8.2.RC1 or later for it.
+        # torch_npu calls npu_fusion_attention here. Value has fewer channels than query and key: CANN's documentation
+        # of aclnnFlashAttentionScore allows it, MindSpeed-LLM (--mla-fa-without-pad) recommends CANN 8.2.RC1 or later.
         return F.scaled_dot_product_attention(
             torch.cat([query, *self.position_logits(query)], dim=-1).flatten(2, 3),
             torch.cat([key, position], dim=-1),

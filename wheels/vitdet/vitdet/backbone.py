@@ -17,14 +17,14 @@ from vitdet.checkpoint import load_pretrained
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each to one token."""
+    """Divide an image into patches and project each patch to one token."""
 
     def __init__(self, patch_size: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, 3, height, width) to (batch, rows, columns, dim)."""
+        """Return the tokens of images (batch, 3, height, width) as (batch, rows, columns, dim)."""
         return self.proj(image).permute(0, 2, 3, 1)
 
 
@@ -37,12 +37,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to the same."""
+        """Return the output, (..., dim) like the input."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """Transformer block; with `window` it attends within windows of that many tokens, else globally."""
+    """Transformer block with attention within windows of `window` x `window` tokens, or global if `window` is None."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, rows, columns, dim) to the same."""
+        """Return the block's output, (batch, rows, columns, dim) like the input."""
         y = self.norm1(x)
         if self.window:
             y = merge_windows(self.attn(split_windows(y, self.window)), self.window, x.shape)
@@ -75,7 +75,7 @@ class Block(nn.Module):
 
 
 def split_windows(x: Tensor, window: int) -> Tensor:
-    """(batch, rows, columns, dim) to (batch * windows, window, window, dim), padded with zeros to whole windows."""
+    """Split (batch, rows, columns, dim) into (batch * windows, window, window, dim), zero-padded to whole windows."""
     batch, rows, columns, dim = x.shape
     x = F.pad(x, (0, 0, 0, -columns % window, 0, -rows % window))
     x = x.view(batch, x.shape[1] // window, window, x.shape[2] // window, window, dim)
@@ -91,9 +91,9 @@ def merge_windows(x: Tensor, window: int, shape: Sequence[int]) -> Tensor:
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:
-    """Fit a checkpoint's absolute position embedding to a `grid` x `grid` map, dropping a class token's entry.
+    """Fit a checkpoint's absolute position embedding to a `grid` x `grid` map and drop the class token's entry.
 
-    (1, n * n [+ 1], dim) to (1, grid * grid, dim); bicubic where n differs from `grid`.
+    From (1, n * n [+ 1], dim) to (1, grid * grid, dim); bicubic interpolation if n differs from `grid`.
     """
     side = math.isqrt(table.shape[1])
     if side * side != table.shape[1]:
@@ -170,7 +170,7 @@ class ViT(BaseModule):
                 nn.init.zeros_(module.bias)
 
     def init_weights(self) -> None:
-        """Load the file of `init_cfg`, if any: mmengine's own loader does not know MAE's layout and only warns."""
+        """Load the file that `init_cfg` names, if any: mmengine's loader does not know MAE's layout and only warns."""
         if self.init_cfg is None:
             super().init_weights()
         else:
@@ -178,13 +178,13 @@ class ViT(BaseModule):
             self._is_init = True
 
     def forward(self, image: Tensor) -> Tensor:
-        """One map of features; the neck makes the pyramid."""
+        """Return one feature map, (batch, embed_dim, grid, grid); the neck makes the pyramid."""
         if image.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(
                 f"this backbone takes {self.img_size} x {self.img_size} images, not {tuple(image.shape[-2:])}: "
                 "pad them in the data pipeline, or set img_size of the backbone and of the pipeline alike"
             )
-        # Contiguous: every sum below keeps its first operand's strides, and normalisation would copy the permuted
+        # Contiguous: each sum below keeps the strides of its first operand, so normalisation would copy the permuted
         # map in every block.
         x = self.patch_embed(image).contiguous()
         x = x + self.pos_embed.view(1, self.grid, self.grid, -1)

@@ -34,9 +34,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-from vitdet.data import differing, meta_classes
+from vitdet.data import describe_difference, meta_classes
 
-# What an unmodified mmengine checkpoint names besides tensors; under numpy 1's module names and numpy 2's.
+# Globals that an unmodified mmengine checkpoint names besides tensors, by the module names of numpy 1 and numpy 2.
 _MMENGINE_GLOBALS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -44,47 +44,47 @@ _MMENGINE_GLOBALS = (
     "numpy.dtype",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
 )
-# Parts of MAE's pre-training that a detector has no use for, and what a detector adds to it.
+# Weights of MAE's pre-training that a detector does not use, and weights that only the detector has.
 _MAE_ONLY = ("cls_token", "mask_token", "norm.", "decoder_")
 _NEW_IN_DETECTOR = (".attn.rel_pos_h", ".attn.rel_pos_w")
 
 
 class CheckpointError(RunError):
-    """A checkpoint that is damaged, that wants to run code, or that belongs to another model."""
+    """A checkpoint is damaged, could run code when it is read, or belongs to another model."""
 
     default_name = "checkpoint-unreadable"
 
 
 class CheckpointMismatch(CheckpointError):
-    """A checkpoint that belongs to another model, or to other classes."""
+    """A checkpoint belongs to another model, or to other classes."""
 
     default_name = "checkpoint-mismatch"
 
 
 class Discarded:
-    """Stands for an object of a checkpoint that is not rebuilt. Calling it, or giving it state, has no effect."""
+    """Placeholder for an object of a checkpoint that is not rebuilt; calling it or setting its state has no effect."""
 
     def __new__(cls, *_: object) -> Discarded:
-        """Accept any arguments."""
+        """Return a placeholder, whatever the arguments are."""
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
         pass
 
     def __setstate__(self, _: object) -> None:
-        """Keep nothing."""
+        """Ignore the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """How a checkpoint's keys meet a model's. `complete` is what one wants to see."""
+    """Comparison of a checkpoint's keys with a model's: the number of matches, and the keys that differ, by kind."""
 
     matched: int
     missing: tuple[str, ...] = ()  # in the model only
     unexpected: tuple[str, ...] = ()  # in the checkpoint only
-    mismatched: tuple[str, ...] = ()  # in both, with other shapes: "key (checkpoint) -> (model)"
-    initialised: tuple[str, ...] = ()  # in the model only, by design
-    ignored: tuple[str, ...] = ()  # in the checkpoint only, by design
+    mismatched: tuple[str, ...] = ()  # in both, with different shapes: "key (checkpoint) -> (model)"
+    initialised: tuple[str, ...] = ()  # in the model only, as intended
+    ignored: tuple[str, ...] = ()  # in the checkpoint only, as intended
 
     @property
     def complete(self) -> bool:
@@ -92,7 +92,7 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        """One line per kind that occurs."""
+        """Return the number of matches and one line for each kind of difference that occurs."""
         lines = [f"{self.matched} tensors match"]
         for kind in ("missing", "unexpected", "mismatched", "initialised", "ignored"):
             keys = getattr(self, kind)
@@ -110,7 +110,7 @@ def read(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
     FileNotFoundError
         There is no such file.
     CheckpointError
-        The file is truncated or no checkpoint, or names a global that is not allowed.
+        The file is truncated, is no checkpoint, or names a global that is not allowed.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
@@ -131,12 +131,12 @@ def read(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def load_from_local(filename: str, map_location: Any) -> dict[str, Any]:
-    """Stand in for mmengine's loader of local files, which prints this name."""
+    """Read a checkpoint for mmengine, in place of its loader of local files; mmengine prints this function's name."""
     return read(filename, map_location)
 
 
 def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by key: mmengine's ('state_dict'), MAE's ('model') or bare ones."""
+    """Return a checkpoint's tensors by key, from `state_dict` (mmengine), `model` (MAE) or a file of bare weights."""
     for name in ("state_dict", "model"):
         if isinstance(content.get(name), Mapping):
             content = content[name]
@@ -145,7 +145,7 @@ def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
-    """How `weights` would load. Position tables count as matching at any length: loading fits them."""
+    """Return how `weights` would load. Position tables match at any length, because loading resizes them."""
     own = model.state_dict()
     both = own.keys() & weights.keys()
     mismatched = {
@@ -175,7 +175,7 @@ def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:
     Raises
     ------
     CheckpointError
-        Where a key is missing, unexpected or of another shape, beyond what pre-training and detection differ by.
+        A key is missing, unexpected or of another shape, other than those by which pre-training and detection differ.
     """
     weights = weights_of(read(filename))
     found = compare(backbone, weights)
@@ -195,7 +195,7 @@ def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:
 
 
 def plain(value: Any, where: str = "checkpoint") -> Any:
-    """Copy a nest of containers with values that `weights_only` reads back: numpy's become Python's or tensors.
+    """Return a copy that `weights_only` can read back: numpy's scalars become Python's, numpy's arrays become tensors.
 
     >>> plain({"lr": np.float64(0.5), "sizes": (1, np.int32(2))})
     {'lr': 0.5, 'sizes': (1, 2)}
@@ -203,7 +203,7 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
     Raises
     ------
     TypeError
-        An object of another kind; the message says where it sits. Better now than when the file is needed.
+        A value has another type; the message says where it is. It is better to fail now than when the file is needed.
     """
     if value is None or isinstance(value, (bool, str, bytes, Tensor)) or type(value) in (int, float, complex):
         return value
@@ -215,8 +215,9 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
         log, count = value.data
         return {"log": log.tolist(), "count": count.tolist(), "max_length": value.max_length}
     if isinstance(value, Mapping):
-        kind = type(value) if type(value) in (OrderedDict, Counter) else dict
-        return kind({plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()})
+        items = {plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        kinds: tuple[type[dict[Any, Any]], ...] = (OrderedDict, Counter)
+        return next((kind(items) for kind in kinds if type(value) is kind), items)
     if isinstance(value, (list, tuple, set)):
         kind = next(kind for kind in (list, tuple, set) if isinstance(value, kind))
         return kind(plain(item, f"{where}[{index}]") for index, item in enumerate(value))
@@ -224,7 +225,7 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
 
 
 def restore_message_hub(hub: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Make mmengine's own objects of a message hub's plain form; drop what was discarded on reading."""
+    """Rebuild mmengine's objects from a message hub's plain form; drop entries that were discarded on reading."""
     scalars = {
         key: HistoryBuffer(entry["log"], entry["count"], entry["max_length"])
         for key, entry in hub["log_scalars"].items()
@@ -239,11 +240,11 @@ def restore_message_hub(hub: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"log_scalars": scalars, "runtime_info": info, "resumed_keys": hub["resumed_keys"]}
 
 
-class AtomicLocalBackend(LocalBackend):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's local files, of which a checkpoint appears under its name only when all of it is on the disk."""
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's backend for local files, but a checkpoint gets its name only after all of it is on the disk."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write `obj` beside `filepath` and rename it; OSError leaves nothing behind."""
+        """Write `obj` beside `filepath` and rename it; remove the incomplete file if that fails."""
         final = Path(filepath)
         final.parent.mkdir(parents=True, exist_ok=True)
         temp = final.with_name(f".tmp-{final.name}-{os.getpid()}")
@@ -260,19 +261,20 @@ class AtomicLocalBackend(LocalBackend):  # type: ignore[misc]  # mmengine has no
 
 @HOOKS.register_module()
 class PlainCheckpointHook(Hook):
-    """Write checkpoints that can be read safely; refuse those of another model."""
+    """Write checkpoints that can be read safely; refuse checkpoints of another model."""
 
     priority = "LOWEST"  # after the hooks that add to a checkpoint
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Replace all but the weights, which are tensors, by plain values."""
+        """Replace everything except the weights, which are tensors, with plain values."""
         for name in checkpoint.keys() - {"state_dict"}:
             checkpoint[name] = plain(checkpoint[name], name)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Report on the keys, and refuse another model or other classes; a training may start from other classes.
+        """Log how the keys match, and refuse a checkpoint of another model or other classes.
 
-        Then what depends on the classes is left out of the checkpoint, and so made anew.
+        Only a training may start from a checkpoint of other classes: the layers that depend on the classes are then
+        dropped from the checkpoint and initialised.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         starting = isinstance(runner._train_loop, BaseLoop) and not runner._resume
@@ -296,7 +298,9 @@ class PlainCheckpointHook(Hook):
                         text=f"starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}",
                     )
         elif other:
-            raise CheckpointMismatch(f"the checkpoint is not one of this model: {differing(stated, here)}")
+            raise CheckpointMismatch(
+                f"the checkpoint is not one of this model: {describe_difference(stated, here)}"
+            )
         report = compare(model, weights_of(checkpoint))
         if not report.complete and not starting:
             raise CheckpointMismatch(f"the checkpoint is not one of this model\n{report}")
@@ -306,7 +310,7 @@ class PlainCheckpointHook(Hook):
 
 
 def class_layers(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the layers that have something per class, in a detector with boxes and masks."""
+    """Yield the names of the layers whose size depends on the number of classes, in a detector with boxes and masks."""
     box, mask = model.roi_head.bbox_head, model.roi_head.mask_head
     yield "roi_head.bbox_head.fc_cls"
     if not box.reg_class_agnostic:
@@ -316,16 +320,16 @@ def class_layers(model: nn.Module) -> Iterator[str]:
 
 
 def drop_class_layers(model: nn.Module, checkpoint: Mapping[str, Any], *, by_name: bool) -> tuple[str, ...]:
-    """Take layers of other classes out of a checkpoint's weights, in place, and return their names.
+    """Remove the layers of other classes from a checkpoint's weights, in place, and return the names of these layers.
 
     Parameters
     ----------
     model
-        The detector that is going to be trained.
+        The detector that will be trained.
     checkpoint
-        mmengine's, with `state_dict`, or bare weights.
+        A checkpoint of mmengine, with `state_dict`, or bare weights.
     by_name
-        The classes are known to be others: their layers go even where they have the same shapes.
+        Whether the classes are known to differ: their layers are then removed even if the shapes are equal.
     """
     weights = checkpoint.get("state_dict", checkpoint)
     own = model.state_dict()
@@ -345,27 +349,28 @@ def drop_class_layers(model: nn.Module, checkpoint: Mapping[str, Any], *, by_nam
 
 
 @HOOKS.register_module()
-class KeepingCheckpointHook(CheckpointHook):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's hook, which removes an old checkpoint before it writes the new one; here it goes afterwards.
+class KeepingCheckpointHook(CheckpointHook):
+    """mmengine's hook, but it removes an old checkpoint after the new one is written, not before.
 
-    So a disk that fills up while the new one is written costs neither the last nor the best one. There must be room for
-    one more than are kept.
+    If the disk fills up while the new checkpoint is written, the last and the best one therefore still exist. The disk
+    needs room for one checkpoint more than are kept.
     """
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        with self._removals_last():
+        with self._removing_last():
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not set(self.key_indicators or ()) <= metrics.keys():
-            return  # nothing at all was detected: mmdet has no numbers then
-        with self._removals_last():
+            return  # nothing was detected: mmdet then reports no numbers
+        with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
 
     @contextlib.contextmanager
-    def _removals_last(self) -> Iterator[None]:
-        """Hold back what is removed until all is written; nothing is removed after an exception."""
-        remove, old = self.file_backend.remove, []
+    def _removing_last(self) -> Iterator[None]:
+        """Postpone removals until the block has ended; after an exception nothing is removed."""
+        old: list[str] = []
+        remove = self.file_backend.remove
         self.file_backend.remove = old.append
         try:
             yield

@@ -1,8 +1,8 @@
-"""A data set on the disk, and a configuration that is made to fit it.
+"""Fit a model's configuration to a data set on the disk.
 
-Every data set has COCO's layout: `annotations/instances_<split>.json` with the pictures of `<split>/`, where the names
-of the splits begin with train and val. A configuration is one model's; where it says `split="train"` or
-`split="val"`, `fill` puts in the files, the classes and their number.
+Every data set has COCO's layout: `annotations/instances_<split>.json` and the pictures in `<split>/`, where the names
+of the splits begin with train and val. A configuration belongs to one model; where it says `split="train"` or
+`split="val"`, `fill` sets the files, the classes and their number.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _EVALUATORS = ("val_evaluator", "test_evaluator")
 
 
 class DataError(RunError):
-    """Annotations or images that a training or an evaluation cannot use."""
+    """A training or an evaluation cannot use the annotations or images."""
 
     default_name = "data-invalid"
 
 
 def find_split(root: Path, kind: str) -> str:
-    """Return the name of the data set's split whose name begins with `kind`: "train2017" for "train".
+    """Return the name of the data set's split that begins with `kind`, such as "train2017" for "train".
 
     Raises
     ------
     DataError
-        The data set has none, or several.
+        The data set has no such split, or several.
     """
     files = sorted(root.glob(f"annotations/instances_{kind}*.json"))
     names = [file.stem.removeprefix("instances_") for file in files]
@@ -48,7 +48,7 @@ def read(file: Path) -> dict[str, Any]:
     Raises
     ------
     DataError
-        It is not one.
+        The file is no COCO instances file.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -57,7 +57,7 @@ def read(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is no COCO instances file: {error!r}") from error
     if not all(isinstance(entries, list) for entries in lists):
         raise DataError(f"{file} is no COCO instances file: images, annotations and categories must be lists")
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def count_pictures(content: Mapping[str, Any], rule: Mapping[str, Any]) -> int:
-    """Return how many of the pictures a training takes; `rule` is the `filter_cfg` of mmdet's data sets.
+    """Return how many pictures a training uses; `rule` is the `filter_cfg` of mmdet's data sets.
 
     >>> images = [dict(id=1, width=9, height=9), dict(id=2, width=9, height=9)]
     >>> count_pictures({"images": images, "annotations": [dict(image_id=2)]}, {"filter_empty_gt": True})
@@ -85,19 +85,19 @@ def count_pictures(content: Mapping[str, Any], rule: Mapping[str, Any]) -> int:
 
 
 def fill(cfg: Config, *, training: bool = True) -> int:
-    """Put the data set of `cfg.data_root` into a configuration, which changes: files, classes, the heads' sizes.
+    """Set files, classes and the heads' sizes of a configuration, in place, for the data set in `cfg.data_root`.
 
-    The classes are those of the training's split, or of the split that is evaluated; `CheckedCocoDataset` holds the
-    other one to them. A configuration that names its files itself is left alone.
+    The classes are those of the split for training, or of the evaluated split; `CheckedCocoDataset` checks that the
+    other split has the same. A configuration that names its own files is not changed.
 
     Returns
     -------
-    How many pictures the training takes; 0 where it is an evaluation.
+    How many pictures the training uses; 0 for an evaluation.
 
     Raises
     ------
     DataError
-        A split is missing or there twice, or its annotations cannot be read.
+        A split is missing or exists twice, or its annotations cannot be read.
     """
     names = (*(_LOADERS if training else _LOADERS[1:]), *_EVALUATORS)
     parts = {name: cfg[name] if name in _EVALUATORS else cfg[name].dataset for name in names if cfg.get(name)}
@@ -125,18 +125,18 @@ def fill(cfg: Config, *, training: bool = True) -> int:
 
 
 def set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
-    """Give both heads of the model as many classes."""
+    """Set the number of classes of the model's box head and mask head."""
     for head in ("bbox_head", "mask_head"):
         cfg.model.roi_head[head].num_classes = len(classes)
 
 
 def known_classes(root: Path) -> tuple[str, ...]:
-    """Return the classes of the data set at `root`, none where there is no data set.
+    """Return the classes of the data set in `root`; an empty tuple if there is no data set.
 
     Raises
     ------
     DataError
-        Its annotations cannot be read.
+        The annotations cannot be read.
     """
     files = sorted(root.glob("annotations/instances_val*.json")) or sorted(
         root.glob("annotations/instances_*.json")
@@ -145,7 +145,7 @@ def known_classes(root: Path) -> tuple[str, ...]:
 
 
 def meta_classes(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a checkpoint's `meta` states; none in a file of bare weights.
+    """Return the class names that a checkpoint's `meta` states; an empty tuple for a file of bare weights.
 
     >>> meta_classes({"dataset_meta": {"CLASSES": ["cat"]}})
     ('cat',)
@@ -154,15 +154,15 @@ def meta_classes(meta: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(info.get("classes") or info.get("CLASSES") or ())
 
 
-def differing(stated: tuple[str, ...], here: tuple[str, ...]) -> str:
-    """Say that a checkpoint has other classes than the data set.
+def describe_difference(stated: tuple[str, ...], here: tuple[str, ...]) -> str:
+    """Return a message that a checkpoint has other classes than the data set.
 
-    >>> differing(("cat", "dog"), ("dog",))
-    'its 2 classes are cat, dog; those of the data set are 1: dog'
+    >>> describe_difference(("cat", "dog"), ("dog",))
+    'it has 2 classes (cat, dog), the data set has 1 (dog)'
     """
-    return f"its {len(stated)} classes are {few(stated)}; those of the data set are {len(here)}: {few(here)}"
+    return f"it has {len(stated)} classes ({shorten(stated)}), the data set has {len(here)} ({shorten(here)})"
 
 
-def few(names: tuple[str, ...]) -> str:
-    """Return the first names, for a message."""
+def shorten(names: tuple[str, ...]) -> str:
+    """Return the first six names, for a message."""
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

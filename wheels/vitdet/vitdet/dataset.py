@@ -1,4 +1,4 @@
-"""COCO data sets that are checked before a training spends hours on them, and images that are checked when read."""
+"""COCO data sets that are checked before training starts, and images that are checked when they are read."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmengine.logging import print_log
 
-from vitdet.data import DataError, classes_of, few
+from vitdet.data import DataError, classes_of, shorten
 from vitdet.resume import Draw, seed_draw
 
 __all__ = ["CheckedCocoDataset", "DataError", "LoadCheckedImage"]
 
 
 @DATASETS.register_module()
-class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no types
-    """mmdet's COCO data set; takes indices, and draws of `ResumableSampler`, which seed the augmentation.
+class CheckedCocoDataset(CocoDataset):
+    """mmdet's COCO data set, checked when it is built. It takes indices, or the draws of `ResumableSampler`.
 
     Raises
     ------
     DataError
-        When it is built: an annotation file that is no COCO instances file, without images (or, for training, without
-        any that can be used), that names images which are not there, or whose classes are not the model's: mmdet would
-        number them by their order in the file, or leave some out, silently.
+        The annotation file is no COCO instances file, has no images (for training: none that can be used), names
+        images that do not exist, or has other classes than the model. mmdet would silently number the classes by their
+        order in the file, or leave some out.
     """
 
     def COCOAPI(self, file: str) -> COCO:  # mmdet's name for what reads a file
-        """Read annotations whose classes are the model's, in its order."""
+        """Read annotations, and check that their classes are the model's, in the same order."""
         coco = COCO(file)
         found, wanted = classes_of(coco.dataset), tuple(self.metainfo["classes"])
         if found != wanted:
             raise DataError(
-                f"{file} has other classes than the model: {len(found)}: {few(found)}; not {len(wanted)}: {few(wanted)}"
+                f"{file} has other classes than the model: it has {len(found)} ({shorten(found)}), "
+                f"the model has {len(wanted)} ({shorten(wanted)})"
             )
         return coco
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """The annotations, once they are known to fit the images and the classes."""
+        """Return the annotations after checking them against the images and the classes."""
         try:
             entries = super().load_data_list()
         except DataError:
@@ -65,31 +66,30 @@ class CheckedCocoDataset(CocoDataset):  # type: ignore[misc]  # mmdet has no typ
                 f"{self.ann_file} names {len(missing)} of {len(entries)} images that are not in {folder}: "
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
             )
-        return entries  # type: ignore[no-any-return]
+        return entries
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """What mmdet keeps; for training that must be something."""
+        """Return the entries that mmdet keeps; raise DataError if none is left."""
         kept = super().filter_data()
         if not kept:
             raise DataError(f"{self.ann_file} has no image with an object to train on")
-        return kept  # type: ignore[no-any-return]
+        return kept
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
-        """The image of an index or of a draw, through the pipeline."""
-        with reporting():  # a worker's exception reaches the training as text only
-            return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)  # type: ignore[no-any-return]
+        """Return what the pipeline makes of the image of an index, or of a draw, which also seeds the augmentation."""
+        with reporting():  # an exception of a data loader's worker reaches the training as text only
+            return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)
 
 
 @TRANSFORMS.register_module()
-class LoadCheckedImage(LoadImageFromFile):  # type: ignore[misc]
-    """mmcv's loading, which takes a truncated JPEG for a whole one that is grey below.
+class LoadCheckedImage(LoadImageFromFile):
+    """mmcv's loading, but a damaged image ends the run with `DataError`: mmcv reads a truncated JPEG as partly grey.
 
-    A damaged image ends the run with `DataError`. With `ignore_empty` a training takes another image instead, and says
-    so; an evaluation cannot.
+    With `ignore_empty` a training logs the damaged image and takes another one; an evaluation cannot.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Add `img` (height, width, 3), BGR, uint8, and its shape."""
+        """Add `img`, (height, width, 3), BGR, uint8, and its shape to `results`; return None to skip the image."""
         try:
             image = read(results["img_path"], (results["height"], results["width"]))
         except ImageError as error:

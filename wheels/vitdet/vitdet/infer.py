@@ -1,11 +1,12 @@
-r"""Detect objects in pictures with one device: drawn pictures, COCO-like results, and where the time goes.
+r"""Detect objects in pictures with one device: draw them, write COCO-like results, and measure where the time goes.
 
     python -m vitdet.infer --images list.json
 
-Environment: MODEL, DATASET, CHECKPOINT; WORK_DIR, which gets `pictures/` and `results.json`: the detections in pixels
-of the picture as it is seen (turned by its EXIF orientation), what was skipped, and milliseconds. `list.json` holds
-file names; bytes that are not UTF-8 are lone surrogates there and in the results, as Python has them, and `\xNN` where
-they are printed and in the names of drawn pictures. Batch 1, as in the port reports.
+Environment: MODEL, DATASET, CHECKPOINT and WORK_DIR, where `pictures/` and `results.json` are written. The results are
+the detections in pixels of the picture as it is seen (turned by its EXIF orientation), the skipped files, and
+milliseconds. `list.json` holds file names. Bytes of a name that are not UTF-8 are lone surrogates there and in the
+results, as in Python, and `\xNN` in messages and in the names of drawn pictures. The batch size is 1, as in the port
+reports.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 
 from vitdet import launch
 from vitdet.checkpoint import CheckpointMismatch, compare, read, weights_of
-from vitdet.data import DataError, differing, known_classes, meta_classes, set_classes
+from vitdet.data import DataError, describe_difference, known_classes, meta_classes, set_classes
 
 
 class Detector:
@@ -45,21 +46,21 @@ class Detector:
     Parameters
     ----------
     cfg
-        A configuration of the vitdet package. Where its data set is here, the checkpoint must have its classes.
+        A configuration of the vitdet package. If its data set exists, the checkpoint must have the same classes.
     checkpoint
-        A file of exactly this model.
+        A checkpoint file of exactly this model.
 
     Raises
     ------
     CheckpointError
-        A damaged file, or one of another model or other classes.
+        The file is damaged, or belongs to another model or other classes.
     DataError
-        A file that does not say its classes, and there is no data set that does.
+        The file does not say its classes, and the data set, which would, does not exist.
     """
 
     def __init__(self, cfg: Config, checkpoint: str) -> None:
         init_default_scope("mmdet")
-        cfg.model.backbone.pop("init_cfg", None)  # what training starts from
+        cfg.model.backbone.pop("init_cfg", None)  # the weights that training starts from
         content = read(checkpoint)
         classes = self._classes(content.get("meta") or {}, Path(cfg.data_root))
         set_classes(cfg, classes)
@@ -75,7 +76,9 @@ class Detector:
     def _classes(meta: dict[str, Any], root: Path) -> tuple[str, ...]:
         stated, here = meta_classes(meta), known_classes(root)
         if stated and here and stated != here:
-            raise CheckpointMismatch(f"the checkpoint is not one of this model: {differing(stated, here)}")
+            raise CheckpointMismatch(
+                f"the checkpoint is not one of this model: {describe_difference(stated, here)}"
+            )
         if not stated and not here:
             raise DataError(f"the checkpoint does not say its classes, and there is no data set {root}")
         return stated or here
@@ -89,27 +92,27 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, pixels: Pixels, name: str, watch: Watch) -> tuple[DetDataSample, list[dict[str, Any]]]:
-        """Detections in an image.
+        """Return the detections in an image.
 
         Parameters
         ----------
         pixels
             Shape (height, width, 3), BGR, uint8.
         name
-            What the image is called.
+            The image's name in messages.
         watch
-            Gets the milliseconds of all stages but `read`.
+            Measures all stages except `read`.
 
         Returns
         -------
         sample, detections
-            mmdet's sample on the host; and per object `category`, `score`, `bbox` [x, y, width, height] in pixels,
-            `segmentation` (compressed RLE), by falling score.
+            mmdet's sample on the host; and for each object `category`, `score`, `bbox` [x, y, width, height] in pixels
+            and `segmentation` (compressed RLE), the highest score first.
 
         Raises
         ------
         ImageError
-            The image's shape leaves nothing after scaling: it is thousands of times wider than high, or the reverse.
+            The image cannot be scaled because it is thousands of times wider than high, or the reverse.
         """
         shape = pixels.shape[:2]
         with watch("preprocess"):
@@ -144,21 +147,22 @@ class Detector:
 
 
 def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float, bad: str) -> dict[str, Any]:
-    """Return the content of results.json for these files; their pictures are drawn into `out`/pictures.
+    """Detect objects in all files, draw the pictures into `out`/pictures, and return the content of results.json.
 
     Raises
     ------
     ImageError
-        A damaged picture, where `bad` is "refuse"; or all are damaged.
+        A picture is damaged and `bad` is "refuse", or all pictures are damaged.
     """
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = detector.meta
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    results, skipped, calls = [], [], []
+    results, skipped = [], []
+    calls: list[dict[str, float]] = []
     for number, file in enumerate(files):
         shown = printable(file)
         try:
-            # The very first one again: one picture has a steady state, too.
+            # The first picture is read twice, so that even a single picture gives a measurement after the first call.
             for _ in range(1 if calls else 2):
                 watch = Watch(_synchronize)
                 with watch("read"):
@@ -213,7 +217,7 @@ def _synchronize() -> None:
 
 
 def main() -> None:
-    """Go through the pictures that the command line names."""
+    """Detect objects in the pictures that the command line names."""
     parser = launch.parser("Detect objects in pictures.")
     parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
     parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")

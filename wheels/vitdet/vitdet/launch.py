@@ -1,4 +1,4 @@
-"""What the programs of ViTDet share: their options, and a configuration made from them."""
+"""Shared parts of ViTDet's programs: their options, and the configuration made from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).with_name("configs")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of all programs."""
+    """Return a parser with the options that all programs have."""
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
     made.add_argument(
         "--cfg-options", nargs="+", action=DictAction, default={}, help="mmengine's key=value …"
@@ -23,12 +23,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Return the configuration of MODEL on DATASET for WORK_DIR, with the command line's changes.
+    """Return the configuration of MODEL on DATASET for WORK_DIR, changed by the options of the command line.
 
     Raises
     ------
     KeyError
-        One of these environment variables is not set; scripts/run.sh checks them.
+        One of these environment variables is not set (scripts/run.sh checks them).
     """
     cfg = Config.fromfile(CONFIGS / f"{os.environ['MODEL']}.py")
     cfg.merge_from_dict(args.cfg_options)
@@ -37,7 +37,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def join_ranks(cfg: Config) -> None:
-    """Make the runner of a configuration one of the ranks that torchrun started."""
+    """Make the configuration's runner join the process group of the ranks that torchrun started."""
     cfg.launcher = "pytorch"
     if get_device() == "cpu":  # mmengine's launcher knows accelerators only
         torch.distributed.init_process_group("gloo")
@@ -47,6 +47,6 @@ def join_ranks(cfg: Config) -> None:
 
 
 def leave_training_out(cfg: Config) -> None:
-    """Make a configuration one of a prediction, whose data set needs no split to train on."""
+    """Remove training from a configuration, so that a prediction needs no split for training."""
     for name in ("train_cfg", "train_dataloader", "optim_wrapper", "param_scheduler"):
         cfg.pop(name, None)

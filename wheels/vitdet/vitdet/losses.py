@@ -1,4 +1,4 @@
-"""Losses in the log without a wait per step, and the end of a training whose loss is not finite."""
+"""Log losses without a synchronisation per step, and end a training whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
 
-# errors.EXIT_CODES["loss-not-finite"] of the tool, which is not here: the line that begins with its name tells it.
+# The same as errors.EXIT_CODES["loss-not-finite"] of the tool, which cannot be imported here.
 EXIT_LOSS_NOT_FINITE = 35
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What an iteration was about; `values` are its losses, (losses,), float32, on the device until they are read."""
+    """One iteration: its pictures, learning rate and losses; `values` is (losses,), float32, on the device."""
 
     iteration: int
     lr: float
@@ -33,19 +33,20 @@ class Step:
 
 
 @HOOKS.register_module()
-class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's hook, which waits for the device at each loss of each step; here they are read when they are needed.
+class LossHook(RuntimeInfoHook):
+    """mmengine's hook, but losses are read from the device only when they are needed, not at every step.
 
-    That is when the log is written, before a validation and before a checkpoint is saved: by all ranks after the same
-    iterations. A loss that is not finite on any rank then ends all of them, with SystemExit(EXIT_LOSS_NOT_FINITE) after
-    a line that tells the first such iteration. Neither it nor weights that are not finite are ever saved.
+    They are read when the log is written, before a validation and before a checkpoint is saved; all ranks do so after
+    the same iterations. If a loss is not finite on any rank, all ranks then end with SystemExit(EXIT_LOSS_NOT_FINITE),
+    after a line that names the first such iteration. No checkpoint is saved after a loss, or with a weight, that is
+    not finite.
     """
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Find out when the log is written."""
+        """Find the hooks that write the log, because losses are read when they do."""
         super().before_train(runner)
         self.done = runner.iter
         self.loggers = [hook for hook in runner.hooks if isinstance(hook, LoggerHook)]
@@ -53,7 +54,7 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Tensor] | None = None
     ) -> None:
-        """Keep the losses on the device; read them if the log is about to be written."""
+        """Keep the losses on the device; read them if the log will be written now."""
         assert outputs is not None
         self.done = runner.iter + 1
         step = Step(
@@ -70,35 +71,38 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
             self.read(runner)
 
     def before_val(self, runner: Runner) -> None:
-        """Read before weights are evaluated that may not be worth it."""
+        """Read the losses, so that a training that diverged ends before it is evaluated."""
         super().before_val(runner)
         self.read(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Read; look at the weights, too, which gradients can spoil although the losses were finite."""
+        """Read the losses and check the weights: gradients can spoil them even if every loss was finite."""
         self.read(runner)
-        checkpoint["message_hub"] = runner.message_hub.state_dict()  # with what was just read
+        checkpoint["message_hub"] = runner.message_hub.state_dict()  # with the losses that were just read
         bad = [name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()]
         if bad:
             lr = runner.optim_wrapper.param_groups[0]
             end_all_ranks(
                 f"{len(bad)} of {len(checkpoint['state_dict'])} weights are not finite after iteration {self.done}, "
-                f"{bad[0]} among them; {shown_rate(lr['lr'], runner)}",
+                f"{bad[0]} among them; {show_rate(lr['lr'], runner)}",
                 runner,
             )
 
     def read(self, runner: Runner) -> None:
-        """Pass the losses on to the log; end if one is not finite."""
+        """Pass the losses on to the log; end all ranks if one is not finite."""
         if not self.steps:
             return
         bad = self.take(runner)
         first = torch.tensor(float(bad[0][0].iteration) if bad else math.inf)
-        all_reduce(first, "min")  # this rank's may be the consequence of another one's, an iteration earlier
+        all_reduce(first, "min")  # another rank's loss may have been the first, an iteration earlier
         if first < math.inf:
             end_all_ranks(describe(bad, runner) if bad and bad[0][0].iteration == first else None, runner)
 
     def explain(self, runner: Runner) -> None:
-        """End this rank, which an exception leaves without the others, if a loss was not finite before it."""
+        """End this rank with `loss-not-finite` if a loss before an exception was not finite.
+
+        It does not wait for the other ranks, which may not have raised an exception.
+        """
         with contextlib.suppress(RuntimeError):  # the device may be lost
             if bad := self.take(runner):
                 end(describe(bad, runner), runner)
@@ -106,7 +110,7 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
     def take(self, runner: Runner) -> list[tuple[Step, str, float]]:
         """Copy the losses from the device, pass them on to the log, and return those that are not finite."""
         steps, self.steps = self.steps, []
-        # Not all steps have the same: without a region there is no accuracy.
+        # The number of values differs between steps: a step without regions has no accuracy.
         values = iter(torch.cat([step.values for step in steps]).tolist() if steps else [])
         bad = []
         for step in steps:
@@ -118,17 +122,17 @@ class LossHook(RuntimeInfoHook):  # type: ignore[misc]  # mmengine has no types
 
 
 def describe(bad: list[tuple[Step, str, float]], runner: Runner) -> str:
-    """Return one line about the losses that are not finite, those of the first such iteration."""
+    """Return one line about the losses that are not finite in the first such iteration."""
     step = bad[0][0]
     bad = [entry for entry in bad if entry[0] is step]
     losses = ", ".join(f"{name} is {value}" for _, name, value in bad if name != "loss" or len(bad) == 1)
     pictures = ", ".join(map(printable, step.pictures))
     where = f"iteration {step.iteration} of rank {get_rank()}"
-    return f"{losses} in {where}, {shown_rate(step.lr, runner)}, pictures: {pictures}"
+    return f"{losses} in {where}, {show_rate(step.lr, runner)}, pictures: {pictures}"
 
 
-def shown_rate(lr: float, runner: Runner) -> str:
-    """Return a learning rate beside the one that the schedule starts from."""
+def show_rate(lr: float, runner: Runner) -> str:
+    """Return a learning rate as text, with the rate that the schedule starts from in parentheses."""
     return f"learning rate {lr:.3g} (LR={start_rate(runner):g})"
 
 
@@ -139,21 +143,21 @@ def start_rate(runner: Runner) -> float:
 
 
 def end_all_ranks(message: str | None, runner: Runner) -> NoReturn:
-    """End this rank; all others do the same. One rank, at least, has a message, and each machine's first one prints it.
+    """End this rank with SystemExit(EXIT_LOSS_NOT_FINITE); all other ranks must call this function, too.
 
-    Raises SystemExit(EXIT_LOSS_NOT_FINITE).
+    At least one rank passes a message, and the first rank of each node prints it.
     """
     if get_world_size() > 1:
         store = torch.distributed.distributed_c10d._get_default_store()
         if message is not None:
             store.set("ascendet/loss", message)
         message = store.get("ascendet/loss").decode()
-        barrier()  # the store may live in a rank
+        barrier()  # the process that holds the store may be a rank; it must not end before the others have read
     end(message if os.environ.get("LOCAL_RANK", "0") == "0" else None, runner)
 
 
 def end(message: str | None, runner: Runner) -> NoReturn:
-    """Report the message, if this is the rank to do so, and raise SystemExit(EXIT_LOSS_NOT_FINITE)."""
+    """Print and report the message, if there is one, and raise SystemExit(EXIT_LOSS_NOT_FINITE)."""
     if message:
         print(f"error[loss-not-finite]: {message}", flush=True)
         half = {"LR": f"{start_rate(runner) / 2:g}"}

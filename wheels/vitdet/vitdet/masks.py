@@ -1,10 +1,10 @@
-"""Bitmaps of an image's objects that exist only when they are used: bit for bit mmdet's, in less memory and time.
+"""Masks as bitmaps that are created only when they are used: equal to mmdet's, in less memory and time.
 
-Flipping, resizing to the nearest pixel, cropping and padding choose whole rows and columns. So a mask of an augmented
-image is the mask as annotated, some of its rows and some of its columns; only these choices go from step to step, and
-large-scale jitter no longer makes a bitmap of up to 2048 x 2048 pixels, at each step anew, for each object. The masks
-as annotated stay run-length encoded, and of one object at a time the bitmap of its box is decoded: an aerial image of
-4000 x 5000 pixels with hundreds of objects would be gigabytes of bitmaps.
+Flipping, resizing to the nearest pixel, cropping and padding select whole rows and columns. A mask of an augmented
+image is therefore the annotated mask plus a selection of its rows and columns. Augmentation steps change only the
+selections; without this, large-scale jitter would create a bitmap of up to 2048 x 2048 pixels per object and step. The
+annotated masks stay run-length encoded, and are decoded one object at a time, within the object's box: the bitmaps of
+an aerial image of 4000 x 5000 pixels with hundreds of objects would take gigabytes.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mmdet.structures.mask import BitmapMasks
 from pycocotools import mask as coco_mask
 
 Bitmaps = npt.NDArray[np.uint8]
-Choice = npt.NDArray[np.float32]  # OpenCV resizes no int64
+Choice = npt.NDArray[np.float32]  # not int64, which OpenCV cannot resize
 Chosen = npt.NDArray[np.intp]
 PADDING = -1
 
 
-class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
-    """mmdet's bitmaps, made when they are asked for.
+class DeferredMasks(BitmapMasks):
+    """mmdet's bitmap masks, created when they are first used.
 
     Parameters
     ----------
     annotated
-        Compressed RLE of each object, as pycocotools makes it: `size` [height, width], all alike, and `counts`.
+        Compressed RLE of each object, as pycocotools makes it: `size` [height, width], the same for all, and `counts`.
     rows, columns
-        For each row and column of these masks the one of `annotated` that it shows, or `PADDING`: zeros. They rise or
-        fall, with `PADDING` at their ends only.
+        For each row and column of these masks, the row or column of `annotated` that it shows, or `PADDING` for zeros.
+        The numbers rise or fall, with `PADDING` at the ends only.
     """
 
     def __init__(self, annotated: Sequence[dict[str, Any]], rows: Choice, columns: Choice) -> None:
@@ -47,7 +47,7 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
 
     @classmethod
     def of(cls, annotated: Sequence[dict[str, Any]], height: int, width: int) -> DeferredMasks:
-        """Return the masks as annotated; ValueError where one is not for an image of height x width."""
+        """Return the masks as annotated; raise ValueError if one does not belong to an image of height x width."""
         for rle in annotated:
             if list(rle["size"]) != [height, width]:
                 raise ValueError(f"a mask of {rle['size']} pixels in an image of {[height, width]}")
@@ -55,13 +55,13 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
 
     @cached_property
     def masks(self) -> Bitmaps:
-        """(objects, height, width), contiguous."""
+        """The bitmaps, (objects, height, width), uint8, contiguous."""
         return self._draw(np.zeros((len(self), self.height, self.width), np.uint8))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Materialise the masks when they are pickled, so that a data loader's worker pays for it and not the training.
+        """Create the bitmaps when the masks are pickled: a data loader's worker spends the time, not the training.
 
-        They are made in shared memory, by which a tensor goes to another process: no second copy exists.
+        They are created in shared memory, which PyTorch passes to the other process without a copy.
         """
         masks = vars(self).get("masks")
         if masks is None and len(self):
@@ -91,13 +91,13 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         if interpolation != "nearest":
             return super().resize(out_shape, interpolation)
         height, width = out_shape
-        # OpenCV itself says which row is the nearest one.
+        # OpenCV resizes the selections, so that it chooses the nearest row as it does for bitmaps.
         rows = mmcv.imresize(self.rows[:, None], (1, height), interpolation="nearest")
         columns = mmcv.imresize(self.columns[None, :], (width, 1), interpolation="nearest")
         return DeferredMasks(self.annotated, rows.ravel(), columns.ravel())
 
     def flip(self, flip_direction: str = "horizontal") -> BitmapMasks:
-        """Mirror: "horizontal", "vertical", or "diagonal" for both."""
+        """Mirror the masks: "horizontal", "vertical", or "diagonal" for both."""
         if flip_direction not in ("horizontal", "vertical", "diagonal"):
             raise ValueError(f"flip_direction {flip_direction!r}")
         rows = self.rows if flip_direction == "horizontal" else self.rows[::-1]
@@ -105,14 +105,14 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         return DeferredMasks(self.annotated, rows, columns)
 
     def crop(self, bbox: npt.NDArray[np.int64]) -> BitmapMasks:
-        """Cut out (left, top, right, bottom), in pixels, at least one pixel."""
+        """Crop to (left, top, right, bottom), in pixels; the result has at least one pixel."""
         left, right = np.clip(bbox[0::2], 0, self.width)
         top, bottom = np.clip(bbox[1::2], 0, self.height)
         rows = self.rows[top : max(bottom, top + 1)]
         return DeferredMasks(self.annotated, rows, self.columns[left : max(right, left + 1)])
 
     def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> BitmapMasks:
-        """Fill up with zeros to (height, width), at the bottom and at the right."""
+        """Pad with zeros to (height, width), at the bottom and at the right."""
         if (self.height, self.width) == tuple(out_shape):
             return self
         if pad_val:
@@ -127,12 +127,13 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         return BitmapMasks.cat(masks)
 
     def get_bboxes(self, dst_type: str | type = "hbox") -> Any:
-        """Return the box around each mask, (objects, 4); zeros around nothing. Other types than "hbox" are mmdet's."""
+        """Return the box around each mask, (objects, 4); zeros for an empty mask. Types except "hbox" are mmdet's."""
         if get_box_type(dst_type)[1] is not HorizontalBoxes:
             return super().get_bboxes(dst_type)
         boxes = np.zeros((len(self), 4), np.float32)
         for box, (top, rows, left, columns, bitmap) in zip(boxes, self._visible(), strict=True):
-            across, down = bitmap.any(axis=0)[columns].nonzero()[0], bitmap.any(axis=1)[rows].nonzero()[0]
+            across = np.flatnonzero(np.asarray(bitmap.any(axis=0))[columns])
+            down = np.flatnonzero(np.asarray(bitmap.any(axis=1))[rows])
             if len(across):
                 box[:] = left + across[0], top + down[0], left + across[-1] + 1, top + down[-1] + 1
         return HorizontalBoxes(boxes)
@@ -144,10 +145,11 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
         return masks
 
     def _visible(self) -> Iterator[tuple[int, Chosen, int, Chosen, Bitmaps]]:
-        """Yield for each object which part of these masks its box covers, and what is there.
+        """Yield (first row, rows, first column, columns, bitmap) for each object: the part of its mask within its box.
 
-        That is: the part's first row and, for each of its rows, the one of the bitmap that it shows; the same for
-        columns; and the bitmap, of those rows and columns of the annotated mask that are shown.
+        The part begins at the first row and first column of this mask. `rows` and `columns` say, for each of the part's
+        rows and columns, which row or column of `bitmap` it shows. `bitmap` holds only those rows and columns of the
+        annotated mask that are shown.
         """
         boxes = coco_mask.toBbox(self.annotated).astype(int).tolist() if self.annotated else []
         for rle, (left, top, width, height) in zip(self.annotated, boxes, strict=True):
@@ -159,8 +161,8 @@ class DeferredMasks(BitmapMasks):  # type: ignore[misc]  # mmdet has no types
             yield first_row, rows, first_column, columns, np.ascontiguousarray(by_column.T)
 
 
-class ReadyMasks(BitmapMasks):  # type: ignore[misc]
-    """mmdet's bitmaps; to pad them to the size that they have copies nothing."""
+class ReadyMasks(BitmapMasks):
+    """mmdet's bitmap masks, but padding them to the size that they already have copies nothing."""
 
     @classmethod
     def of(cls, masks: torch.Tensor) -> ReadyMasks:
@@ -168,12 +170,12 @@ class ReadyMasks(BitmapMasks):  # type: ignore[misc]
         return cls(masks.numpy(), *masks.shape[1:])
 
     def pad(self, out_shape: tuple[int, int], pad_val: int = 0) -> BitmapMasks:
-        """Fill up to (height, width), at the bottom and at the right."""
+        """Pad to (height, width), at the bottom and at the right."""
         return self if (self.height, self.width) == tuple(out_shape) else super().pad(out_shape, pad_val)
 
 
 def within(chosen: Choice, low: int, count: int) -> tuple[int, Chosen]:
-    """Return where the chosen ones from `low` on, `count` of them, begin in `chosen`, and these, counted from `low`.
+    """Return the part of `chosen` that lies in low … low + count - 1: its first position, and its values minus `low`.
 
     >>> within(np.float32([PADDING, 7, 6, 6, 5, 4]), 5, 2)
     (2, array([1, 1, 0]))
@@ -184,9 +186,9 @@ def within(chosen: Choice, low: int, count: int) -> tuple[int, Chosen]:
 
 
 def decode_columns(rle: dict[str, Any], left: int, count: int) -> Bitmaps:
-    """Return some columns of a mask, (count, height): pycocotools decodes all of the image only.
+    """Return `count` columns of a mask from `left` on, (count, height); pycocotools can only decode the whole image.
 
-    Raises ValueError where the runs are not those of an image of `rle["size"]`.
+    Raises ValueError if the runs do not have as many pixels as an image of `rle["size"]`.
     """
     height, width = rle["size"]
     ends = run_lengths(rle["counts"]).cumsum()
@@ -199,10 +201,11 @@ def decode_columns(rle: dict[str, Any], left: int, count: int) -> Bitmaps:
 
 
 def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
-    """Return the lengths of the runs, of zeros and ones in turn, that a compressed RLE holds.
+    """Return the lengths of the runs of a compressed RLE, of zeros and ones in turn.
 
-    The format is that of pycocotools' `rleToString`: digits of 5 bits, the least ones first, 32 added to all but a
-    number's last, 16 in the last one for less than zero; from the fourth number on the difference to the last but one.
+    The format is that of pycocotools' `rleToString`. Each number consists of digits of 5 bits, the lowest first; 32 is
+    added to every digit but the last, and 16 in the last digit marks a negative number. From the fourth number on, the
+    difference to the number two places before is stored.
 
     >>> from pycocotools import mask
     >>> run_lengths(mask.frPyObjects({"size": [30, 40], "counts": [100, 900, 7, 3, 190]}, 30, 40)["counts"])
@@ -220,8 +223,8 @@ def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
 
 
 @TRANSFORMS.register_module()
-class LoadDeferredAnnotations(LoadAnnotations):  # type: ignore[misc]
-    """mmdet's loading of annotations, with `DeferredMasks` for its bitmaps."""
+class LoadDeferredAnnotations(LoadAnnotations):
+    """mmdet's loading of annotations, with `DeferredMasks` instead of its bitmaps."""
 
     def _load_masks(self, results: dict[str, Any]) -> None:
         if not self.poly2mask:
@@ -233,9 +236,9 @@ class LoadDeferredAnnotations(LoadAnnotations):  # type: ignore[misc]
 
 
 def encode(mask: list[Any] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Return the compressed RLE of polygons, or of RLE in any form, as mmdet's loading makes it on its way."""
+    """Return the compressed RLE of polygons, or of RLE in any form, as mmdet's loading computes it before decoding."""
     if isinstance(mask, list):
-        return coco_mask.merge(coco_mask.frPyObjects(mask, height, width))  # type: ignore[no-any-return]
+        return coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
     if isinstance(mask["counts"], list):
-        return coco_mask.frPyObjects(mask, height, width)  # type: ignore[no-any-return]
+        return coco_mask.frPyObjects(mask, height, width)
     return mask | {"counts": mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]}

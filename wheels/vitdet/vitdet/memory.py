@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmdet.registry import HOOKS
 from mmengine.device import is_npu_available
@@ -11,11 +13,13 @@ from mmengine.runner import Runner
 
 @HOOKS.register_module()
 class DeviceMemoryHook(Hook):
-    """Log the most memory that tensors held on this rank's NPU so far, as `memory`, in MiB."""
+    """Log the peak memory of tensors on this rank's NPU so far, as `memory`, in MiB."""
 
     priority = "NORMAL"  # before the logger, which is below
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Read the allocator's high-water mark; it costs no synchronisation."""
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Log the allocator's peak, which costs no synchronisation."""
         if is_npu_available():
             runner.message_hub.update_scalar("train/memory", torch.npu.max_memory_allocated() / 2**20)

@@ -13,7 +13,7 @@ from torch import nn
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer that a parameter belongs to: 0 the embeddings, 1…depth the blocks, depth + 1 everything after.
+    """Return the layer of a parameter: 0 for the embeddings, 1…depth for the blocks, depth + 1 for everything after.
 
     >>> [layer_of(name, 12) for name in ("backbone.pos_embed", "backbone.blocks.0.attn.qkv.weight", "neck.fpn2.0.bias")]
     [0, 1, 13]
@@ -26,7 +26,7 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def decays(name: str) -> bool:
-    """Whether weight decay applies: to all but the blocks' norms and the position embedding, as published."""
+    """Return whether weight decay applies: to all but the blocks' norms and the position embedding, as published."""
     return name != "backbone.pos_embed" and not (name.startswith("backbone.blocks.") and ".norm" in name)
 
 
@@ -40,7 +40,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     def add_params(self, params: list[dict[str, object]], module: nn.Module, **kwargs: object) -> None:
         """Append one group per layer and kind of decay to `params`, the last layers first.
 
-        The first group's learning rate is the one that mmengine logs: so the log shows the recipe's.
+        mmengine logs the learning rate of the first group: this order makes the log show the recipe's.
         """
         depth = len(module.backbone.blocks)
         rate = self.paramwise_cfg["decay_rate"]
@@ -63,10 +63,10 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
 
 
 @OPTIM_WRAPPERS.register_module()
-class MixedPrecisionOptimWrapper(AmpOptimWrapper):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's `AmpOptimWrapper`, float16 with a dynamic loss scale on NPUs, which refuses to run on CPUs.
+class MixedPrecisionOptimWrapper(AmpOptimWrapper):
+    """mmengine's `AmpOptimWrapper` (float16 with a dynamic loss scale on NPUs), which also runs on CPUs.
 
-    There it is bfloat16, autocast's choice for a CPU, scaled all the same.
+    mmengine's refuses to. On a CPU this is bfloat16, autocast's default there, also with a loss scale.
     """
 
     def __init__(self, **kwargs: Any) -> None:

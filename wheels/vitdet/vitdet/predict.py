@@ -1,10 +1,10 @@
-"""Write what a checkpoint finds in the validation split, one rank per device; `make eval` scores it.
+"""Write a checkpoint's predictions on the validation split, one rank per device; `make eval` scores them.
 
     torchrun --nproc-per-node=2 -m vitdet.predict
 
-Environment: MODEL, DATASET, CHECKPOINT; WORK_DIR, which gets `predictions.json`, COCO results with boxes and masks, and
-`images.json` with `annotations`, the file, and `images`, the ids of the images that were looked at, in their order:
-all of the file's, the first ones (--images), or those that a training keeps.
+Environment: MODEL, DATASET, CHECKPOINT and WORK_DIR. Into WORK_DIR it writes `predictions.json`, COCO results with
+boxes and masks, and `images.json`, with the annotation file (`annotations`) and the ids of the images that were
+predicted, in their order (`images`): all images of the file, the first ones (--images), or those that a training keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitdet import launch
 
 
 def main() -> None:
-    """Predict."""
+    """Predict the validation split with the checkpoint that the environment names."""
     parser = launch.parser("Write a checkpoint's predictions on the validation split.")
     parser.add_argument("--images", type=int, help="how many, from the first on; all by default")
     args = parser.parse_args()

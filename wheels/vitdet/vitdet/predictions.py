@@ -1,6 +1,6 @@
-"""What a prediction leaves: scores that choose the best checkpoint, or detections and of which images they are.
+"""Results of a prediction: scores, which choose the best checkpoint, or files of detections and of their images.
 
-The scores are those of these images, not of whatever a file happens to hold.
+The scores cover exactly the predicted images, whatever else the annotation file holds.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ Json = dict[str, Any]
 
 
 @METRICS.register_module()
-class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no types
-    """mmdet's COCO metric, whose numbers depend on no id.
+class NumberedCocoMetric(CocoMetric):
+    """mmdet's COCO metric, but its scores do not depend on the ids in the annotation file.
 
-    pycocotools takes an object with the id 0 for one that was not found, loses all but one of several that have the
-    same id, and fails at ids that are text; so it gets ids of ours. Result files (`format_only`) keep the annotations'
-    ids. A model that finds nothing has an AP of 0, where mmdet gives no number.
+    pycocotools treats an object with the id 0 as not found, keeps only one of several objects with the same id, and
+    fails at ids that are text; therefore it gets new ids. Result files (`format_only`) keep the annotations' ids. A
+    model that finds nothing has an AP of 0; mmdet reports no number then.
     """
+
+    _coco_api: Any  # mmdet's, the annotations to evaluate with; None if they come with the images
 
     def compute_metrics(self, results: list[tuple[Json, Json]]) -> dict[str, float]:
         """Return `bbox_mAP` and the like for pairs of truth and prediction, each with its `img_id`.
@@ -39,10 +41,10 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         Raises
         ------
         DataError
-            Images were predicted that the annotations do not have.
+            The annotations lack images that were predicted.
         """
         if self.format_only:
-            return super().compute_metrics(results)  # type: ignore[no-any-return]
+            return super().compute_metrics(results)
         named = self._coco_api
         content, images = number(named.dataset if named else self._travelling_truth(results))
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
@@ -51,23 +53,23 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
             )
         self._coco_api = Truth(content)
         try:
-            return super().compute_metrics(  # type: ignore[no-any-return]
+            return super().compute_metrics(
                 [tuple(side | {"img_id": images[side["img_id"]]} for side in pair) for pair in results]
             )
         finally:
-            # Again from the start at the next evaluation.
+            # The next evaluation must start from the annotations again.
             self._coco_api, self.cat_ids, self.img_ids = named, None, None
 
     def _travelling_truth(self, results: list[tuple[Json, Json]]) -> Json:
-        """Return the content of the file that mmdet makes where the truth comes with the images."""
+        """Return the ground truth that came with the images, as the content of the COCO file that mmdet makes of it."""
         with tempfile.TemporaryDirectory() as folder:
             file = self.gt_to_coco_json([truth for truth, _ in results], f"{folder}/truth")
             content: Json = json.loads(Path(file).read_text(encoding="utf-8"))
         return {"annotations": []} | content
 
 
-class Truth(COCO):  # type: ignore[misc]
-    """mmdet's COCO from a file's content."""
+class Truth(COCO):
+    """mmdet's COCO, made from the content of a file."""
 
     def __init__(self, content: Json) -> None:
         super().__init__()
@@ -76,14 +78,14 @@ class Truth(COCO):  # type: ignore[misc]
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def loadRes(self, results: list[Json]) -> COCO:
-        """Take results in; also none, at which pycocotools raises IndexError."""
+        """Return a COCO of the results; an empty list is allowed (pycocotools raises IndexError)."""
         return super().loadRes(results) if results else Truth(self.dataset | {"annotations": []})
 
 
 def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
-    """Return a COCO instances file's content with ids 1, 2, …, and the images' by their old ones.
+    """Return the content of a COCO instances file with new ids 1, 2, …, and the images' new ids by their old ids.
 
-    Images and categories keep the order of their ids, which decides which of two results of equal score comes first.
+    Images and categories keep the order of their ids, which decides the order of results with equal scores.
     """
     images = _numbers(image["id"] for image in annotations["images"])
     categories = _numbers(category["id"] for category in annotations["categories"])
@@ -91,7 +93,7 @@ def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
     known = [one for one in objects if one["image_id"] in images and one["category_id"] in categories]
     if len(known) < len(objects):
         print_log(
-            f"{len(objects) - len(known)} of {len(objects)} objects do not count: the annotations list no such "
+            f"{len(objects) - len(known)} of {len(objects)} objects are not counted: the annotations list no such "
             "category or image",
             logger="current",
             level=30,
@@ -112,7 +114,7 @@ def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
 
 
 def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
-    """Number ids from 1 in their order, numbers before text."""
+    """Return numbers from 1 for ids, in the order of the ids: numbers first, then text."""
     return {
         one: count
         for count, one in enumerate(sorted(set(ids), key=lambda one: (isinstance(one, str), one)), 1)
@@ -123,11 +125,11 @@ def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
 class PredictionsHook(Hook):
     """Let mmdet's metric write its results into WORK_DIR instead of scoring them.
 
-    (By mmengine's command line, a path with a comma would become another one.)
+    This is a hook and not options of the command line, because mmengine's parser would change a path with a comma.
     """
 
     def before_test(self, runner: Runner) -> None:
-        """Tell the metric, and write the list of images."""
+        """Set the metric's output files, and write the list of images."""
         work = Path(runner.work_dir)
         metric, dataset = runner.test_evaluator.metrics[0], runner.test_dataloader.dataset
         metric.format_only, metric.outfile_prefix = True, str(work / "predictions")
@@ -139,7 +141,7 @@ class PredictionsHook(Hook):
             (work / "images.json").write_text(json.dumps(content), encoding="utf-8")
 
     def after_test(self, runner: Runner) -> None:
-        """Make one file of mmdet's two: that of masks holds the boxes as well."""
+        """Keep only mmdet's file of masks, as predictions.json: it holds the boxes as well."""
         work = Path(runner.work_dir)
         if is_main_process():
             (work / "predictions.segm.json").rename(work / "predictions.json")

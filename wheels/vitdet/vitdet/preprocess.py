@@ -1,4 +1,4 @@
-"""What happens to a batch on its way to the device: no index tensors, and ground truth of few distinct shapes."""
+"""Move a batch to the device and normalise it without index tensors, and with few distinct shapes of ground truth."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-# Ground-truth boxes come in blocks of so many, the last one filled up with empty boxes.
+# Ground-truth boxes are grouped in blocks of this size; empty boxes fill the last block.
 BOX_BLOCK = 32
 
 
 def pad_boxes(boxes: Tensor) -> Tensor:
-    """(k, 4) to (blocks, BOX_BLOCK, 4), at least one block, filled up with zeros: they overlap nothing."""
+    """Return boxes (k, 4) as (blocks, BOX_BLOCK, 4), at least one block, padded with zeros, which overlap nothing."""
     boxes = F.pad(boxes, (0, 0, 0, -len(boxes) % BOX_BLOCK if len(boxes) else BOX_BLOCK))
     return boxes.view(-1, BOX_BLOCK, 4)
 
 
 @MODELS.register_module()
 class FixedShapePreprocessor(DetDataPreprocessor):
-    """mmdet's, with equal results.
+    """mmdet's preprocessor, with equal results and fewer synchronisations and shapes.
 
-    - Channels are swapped by flipping: the list of indices that mmengine swaps by is a copy to the device, and a wait,
-      for each image.
-    - For training, `padded_boxes` of each sample holds the boxes as `pad_boxes` makes them, padded on the host: on the
-      device each number of boxes would be another shape. `FixedShapeRPNHead` takes them.
+    - Channels are swapped with `flip`. mmengine swaps them with a list of indices, which costs a copy to the device and
+      a synchronisation for each image.
+    - For training, each sample's `padded_boxes` holds its boxes as `pad_boxes` returns them, for `FixedShapeRPNHead`.
+      They are padded on the host, because on the device each number of boxes would be another shape.
     """
+
+    _channel_conversion: bool  # mmengine's: whether it swaps the channels
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._flip, self._channel_conversion = self._channel_conversion, False
+        self._flip = self._channel_conversion
+        self._channel_conversion = False
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Move, convert, normalise and pad a batch as it comes from the data loader."""
@@ -44,7 +47,7 @@ class FixedShapePreprocessor(DetDataPreprocessor):
         return super().forward(data, training)
 
     def cast_data(self, data: Any) -> Any:
-        """Move to the device, and swap the channels there."""
+        """Move the batch to the device, and swap the channels there."""
         data = super().cast_data(data)
         if self._flip and isinstance(data, dict) and "inputs" in data:
             images = data["inputs"]

@@ -1,4 +1,4 @@
-"""How a training or a prediction is going, in the words of `ascendet_common.progress`."""
+"""Write the progress of a training or a prediction as rows of `ascendet_common.progress`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _EVERY = 5.0  # seconds between two rows of a validation or prediction
 
 
 @VISBACKENDS.register_module()
-class ProgressVisBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine has no types
+class ProgressVisBackend(BaseVisBackend):
     """Write what mmengine's LoggerHook logs as rows of `progress.jsonl`; mmengine calls it on the first rank only."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir)
 
     def _init_env(self) -> None:
-        """Do nothing: mmengine makes a backend ready by this."""
+        """Do nothing; mmengine calls this to prepare a backend, and this one needs no preparation."""
 
     @property
     def experiment(self) -> None:
-        """Return nothing: there is no writer to hand out."""
+        """None: this backend has no writer that others could use."""
 
     def add_scalars(
         self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **_: Any
     ) -> None:
-        """Write a row of training, or of a validation that measured AP."""
+        """Write a row for a training step, or for a validation that measured AP."""
         ap = {kind: scalar_dict[name] for name, kind in _AP.items() if name in scalar_dict}
         hub = MessageHub.get_current_instance()
         # mmengine counts a validation after an epoch in epochs; curves want the step.
@@ -59,40 +59,41 @@ class ProgressVisBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine has 
 
 
 class _WarningsToProgress(logging.Handler):
-    """Pass warnings on to whoever watches."""
+    """Write warnings of the log to `progress.jsonl`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a row."""
-        progress.write("warning", text=record.getMessage())
+        """Write a row for the warning, unless it is about a library's own future, which is in the log."""
+        if "deprecated in future" not in record.getMessage():
+            progress.write("warning", text=record.getMessage())
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Say which checkpoint a training goes on from, what mmengine warns of, and how far a prediction is."""
+    """Write the step that a training resumes from, mmengine's warnings, and the progress of a prediction."""
 
     def __init__(self) -> None:
         self.last = 0.0
 
     def before_run(self, runner: Runner) -> None:
-        """Listen to warnings, on the first rank."""
+        """Pass on warnings, on the first rank."""
         if is_main_process():
             runner.logger.addHandler(_WarningsToProgress(logging.WARNING))
 
     def before_train(self, runner: Runner) -> None:
-        """Name the step that a resumed training continues from."""
+        """Write the step that a resumed training continues from."""
         if runner.iter and is_main_process():
             progress.write("note", text=f"resumed after step {runner.iter}")
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Write a row now and then."""
+        """Write a row every few seconds."""
         self._row("validate", batch_idx, len(runner.val_dataloader))
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Write a row now and then."""
+        """Write a row every few seconds."""
         self._row("predict", batch_idx, len(runner.test_dataloader))
 
     def _row(self, phase: str, index: int, of: int) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class LN2d(nn.Module):
-    """Layer norm over the channels of (batch, channels, height, width), at each pixel by itself.
+    """Layer norm over the channels of (batch, channels, height, width), separately for each pixel.
 
-    Not a subclass of `nn.LayerNorm`: mmcv derives a norm's attribute name, which is part of the state dict's keys,
-    from the base class, and the published checkpoints were written by a plain module.
+    It is not a subclass of `nn.LayerNorm`, because mmcv derives a norm's attribute name from its base class. The name
+    is part of the state dict's keys, and the published checkpoints were written by a plain module.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -25,14 +25,14 @@ class LN2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, channels, height, width) to the same."""
+        """Return the normalised map, (batch, channels, height, width) like the input."""
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
 class SimpleFPN(BaseModule):
-    """A pyramid of strides 1/4, 1/2, 1, 2 and 4 times the backbone's from its last map alone.
+    """A pyramid of 1/4, 1/2, 1, 2 and 4 times the backbone's stride, made from its last map alone.
 
     Parameters
     ----------
@@ -64,13 +64,13 @@ class SimpleFPN(BaseModule):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(batch, in_channels, h, w) to five maps of `out_channels`, the finest first."""
+        """Return five maps of `out_channels`, the finest first, from a map (batch, in_channels, h, w)."""
         scales = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        # Contiguous: mmcv's RoIAlign reads its input's memory as if it were, whatever the strides say.
+        # Contiguous, because mmcv's RoIAlign ignores its input's strides.
         levels = [
             smooth(lateral(scale(x))).contiguous()
             for scale, lateral, smooth in zip(scales, self.lateral_convs, self.fpn_convs, strict=True)
         ]
-        # Every second pixel, for the region proposals of the largest objects.
+        # Every second pixel, for region proposals of the largest objects.
         levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return tuple(levels)

@@ -1,8 +1,8 @@
-"""The recipe's batch on any number of devices: images per device, accumulation, learning rate, schedule.
+"""Fit a recipe to any number of devices: images per device, gradient accumulation, learning rate, schedule.
 
 A configuration states its schedule in optimizer steps of `auto_scale_lr.base_batch_size` images, and the batch of one
-device. `stretch` makes it that of another data set, or of other epochs; `fit` turns steps into iterations (one forward
-and backward pass of every device) for the devices there are.
+device. `stretch` adapts the schedule to another data set or number of epochs; `fit` converts steps to iterations (one
+forward and backward pass of every device) for the number of devices.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from vitdet.data import fill
 from vitdet.losses import LossHook
 
-# What schedulers of mmengine count in iterations, where they do not count in epochs.
+# Settings of mmengine's schedulers that are in iterations (in epochs if the scheduler is `by_epoch`).
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
-# Warm-up, and what lies between two validations or checkpoints, take at most this part of a training.
+# Warm-up and the interval between validations or checkpoints are at most 1/_PART of a training.
 _PART = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How `ranks` devices make one optimizer step of the recipe's images."""
+    """How `ranks` devices share the images of one optimizer step."""
 
     recipe: int
     ranks: int
@@ -44,16 +44,16 @@ class Batch:
 
     @property
     def lr_scale(self) -> float:
-        """What the recipe's learning rate is multiplied by: linear scaling, 1 where the batch is the recipe's."""
+        """Factor for the recipe's learning rate: linear scaling, 1 if the batch is the recipe's."""
         return self.effective / self.recipe
 
     @property
     def iterations(self) -> float:
-        """Iterations that see as many images as one step of the recipe."""
+        """Iterations that process as many images as one step of the recipe."""
         return self.recipe / (self.ranks * self.per_rank)
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return the batch as one line of text."""
         return (
             f"{self.effective} images per step = {self.ranks} devices x {self.per_rank} images x "
             f"{self.accumulated} accumulated (recipe: {self.recipe})"
@@ -61,7 +61,7 @@ class Batch:
 
 
 def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
-    """The largest batch per rank, up to `per_rank`, that makes the recipe's exactly; else the nearest at `per_rank`.
+    """Return the batch with the most images per rank, up to `per_rank`, that equals the recipe's, or the nearest batch.
 
     >>> print(choose_batch(64, 4, 4))
     64 images per step = 4 devices x 4 images x 4 accumulated (recipe: 64)
@@ -78,10 +78,10 @@ def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
 
 
 def stretch(cfg: Config, pictures: int) -> None:
-    """Change a training's schedule to `cfg.epochs` passes over so many pictures, from those that `cfg.schedule` states.
+    """Change a training's schedule from the epochs and pictures in `cfg.schedule` to `cfg.epochs` and `pictures`.
 
-    The end and the drops of the learning rate move in proportion. Warm-up and intervals stay, unless they would be
-    more than a fifth of a short training. For the epochs and pictures that are stated, nothing changes.
+    The end of the training and the drops of the learning rate move in proportion. Warm-up and intervals stay, but are
+    limited to a fifth of a short training. Nothing changes if epochs and pictures are those that the recipe states.
     """
     if cfg.epochs < 1:
         raise ValueError(f"epochs must be at least 1, not {cfg.epochs}")
@@ -91,7 +91,7 @@ def stretch(cfg: Config, pictures: int) -> None:
         2, round(cfg.epochs * pictures / cfg.auto_scale_lr.base_batch_size) // _PART
     )  # a ramp needs two
 
-    def moved(value: float, factor: float) -> Any:
+    def move(value: float, factor: float) -> Any:
         return value if value in (0, float("inf")) else max(1, round(value * factor))
 
     for scheduler in cfg.param_scheduler:
@@ -99,37 +99,37 @@ def stretch(cfg: Config, pictures: int) -> None:
         for name in (name for name in _SCHEDULE if name in scheduler):
             warm_up = scheduler.type == "LinearLR" and not by_epoch
             value = scheduler[name]
-            scheduler[name] = min(value, most) if warm_up else moved(value, ratio if by_epoch else scale)
+            scheduler[name] = min(value, most) if warm_up else move(value, ratio if by_epoch else scale)
         if "milestones" in scheduler:
             scheduler.milestones = [
-                moved(value, ratio if by_epoch else scale) for value in scheduler.milestones
+                move(value, ratio if by_epoch else scale) for value in scheduler.milestones
             ]
     train, saving = cfg.train_cfg, cfg.default_hooks.checkpoint
     if "max_iters" in train:
-        train.max_iters = moved(train.max_iters, scale)
+        train.max_iters = move(train.max_iters, scale)
         train.val_interval = min(train.val_interval, most)
         if "dynamic_intervals" in train:  # and once more at the end
             last = train.max_iters // train.val_interval * train.val_interval + 1
             train.dynamic_intervals = [(last, train.max_iters)]
         saving.interval = min(saving.interval, most)
     else:
-        train.max_epochs = moved(train.max_epochs, ratio)
-        train.val_interval = min(train.val_interval, moved(train.val_interval, ratio))
-        saving.interval = min(saving.interval, moved(saving.interval, ratio))
+        train.max_epochs = move(train.max_epochs, ratio)
+        train.val_interval = min(train.val_interval, move(train.val_interval, ratio))
+        saving.interval = min(saving.interval, move(saving.interval, ratio))
 
 
 def fit(cfg: Config, ranks: int) -> Batch:
-    """Change a training's configuration for `ranks` devices; the number of images it sees stays.
+    """Change a training's configuration for `ranks` devices, in place, and return the batch that it uses.
 
-    Iterations at which a checkpoint is written or validation runs become ends of optimizer steps: gradients that are
-    half accumulated are in no checkpoint. Where an epoch is counted in and not a multiple of the accumulation, its
-    checkpoint misses the rest.
+    The number of images that the training sees stays. Checkpoints and validations happen at the end of an optimizer
+    step, because a checkpoint cannot hold partly accumulated gradients. If the schedule counts epochs and an epoch is
+    not a multiple of the accumulation, the checkpoint misses the gradients of the remainder.
     """
     loader = cfg.train_dataloader
     batch = choose_batch(cfg.auto_scale_lr.base_batch_size, ranks, loader.batch_size)
 
     def steps(value: float) -> Any:
-        """Iterations for so many steps of the recipe, a multiple of the accumulation; infinity stays."""
+        """Return the iterations for this many steps of the recipe, a multiple of the accumulation; keep infinity."""
         if value == float("inf"):
             return value
         return batch.accumulated * round(value * batch.iterations / batch.accumulated)
@@ -159,16 +159,16 @@ def fit(cfg: Config, ranks: int) -> Batch:
 
 
 @RUNNERS.register_module()
-class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's runner for the devices that torchrun gives it; restarted by torchrun, it resumes.
+class RecipeRunner(Runner):
+    """mmengine's runner, fitted to the data set and to the devices that torchrun started it on.
 
-    Where the environment has LR, that is the learning rate, whatever the recipe's and the batch are; where it has AMP,
-    the training is one in mixed precision.
+    It resumes after torchrun restarted it. `cfg.lr` replaces the learning rate, whatever the recipe and the batch are;
+    `cfg.amp` switches mixed precision on.
     """
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Runner:
-        """Fit a training to the data set and the devices, say how, and build the runner."""
+        """Build the runner of a configuration; a training is first fitted to the data set and the devices."""
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         training = bool(cfg.get("train_cfg"))
         pictures = fill(cfg, training=training)
@@ -183,14 +183,14 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
             lr = cfg.optim_wrapper.optimizer.lr
             images = batch.ranks * batch.per_rank
             cfg.custom_hooks.append(dict(type="RecipeHook", images=images, lr=lr, shown=f"{batch}{shown}"))
-            # A rank died and torchrun starts all of them anew: on from the last checkpoint.
+            # A rank died and torchrun restarted all ranks: resume from the last checkpoint.
             if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
                 cfg.resume = True
             _choose_start(cfg)
         return super().from_cfg(cfg)
 
     def train(self) -> Any:
-        """Train; a loss that was not finite explains an exception soon after it."""
+        """Train. If an exception follows a loss that was not finite, report the loss as the reason."""
         try:
             return super().train()
         except Exception:
@@ -201,19 +201,19 @@ class RecipeRunner(Runner):  # type: ignore[misc]  # mmengine has no types
 
 
 def _choose_start(cfg: Config) -> None:
-    """Start from the file that CHECKPOINT names, unless there is a training to resume."""
+    """Make the training start from the file that CHECKPOINT names, unless it resumes."""
     start = os.environ.get("CHECKPOINT")
     if not start or cfg.get("load_from") or (cfg.get("resume") and find_latest_checkpoint(cfg.work_dir)):
         return
     cfg.load_from, cfg.resume = start, False
-    cfg.model.backbone.pop("init_cfg", None)  # it has everything
+    cfg.model.backbone.pop("init_cfg", None)  # the checkpoint has all weights
 
 
 @HOOKS.register_module()
 class RecipeHook(Hook):
-    """Say what a step is; continue on another number of devices or with another learning rate.
+    """Print the batch, and let a training resume on another number of devices or with another learning rate.
 
-    Then what was counted in iterations is counted anew, and all learning rates change by the same factor.
+    On resuming, counts of iterations are converted, and all learning rates change by the same factor.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class RecipeHook(Hook):
     lr
         The learning rate that the schedule starts from.
     shown
-        What is printed when training begins.
+        Text about the batch, printed when training begins.
     """
 
     priority = "VERY_LOW"
@@ -232,15 +232,15 @@ class RecipeHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Say it."""
+        """Write the batch and the learning rate to the progress file."""
         progress.write("note", text=f"recipe: {self.shown}, learning rate {self.lr:g}")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Say what an iteration is."""
+        """Store the images per iteration and the learning rate in the checkpoint."""
         checkpoint["meta"].update(images_per_iteration=self.images, lr=self.lr)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Count in iterations of this run."""
+        """Convert a resumed checkpoint's iterations and learning rates to this run's."""
         meta = checkpoint.get("meta") or {}
         before = meta.get("images_per_iteration", self.images)
         lr_before = meta.get("lr", self.lr)

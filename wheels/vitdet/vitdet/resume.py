@@ -1,8 +1,8 @@
-"""Training that can stop after any step and go on as if it had not: order of images, random numbers, loops.
+"""Training that can stop after any step and resume exactly: order of images, random numbers, loops.
 
-mmengine 0.10 resumes at an epoch's end only, or reads all images that were seen before once more. Here every image is
-drawn by (seed, epoch, index), which also seeds its augmentation in whatever process loads it; every iteration seeds
-what the model draws; and a loop that resumes asks the sampler for the rest of the epoch.
+mmengine 0.10 can resume only at the end of an epoch, or loads all earlier images again. Here each image is drawn as
+(seed, epoch, index), which also seeds its augmentation in the process that loads it; each iteration seeds the random
+numbers of the model; and a loop that resumes asks the sampler for the rest of the epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
-# errors.EXIT_CODES["interrupted"] of the tool, which is not here: the ranks' last line names it.
+# The same as errors.EXIT_CODES["interrupted"] of the tool, which cannot be imported here.
 EXIT_INTERRUPTED = 25
 INTERRUPTED = "interrupted.pth"
 
@@ -33,45 +33,45 @@ Draw = tuple[int, int, int]
 
 
 @DATA_SAMPLERS.register_module()
-class ResumableSampler(DefaultSampler):  # type: ignore[misc]  # mmengine has no types
-    """mmengine's sampler, shuffled by seed and epoch, that can start within an epoch.
+class ResumableSampler(DefaultSampler):
+    """mmengine's sampler, shuffled by seed and epoch, which can also start within an epoch.
 
-    It gives a `CheckedCocoDataset` draws (seed, epoch, index). `skip` images, of this rank's, are left out of the next
-    pass only.
+    It passes draws (seed, epoch, index) to a `CheckedCocoDataset`. `skip` is the number of this rank's images to leave
+    out of the next pass, and of that pass only.
     """
 
     skip = 0
 
     def __iter__(self) -> Iterator[Draw]:
-        """The rest of this rank's part of the epoch."""
+        """Return the draws of this rank's part of the epoch that are left after `skip`."""
         skip, self.skip = self.skip, 0
         return iter([(self.seed, self.epoch, index) for index in super().__iter__()][skip:])
 
 
 def seed_draw(draw: Draw) -> int:
-    """Seed what augmentations draw from (`random`, numpy) for one image of one epoch; returns the image's index."""
+    """Seed the generators that augmentations use for one image of one epoch, and return the image's index."""
     random.seed("{} {} {}".format(*draw))
-    np.random.seed(draw)  # what mmcv's transforms draw from
+    np.random.seed(draw)  # mmcv's transforms use numpy's generator
     return draw[2]
 
 
 @HOOKS.register_module()
 class SeedEachIterationHook(Hook):
-    """Seed every generator of a rank by the run's seed, the iteration and the rank, before the model draws."""
+    """Seed all random generators by the run's seed, the iteration and the rank, before each iteration."""
 
     priority = "VERY_HIGH"
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed for the iteration that begins."""
+        """Seed the generators for the iteration that begins."""
         set_random_seed(runner.seed + runner.iter * runner.world_size, diff_rank_seed=True)
 
 
 @LOOPS.register_module()
-class ResumableEpochLoop(EpochBasedTrainLoop):  # type: ignore[misc]
-    """mmengine's loop over epochs; a resumed epoch goes on where it was left."""
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop over epochs, but an epoch that was interrupted resumes where it stopped."""
 
     def run_epoch(self) -> None:
-        """Iterate over what is left of one epoch."""
+        """Iterate over the rest of one epoch."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         done = self._iter - self._epoch * len(self.dataloader)
@@ -82,8 +82,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self._epoch += 1
 
 
-class _Past:
-    """An iterator of which the first `count` items are over: None, at no cost."""
+class _SkippedItems:
+    """Yields None for the first `count` items instead of loading them, then the items of an iterator."""
 
     def __init__(self, items: Iterator[Any], count: int) -> None:
         self.items, self.count = items, count
@@ -96,11 +96,11 @@ class _Past:
 
 
 @LOOPS.register_module()
-class ResumableIterLoop(IterBasedTrainLoop):  # type: ignore[misc]
-    """mmengine's loop over iterations; a resumed one does not load again what it has seen."""
+class ResumableIterLoop(IterBasedTrainLoop):
+    """mmengine's loop over iterations, but a resumed training does not load earlier images again."""
 
     def run(self) -> Any:
-        """Start in the middle, where there is one."""
+        """Run the loop; continue from the current iteration when resuming."""
         if self._iter:
             sampler, length = self.dataloader.sampler, len(self.dataloader)
             epoch, done = divmod(self._iter, length)
@@ -108,26 +108,27 @@ class ResumableIterLoop(IterBasedTrainLoop):  # type: ignore[misc]
             sampler.skip = done * self.dataloader.batch_size
             items = _InfiniteDataloaderIterator(self.dataloader)
             items._epoch = epoch
-            self.dataloader_iterator = _Past(items, self._iter)
+            self.dataloader_iterator = _SkippedItems(items, self._iter)
         return super().run()
 
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """On SIGTERM (an operator's, Kubernetes' pre-emption, torchrun's) finish the step, save it, and end.
+    """On SIGTERM (from an operator, Kubernetes' pre-emption or torchrun) finish the step, save a checkpoint, and end.
 
-    Ranks get the signal at different moments, or on one machine only, and must end after the same step: none may wait
-    for another's gradients. The first one to see it names, in the process group's store, the second end of a step from
-    now. No rank can be past that: its last forward pass needed weights from the step before, and these the gradients of
-    the rank that had named it. It costs a question to the store per step and nothing on the device.
+    Ranks receive the signal at different times, or only on one node, but must end after the same step, or some would
+    wait for the gradients of others. The first rank that sees the signal writes the number of the last step into the
+    process group's store: the second end of an optimizer step from now. No rank can be past it, because a forward pass
+    needs the weights of the step before, and these need the gradients of the rank that wrote the number. This costs one
+    request to the store per step, and nothing on the device.
 
-    The training ends in SystemExit(EXIT_INTERRUPTED), with `interrupted.pth` in the work folder.
+    The training ends with SystemExit(EXIT_INTERRUPTED) and `interrupted.pth` in the work folder.
     """
 
     priority = "LOWEST"  # after the schedulers' step, and after a checkpoint of the same iteration
 
     def before_train(self, runner: Runner) -> None:
-        """Take the signal; see to it that all ranks resumed alike."""
+        """Install the signal handler, and check that all ranks start at the same iteration."""
         self.asked = False
         signal.signal(signal.SIGTERM, self._take)
         limits = [torch.tensor(float(value)) for value in (runner.iter, -runner.iter)]
@@ -136,7 +137,7 @@ class InterruptHook(Hook):
         if limits[0] != -limits[1]:
             raise RuntimeError(
                 f"ranks are at different iterations ({int(-limits[1])} to {int(limits[0])}): "
-                "every machine must see the same work folder to resume"
+                "every node must see the same work folder to resume"
             )
 
     def _take(self, number: int, frame: FrameType | None) -> None:
@@ -145,7 +146,7 @@ class InterruptHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """End here, if this is the step that the ranks agreed on."""
+        """Save a checkpoint and end, if this is the step that the ranks agreed on."""
         accumulated = runner.optim_wrapper._accumulative_counts
         done = runner.iter + 1
         if done % accumulated or not self._is_last(done, accumulated):
@@ -175,7 +176,7 @@ class InterruptHook(Hook):
 
 
 def note_last(folder: Path, name: str) -> None:
-    """Note the checkpoint to resume from, as mmengine does, but all of the note or nothing."""
+    """Write the name of the checkpoint to resume from to `last_checkpoint`, as mmengine does, but in one step."""
     temp = folder / ".last_checkpoint"
     temp.write_text(str(folder / name), encoding="utf-8")
     temp.rename(folder / "last_checkpoint")

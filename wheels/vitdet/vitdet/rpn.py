@@ -1,9 +1,9 @@
-"""The region proposal network with the same shapes in every step, and nothing that the host has to wait for.
+"""A region proposal network with the same shapes in every step, and without synchronisations in its losses.
 
-mmdet's head picks anchors by index lists whose lengths change with each image: every operator on them has new shapes
-(which an NPU may have to compile for), and each list's length makes the host wait. Here anchors are picked by `topk`
-of a fixed number, and a weight of zero stands for "not picked". What is learned is the same: the same anchors are
-positive, negative and ignored, equally many are drawn uniformly, and the losses have the same value.
+mmdet's head selects anchors by index lists whose lengths change with each image: every operator on them has new shapes
+(an NPU may have to compile for each), and the host must wait for each list's length. Here `topk` selects a fixed number
+of anchors, and a weight of zero marks those that do not count. The learning is the same: the same anchors are positive,
+negative and ignored, the same number is sampled uniformly, and the losses have the same value.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from torch import Tensor
 def assign(
     anchors: Tensor, boxes: Tensor, positive: float, negative: float, low_quality: float | None
 ) -> Tensor:
-    """Which ground-truth box each anchor stands for, as mmdet's `MaxIoUAssigner` decides it.
+    """Assign each anchor to a ground-truth box, to the background, or to nothing, as mmdet's `MaxIoUAssigner` does.
 
     Parameters
     ----------
     anchors
         (n, 4), x1 y1 x2 y2 in pixels.
     boxes
-        (blocks, block size, 4), as `vitdet.preprocess.pad_boxes` makes them. One block at a time, so the shapes
-        depend on nothing, and no matrix of all boxes and anchors exists.
+        (blocks, block size, 4), as `vitdet.preprocess.pad_boxes` returns them. They are processed one block at a time,
+        so the shapes are always the same, and no matrix of all boxes and anchors exists.
     positive, negative
-        An anchor is positive from this IoU with its best box on, and negative below that one; ignored in between.
+        An anchor is positive if its IoU with its best box is at least `positive`, negative if it is below `negative`,
+        and ignored in between.
     low_quality
-        A box also gets the anchors that overlap it the most, from this IoU (above 0) on; None: it does not.
+        A box also gets the anchors that overlap it the most, if their IoU is at least this (above 0); None for never.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def assign(
         if low_quality is not None:
             highest = overlaps.max(dim=1, keepdim=True).values
             mine = (overlaps == highest) & (highest >= low_quality)
-            # Of several boxes the last one gets the anchor, as there.
+            # If several boxes claim an anchor, the last one gets it, as in mmdet.
             last = torch.where(mine, number + start * boxes.shape[1], 0).amax(dim=0)
             rescued = torch.maximum(last, rescued)
     assigned = torch.where(best >= positive, best_box + 1, -(best >= negative).int())
@@ -66,8 +67,9 @@ def assign(
 class FixedShapeRPNHead(RPNHead):
     """mmdet's `RPNHead`, with the same parameters, configuration and results.
 
-    It needs images of one size and the `padded_boxes` of `FixedShapePreprocessor`. Raises ValueError for what it
-    does not do: other assigners and samplers, bounds on negatives, ignored regions, anchors cut at the border.
+    It needs images of one size and the `padded_boxes` of `FixedShapePreprocessor`. It raises ValueError for settings
+    that it does not support: other assigners and samplers, bounds on negatives, ignored regions, anchors cut at the
+    border.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,10 +90,10 @@ class FixedShapeRPNHead(RPNHead):
                 raise ValueError("FixedShapeRPNHead does not do all of this configuration: use RPNHead")
 
     def grid(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The anchors of each level, (n of the level, 4), and random keys, (2 n,) for all of them; made once.
+        """Return the anchors of each level, (n of the level, 4), and random keys, (2 n,) for all levels; both cached.
 
-        A draw is `keys[offset : offset + n]` at a random offset: no copy to the device, and, as the offset is drawn
-        on the host, the same draw on every device.
+        A random draw is `keys[offset : offset + n]` with a random offset. It needs no copy to the device, and because
+        the host draws the offset, the result is the same on every device.
         """
         sizes, device = tuple(tuple(one.shape[-2:]) for one in maps), maps[0].device
         if (sizes, device) not in self._grids:
@@ -103,10 +105,10 @@ class FixedShapeRPNHead(RPNHead):
         return self._grids[sizes, device]
 
     def draw(self, assigned: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw the sampler's number of anchors, (n,) as from `assign`, at random.
+        """Draw the sampler's number of anchors at random from `assigned`, (n,) as `assign` returns it.
 
-        Returns the places of positive and of negative ones and which of these places count: so many positives as there
-        are, up to the sampler's share, and negatives for the rest.
+        Returns the indices of positives and of negatives, and for both a mask of the indices that count: all positives,
+        up to the sampler's share, and negatives for the rest of the number.
         """
         count = len(assigned)
         offset = int(torch.randint(count, ()))
@@ -124,7 +126,7 @@ class FixedShapeRPNHead(RPNHead):
     def loss_and_predict(
         self, x: tuple[Tensor, ...], batch_data_samples: list[Any], proposal_cfg: Any = None
     ) -> tuple[dict[str, Tensor], list[InstanceData]]:
-        """The losses, and the proposals for the second stage."""
+        """Return the losses, and the proposals for the second stage."""
         scores, deltas = self(x)
         losses = self.fixed_shape_loss(
             scores, deltas, [sample.padded_boxes.bboxes for sample in batch_data_samples]
@@ -135,7 +137,7 @@ class FixedShapeRPNHead(RPNHead):
     def fixed_shape_loss(
         self, scores: list[Tensor], deltas: list[Tensor], boxes: list[Tensor]
     ) -> dict[str, Tensor]:
-        """The two losses; maps (images, anchors per pixel [x 4], rows, columns) by level, `boxes` by image."""
+        """Return both losses from maps (images, anchors per pixel [x 4], rows, columns) by level and boxes by image."""
         levels, keys = self.grid(scores)
         anchors = torch.cat(levels)
         score = torch.cat([by_anchor(one, 1) for one in scores], dim=1)[..., 0]
@@ -148,7 +150,7 @@ class FixedShapeRPNHead(RPNHead):
             )
             positive, negative, is_positive, is_negative = self.draw(assigned, keys)
             mine = anchors[positive]
-            # Where there are fewer positives, a place holds any anchor: it gets itself for a box, and no weight.
+            # If there are fewer positives, other anchors fill the places: each is its own target, with no weight.
             box = block.flatten(0, 1)[(assigned[positive] - 1).clamp(min=0).long()]
             target = self.bbox_coder.encode(mine, torch.where(is_positive[:, None], box, mine))
             picked = torch.cat([positive, negative])
@@ -180,9 +182,9 @@ class FixedShapeRPNHead(RPNHead):
         rescale: bool = False,
         with_nms: bool = True,
     ) -> list[InstanceData]:
-        """Proposals per image, the best first: `bboxes` (k, 4) in pixels of the input, `scores`, `labels` (zeros).
+        """Return the proposals of each image, the best first: `bboxes` (k, 4) in input pixels, `scores`, `labels` (0).
 
-        How many k survive the suppression of overlapping ones is the one thing that the host waits for, twice.
+        The host has to synchronise only for k, the number of proposals after non-maximum suppression, twice per image.
         """
         if rescale or not with_nms:
             raise ValueError("region proposals are in pixels of the network's input, after nms")
@@ -211,11 +213,11 @@ class FixedShapeRPNHead(RPNHead):
         ]
 
     def suppress(self, boxes: Tensor, scores: Tensor, level: Tensor, cfg: Any) -> InstanceData:
-        """Non-maximum suppression within each level; boxes that are too small come last and are cut off."""
+        """Return the proposals after non-maximum suppression within each level, without boxes that are too small."""
         smallest = cfg.get("min_bbox_size", -1)
         valid = ((boxes[:, 2:] - boxes[:, :2]) > smallest).all(dim=1)
         scores = torch.where(valid, scores, -1.0)
-        # Far enough apart that boxes of two levels never overlap.
+        # Shift the levels so far apart that boxes of different levels never overlap.
         apart = boxes + (level * (boxes.max() + 1))[:, None]
         kept, order = nms(apart, scores, cfg.nms["iou_threshold"], max_num=cfg.max_per_img)
         scores, boxes = kept[:, 4], boxes[order]
@@ -228,5 +230,5 @@ class FixedShapeRPNHead(RPNHead):
 
 
 def by_anchor(map_: Tensor, channels: int) -> Tensor:
-    """(images, anchors per pixel * channels, rows, columns) to (images, anchors, channels)."""
+    """Return a map (images, anchors per pixel * channels, rows, columns) as (images, anchors, channels)."""
     return map_.permute(0, 2, 3, 1).reshape(len(map_), -1, channels)

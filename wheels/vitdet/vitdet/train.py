@@ -1,7 +1,7 @@
 """Train a model, one rank per device: `torchrun --nproc-per-node=2 -m vitdet.train`, as scripts/run.sh does.
 
-Environment: MODEL, DATASET, WORK_DIR; RESUME=1 continues from the last checkpoint in WORK_DIR; CHECKPOINT is a file
-to start from, of the same or of other classes.
+Environment: MODEL, DATASET and WORK_DIR; RESUME=1 continues from the last checkpoint in WORK_DIR; CHECKPOINT is a file
+to start from, with the same or other classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vitdet import launch
 
 
 def main() -> None:
-    """Train to the end, or until a signal."""
+    """Train until the end, or until a signal."""
     parser = launch.parser("Train a model.")
     parser.add_argument("--epochs", type=int, help="passes over the data set; the recipe's by default")
     parser.add_argument("--lr", type=float, help="learning rate; the recipe's by default")

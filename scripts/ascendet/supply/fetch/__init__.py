@@ -1,13 +1,13 @@
-"""Files over HTTP: in ranges, over several connections, resumed after any end, named only when their digest is right.
+"""Fetch files over HTTP: in ranges, over several connections, resumable, renamed only when their digest is right.
 
-requests speaks HTTP. Here is the policy: which range to ask for next, what an answer must look like, when to wait, when
-to try the next mirror. Bytes of two answers are only put together under a strong validator (RFC 9110, 13.1.5) or under
-a digest that the caller knows; whoever calls holds a lock, so that a file has one writer.
+requests implements HTTP. This package decides which range to request next, which answers to accept, when to wait, and
+when to try the next mirror. Bytes of two answers are combined only under a strong validator (RFC 9110, 13.1.5) or under
+a digest that the caller knows. The caller holds a lock, so that each file has one writer.
 
-- `part`: the bytes on disk and the journal of which are there
-- `answer`: asking for a range, judging the answer, when to ask again
-- `download`: the state of one file: what is missing, its mirror, its digests
-- `pool`: the connections, which take ranges of any file
+- `part`: the bytes on disk, and the journal that says which bytes are there
+- `answer`: request a range, check the answer, and decide when to retry
+- `download`: the state of one file: its missing ranges, its mirror, its digests
+- `pool`: the connections, each of which fetches ranges of any file
 """
 
 from ascendet.supply.fetch.answer import Policy

@@ -1,4 +1,4 @@
-"""One file that is being fetched: what is missing of it, which mirror is asked, and its digests."""
+"""The state of one file while it is fetched: its missing ranges, its mirror, and its digests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _FULL_DIGEST = {"sha256": 64, "md5": 32}
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """What to fetch: the final path, mirrors in the order to try, and what is known of the content.
+    """A file to fetch: its final path, its mirrors in the order to try, and the known facts about its content.
 
-    `digests` maps sha256, md5 or crc32 to lower-case hex, of which a prefix may be all that is known.
+    `digests` maps sha256, md5 or crc32 to lower-case hex, which may be only the beginning of the digest.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What arrived; `received` counts the bytes of this run, which resuming makes fewer."""
+    """A file that was fetched; `received` counts only the bytes of this run, not those before it was resumed."""
 
     path: Path
     size: int
@@ -53,7 +53,7 @@ class Fetched:
 
 @dataclass(eq=False)
 class Piece:
-    """A range being fetched: [start, end) from `url` into the row `row` of `part`."""
+    """A range that is being fetched: [start, end) from `url`, written to the row `row` of `part`."""
 
     part: Part
     url: str
@@ -64,17 +64,17 @@ class Piece:
 
     @property
     def position(self) -> int:
-        """Where the next byte goes."""
+        """The position of the next byte in the file."""
         return self.start + self.received
 
     def write(self, chunk: bytes) -> None:
-        """Put the next bytes where they belong."""
+        """Write the next bytes at their position."""
         self.part.write(self.row, chunk)
         self.received += len(chunk)
 
 
 class Download:
-    """The state of one file. All methods but `digest`, `flush` and `finish` are called with the pool's lock held."""
+    """The state of one file. The caller of all methods except `digest`, `flush` and `finish` holds the pool's lock."""
 
     def __init__(self, file: File, policy: Policy) -> None:
         self.file = file
@@ -89,9 +89,9 @@ class Download:
         self._adopt(Part(file.path.with_name(f"{file.path.name}.part")))
 
     def _turn_to(self, mirror: str) -> None:
-        """Ask this mirror from now on; it begins with a clean record."""
+        """Use this mirror from now on, without failures so far."""
         self.origin = mirror
-        self.url = mirror  # where a redirect led to, once it did
+        self.url = mirror  # after a redirect, its target
         self.retries = Retries(self.policy, self.file.path.name)
         self.restarts = 0
         self.not_before = 0.0
@@ -99,7 +99,7 @@ class Download:
         self.ranges = True
 
     def _adopt(self, part: Part) -> None:
-        """Start from what `part` holds, if that can be a beginning of this file."""
+        """Continue from the bytes in `part`, if they can belong to this file."""
         size, here = part.facts.get("size"), part.facts.get("url") == self.origin
         fits = isinstance(size, int) and self.file.size in (None, size) and (here or self.file.identified)
         if part.rows and not fits:
@@ -108,14 +108,14 @@ class Download:
         self.part = part
         self.size = int(str(size)) if part.rows else self.file.size
         self.validator = str(part.facts["validator"]) if part.rows and here else ""
-        self.inherited = bool(part.rows)  # not all of it comes from this mirror in this run
-        self.open = False  # somebody has seen the size and the validator of this mirror's file
+        self.inherited = bool(part.rows)  # some bytes come from another mirror or an earlier run
+        self.open = False  # whether an answer of this mirror has given the size and the validator
         self.active: list[Piece] = []
         self.gaps = complement(part.rows, self.size)
         self.digests = Digests({"sha256", *self.file.digests})
 
     def reset(self) -> None:
-        """Begin again with nothing."""
+        """Discard all bytes and start again."""
         with self.hashing:
             self.part.remove()
             self._adopt(Part(self.part.folder))
@@ -132,7 +132,7 @@ class Download:
         if self.done or not self.gaps or now < self.not_before or len(self.active) >= self.limit:
             return None
         if not self.open and self.active:
-            return None  # that one asks first
+            return None  # its answer must come first
         start, end = self.gaps.pop(0)
         stop = self._stop(start, end)
         if stop < end:
@@ -142,28 +142,29 @@ class Download:
         return piece
 
     def _stop(self, start: int, end: int) -> int:
-        """Return where the range ends that begins the gap [start, end)."""
+        """Return the end of the range to request at the beginning of the gap [start, end)."""
         if not self.ranges:
             return end
-        # Smaller towards the end, so that all connections finish together.
+        # Ranges get smaller towards the end, so that all connections finish at about the same time.
         left = 0 if self.size is None else end - start + sum(after - before for before, after in self.gaps)
         policy = self.policy
         length = min(max(left // (2 * policy.connections), policy.smallest), policy.largest)
         return start + length if end - start > 1.5 * length else end
 
     def wants(self, piece: Piece) -> bool:
-        """Whether the answer to this request is of use: neither the part nor the mirror has changed since."""
+        """Return whether the answer to a request is still useful: part and mirror have not changed since."""
         return piece.part is self.part and piece.url in (self.url, self.origin)
 
     def accept(self, piece: Piece, response: requests.Response, *, ranged: bool) -> None:
-        """Judge an answer's head; from now on the size, the validator and the piece's end are known."""
+        """Check an answer's head, and set the size, the validator and the piece's end from it."""
         answer = answers.judge(response, piece.start, piece.end, ranged=ranged)
         if not self.file.digests and piece.url.startswith("https:") and response.url.startswith("http:"):
             raise Useless(
-                "fetch-refused", "leads from https to http, and nothing is known that would tell a fake"
+                "fetch-refused",
+                "redirected from https to http, and no digest is known that would reveal a fake",
             )
         if not answer.partial and piece.start:
-            # Either the resource changed (If-Range), or this server knows no ranges.
+            # Either the file on the server changed (If-Range), or the server does not support ranges.
             changed = self.validator and answer.validator != self.validator
             raise Changed("another validator") if changed else NoRanges("the whole file instead of a range")
         total = self.file.size if answer.total is None else answer.total
@@ -182,25 +183,25 @@ class Download:
             bisect.insort(self.gaps, (end, piece.end))
         piece.end = end
         if answer.partial and response.history:
-            self.url = response.url  # a redirect per range would cost a round trip each
+            self.url = response.url  # otherwise each range would cost a round trip for the redirect
 
     def _open(self, piece: Piece, total: int, end: int, validator: str) -> None:
-        """Learn the size and the validator from the first answer of this mirror."""
+        """Set the size and the validator from the first answer of this mirror."""
         same = total == self.size and validator and validator == self.validator
         if self.part.spans() and not same and not (self.file.identified and total == self.size):
-            raise Changed("another length or validator than those of the bytes that are here")
+            raise Changed("another length or validator than those of the bytes that were fetched before")
         self.size, self.validator, self.open = total, validator, True
         self.gaps = complement([*self.part.spans(), (piece.start, end - piece.start)], total)
         if self.file.size is None:
             check_space([self])
         if validator and total > self.policy.smallest:
-            with self.hashing:  # one writer of the part's manifest
+            with self.hashing:  # the part's manifest must have one writer
                 self.part.describe(size=total, validator=validator, url=self.origin)
 
-    # -- how a range ended --
+    # -- the end of a range --
 
     def settle(self, piece: Piece, failure: Failure | None) -> bool:
-        """Take a piece back and draw the consequences of how it ended; return whether all bytes are here.
+        """Take back a piece that ended, react to its failure if any, and return whether all bytes have arrived.
 
         Raises
         ------
@@ -209,7 +210,7 @@ class Download:
         """
         self.received += piece.received
         if piece.part is not self.part:
-            return False  # it was begun again meanwhile: nothing here matters
+            return False  # the file was started again meanwhile, so this piece is of no use
         self.active.remove(piece)
         if piece.position < piece.end:
             bisect.insort(self.gaps, (piece.position, piece.end))
@@ -222,7 +223,7 @@ class Download:
 
     def _react(self, piece: Piece, failure: Failure) -> None:
         if isinstance(failure, Useless) and piece.url != self.origin:
-            failure = Transient(str(failure))  # where a redirect led to may have expired
+            failure = Transient(str(failure))  # a redirect's target may have expired
         match failure:
             case Transient():
                 self._wait(piece, failure)
@@ -240,7 +241,7 @@ class Download:
             self.retries.forget()
         self.url = self.origin  # a redirect's target may have expired
         if time.monotonic() < self.not_before:
-            return  # another connection has had the same, this round
+            return  # another connection has already failed in this round
         if failure.busy:
             self.limit = max(1, min(self.limit, len(self.active) + 1) // 2)
         pause = self.retries.pause(failure)
@@ -250,10 +251,10 @@ class Download:
             self.not_before = time.monotonic() + pause
 
     def _restart(self) -> None:
-        """Begin again, a few times: the resource is another one."""
+        """Start again because the file on the server changed; give the mirror up after a few times."""
         self.restarts += 1
         if self.restarts > 3:
-            self._give_up(Useless("fetch-not-the-file", "changes while it is being fetched"))
+            self._give_up(Useless("fetch-not-the-file", "the file changes while it is being fetched"))
         else:
             self.reset()
 
@@ -262,7 +263,7 @@ class Download:
         self._give_up(failure)
 
     def _give_up(self, failure: Useless) -> None:
-        """Turn to the next mirror, or raise the error if there is none."""
+        """Switch to the next mirror, or raise the error if there is none."""
         self.failures.append((self.origin, failure))
         if not self.mirrors:
             raise self._error()
@@ -280,27 +281,27 @@ class Download:
             f"{self.file.path.name} could not be fetched",
             expected="\n".join([f"{self.file.size} bytes"] * (self.file.size is not None) + known) or None,
             found="\n".join(f"{url}: {failure}" for url, failure in self.failures),
-            hint="check the network (HTTPS_PROXY, REQUESTS_CA_BUNDLE), run the command again: it goes on from here;\n"
-            "or with MIRROR=cn, or MIRROR=https://<a mirror that you have>, which is tried first",
+            hint="check the network (HTTPS_PROXY, REQUESTS_CA_BUNDLE), then run the command again: it resumes;\n"
+            "or add MIRROR=cn or MIRROR=https://<your mirror>, which is tried first",
         )
 
     # -- without the pool's lock --
 
     def digest(self, at_most: int) -> int:
-        """Hash on towards the first gap; return the number of bytes hashed."""
+        """Hash further bytes before the first gap; return the number of bytes hashed."""
         with self.hashing:
             begin = self.digests.position
             self.digests.advance(self.part.content.fileno(), min(self.part.front(), begin + at_most))
             return self.digests.position - begin
 
     def flush(self) -> None:
-        """Let what is here survive a crash of the machine, every few seconds."""
+        """Flush the bytes to the disk, unless that was done a few seconds ago."""
         with self.hashing:
             if self.part.facts and not self.done:
                 self.part.flush(self.policy.sync)
 
     def finish(self) -> str:
-        """Verify the content, all of which is here, and give the file its name; return what is wrong instead, if so."""
+        """Verify the complete content and rename the file; return the wrong digest instead, if there is one."""
         assert self.size is not None
         while self.digests.position < self.size:
             self.digest(2**26)
@@ -317,14 +318,14 @@ class Download:
         return ""
 
     def discard(self, wrong: str) -> None:
-        """Keep no byte of a content whose digest is wrong, and blame the mirror if all of it was this mirror's."""
+        """Discard a content whose digest is wrong; give the mirror up if all bytes came from it."""
         inherited = self.inherited
         self.reset()
-        if not inherited:  # else once more, from nothing
+        if not inherited:  # otherwise this mirror is tried once more, from the beginning
             self._refuse(Useless("fetch-hash-mismatch", wrong))
 
     def result(self) -> Fetched:
-        """Return what arrived, once it is done."""
+        """Return the facts about the finished file."""
         assert self.size is not None
         return Fetched(
             path=self.file.path, size=self.size, sha256=self.sha256, url=self.origin, received=self.received
@@ -332,7 +333,7 @@ class Download:
 
 
 def check_space(downloads: Sequence[Download]) -> None:
-    """Refuse to begin what the disk cannot hold; what is here already counts.
+    """Check that the disk has room for the bytes that are still missing.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The bytes of an unfinished file on disk: the journal that says which are there, and their digests."""
+"""An unfinished file on the disk: its bytes, a journal of the bytes that are there, and its digests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Protocol
 
 from ascendet.core import manifest
 
-_WINDOW = 2**23  # bytes that are hashed at once
-_UNKNOWN = 2**62  # the end of a file whose size nobody has told yet
+_WINDOW = 2**23  # bytes to hash at once
+_UNKNOWN = 2**62  # stands for the end of a file whose size is not known yet
 
 
 class Part:
-    """The folder `<name>.part`: `content`, sparse, and `progress`, a row (start, length) per range that was begun.
+    """The folder `<name>.part`: a sparse file `content`, and `progress`, with a row (start, length) for each range.
 
-    A row grows with every chunk, after the chunk: a killed process loses nothing that it wrote. After a crash of the
-    machine rows may be on the disk whose bytes are not, so the manifest names the boot and what was flushed in it.
+    A row is updated after each chunk, so a killed process loses nothing that it wrote. After a crash of the machine the
+    disk may have rows without their bytes; therefore the manifest names the boot and the bytes flushed during it.
     """
 
     ROW = struct.Struct("<QQ")
@@ -36,14 +36,14 @@ class Part:
         self.rows = self._load()
         content = folder / "content"
         self.content = content.open("r+b" if content.exists() else "w+b", buffering=0)
-        temp = folder / "progress.new"  # compact: a row per span
+        temp = folder / "progress.new"  # shorter: one row per span
         temp.write_bytes(b"".join(self.ROW.pack(*row) for row in self.rows))
         temp.rename(folder / "progress")
         self.progress = (folder / "progress").open("r+b", buffering=0)
         self._flushed = time.monotonic()
 
     def _load(self) -> list[tuple[int, int]]:
-        """Return the rows whose bytes are certainly in `content`."""
+        """Return the rows whose bytes are known to be in `content`."""
         if not (self.folder / "content").exists():
             return []
         if self.facts.get("boot") == _boot():
@@ -55,7 +55,7 @@ class Part:
         return [(int(start), int(length)) for start, length in flushed] if isinstance(flushed, list) else []
 
     def begin(self, start: int) -> int:
-        """Add a row for bytes from `start` on; return its index."""
+        """Add a row for bytes from `start` on and return its index."""
         self.rows.append((start, 0))
         return len(self.rows) - 1
 
@@ -71,7 +71,7 @@ class Part:
         self.rows[row] = (start, length)
 
     def spans(self) -> list[tuple[int, int]]:
-        """Return what is here, as sorted, disjoint (start, length)."""
+        """Return the ranges that have arrived, as sorted, disjoint (start, length)."""
         return merge(self.rows)
 
     def front(self) -> int:
@@ -80,20 +80,20 @@ class Part:
         return spans[0][1] if spans and spans[0][0] == 0 else 0
 
     def describe(self, **facts: object) -> None:
-        """Keep facts about the content (validator, size) with it."""
+        """Store facts about the content (validator, size) in the manifest."""
         self.facts |= facts
         self.flush(every=0.0)
 
     def flush(self, every: float) -> None:
-        """Make what is here survive a crash of the machine, unless that was done less than `every` seconds ago."""
+        """Flush the content to the disk and record its ranges, unless that was done less than `every` seconds ago."""
         if time.monotonic() - self._flushed >= every:
-            spans = self.spans()  # before the flush: it covers these
+            spans = self.spans()  # before the flush, which includes at least these
             os.fdatasync(self.content.fileno())
             manifest.write(self.folder, self.facts | {"boot": _boot(), "flushed": spans})
             self._flushed = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the folder. Threads that still write into it keep files without a name."""
+        """Delete the folder. Threads that are still writing keep an unlinked file."""
         shutil.rmtree(self.folder)
 
 
@@ -114,7 +114,7 @@ def merge(rows: Iterable[tuple[int, ...]]) -> list[tuple[int, int]]:
 
 
 def complement(rows: Iterable[tuple[int, int]], size: int | None) -> list[tuple[int, int]]:
-    """Return what is missing of [0, size), as sorted (start, end).
+    """Return the ranges of [0, size) that `rows` do not cover, as sorted (start, end).
 
     >>> complement([(2, 3)], 9)
     [(0, 2), (5, 9)]
@@ -157,7 +157,7 @@ class _Crc32:
 
 
 class Digests:
-    """Digests of a file that grows at its front; `position` is how far they are."""
+    """Digests of a file, computed from its beginning on; `position` is the number of bytes hashed so far."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.position = 0
@@ -171,7 +171,7 @@ class Digests:
         while self.position < stop:
             skip = self.position % mmap.ALLOCATIONGRANULARITY
             length = skip + min(_WINDOW, stop - self.position)
-            # Mapped, not read: a copy less, which shows where the network is as fast as memory.
+            # Map the file instead of reading it: this saves a copy, which matters if the network is fast.
             with (
                 mmap.mmap(descriptor, length, offset=self.position - skip, access=mmap.ACCESS_READ) as window,
                 memoryview(window)[skip:] as view,

@@ -1,4 +1,4 @@
-"""The connections: threads that fetch ranges of all files at once. And `fetch_range`, for a range that is no file."""
+"""Fetch files with several connections, each a thread; and `fetch_range`, for a part of a file."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _AT_FIRST = 4  # connections
 
 
 def fetch(wanted: Sequence[File], policy: Policy | None = None, label: str = "") -> list[Fetched]:
-    """Fetch all files at once.
+    """Fetch all files at the same time and return facts about them, in the order of `wanted`.
 
     Raises
     ------
     AscendetError
         `fetch-failed` (network, or a server that stays busy), `fetch-refused` (4xx, redirect loop, certificate),
-        `fetch-not-the-file` (length, encoding, an HTML page, changes on the way), `fetch-hash-mismatch`, `disk-full`.
-        Bytes that are good stay beside the final path in `<name>.part`, and the next call goes on from there.
+        `fetch-not-the-file` (length, encoding, an HTML page, changes meanwhile), `fetch-hash-mismatch`, `disk-full`.
+        Good bytes stay beside the final path in `<name>.part`, and the next call resumes from them.
     """
     if not wanted:
         return []
@@ -54,9 +54,7 @@ def fetch(wanted: Sequence[File], policy: Policy | None = None, label: str = "")
 
 
 def fetch_range(urls: Sequence[str], start: int, end: int, policy: Policy | None = None) -> bytes:
-    """Return the bytes [start, end) of a file, a few megabytes, from the first mirror that has them.
-
-    Nothing verifies them.
+    """Return the bytes [start, end) of a file, a few megabytes, unverified, from the first mirror that has them.
 
     Raises
     ------
@@ -73,7 +71,7 @@ def fetch_range(urls: Sequence[str], start: int, end: int, policy: Policy | None
                 failures.append(f"{url}: {failure}")
     raise AscendetError(
         "fetch-failed",
-        f"{urls[0].rpartition('/')[2]}: a part of it could not be fetched",
+        f"a part of {urls[0].rpartition('/')[2]} could not be fetched",
         expected=f"bytes {start}-{end - 1}",
         found="\n".join(failures),
         hint="check the network (HTTPS_PROXY, REQUESTS_CA_BUNDLE), then run the command again",
@@ -83,7 +81,7 @@ def fetch_range(urls: Sequence[str], start: int, end: int, policy: Policy | None
 def _ask_until_answered(
     connection: requests.Session, url: str, start: int, end: int, policy: Policy
 ) -> bytes:
-    """Return the bytes [start, end), or raise the `Failure` after which this mirror is to be given up."""
+    """Return the bytes [start, end), retrying; raise the last `Failure` if this mirror must be given up."""
     retries = Retries(policy, url.rpartition("/")[2])
     while True:
         try:
@@ -101,7 +99,7 @@ def _ask_until_answered(
 
 
 class _Pool:
-    """The connections: threads that take ranges of whichever file has one to give, the first file first."""
+    """The connections: threads that fetch the next range of any file, with priority for the first file."""
 
     def __init__(self, downloads: list[Download], policy: Policy) -> None:
         self.downloads = downloads
@@ -113,14 +111,14 @@ class _Pool:
         self._clock = (time.monotonic(), time.process_time())
 
     def run(self, label: str) -> None:
-        """Fetch everything; meanwhile this thread hashes, flushes and shows the progress."""
-        # Daemons: a process that is told to end does not wait for a server.
+        """Fetch all files. Meanwhile this thread hashes, flushes and shows the progress."""
+        # Daemon threads, so that a process that must end does not wait for a server.
         threads = [
             threading.Thread(target=self._guard, args=(self._work,), daemon=True)
             for _ in range(self.policy.connections)
         ]
         for download in self.downloads:
-            if not download.gaps:  # killed before its last step
+            if not download.gaps:  # an earlier process was killed before its last step
                 self._finish(download)
         meter = Meter(label, sum(download.present for download in self.downloads))
         try:
@@ -142,10 +140,10 @@ class _Pool:
     def _all_done(self) -> bool:
         return all(download.done for download in self.downloads)
 
-    # -- this thread --
+    # -- the main thread --
 
     def _tend(self) -> None:
-        """Hash and flush what is here; wait a moment if there was nothing to hash."""
+        """Hash and flush the bytes that have arrived; wait a moment if there was nothing to hash."""
         hashed = sum(download.digest(2**26) for download in self.downloads if not download.done)
         for download in self.downloads:
             download.flush()
@@ -155,7 +153,7 @@ class _Pool:
                 self.changed.wait(0.1)
 
     def _widen(self) -> None:
-        """Double the connections while this process mostly waits for them; a busy one would only divide its time."""
+        """Double the connections if this process mostly waits for them; if it is busy, more would not help."""
         now, worked = time.monotonic(), time.process_time()
         begin, before = self._clock
         if now - begin < 0.1 or self.allowed == self.policy.connections:
@@ -167,7 +165,7 @@ class _Pool:
         self._clock = (now, worked)
 
     def _totals(self) -> tuple[int, int | None]:
-        """Return how many bytes are here, and of how many; None while a size is unknown."""
+        """Return the number of bytes that have arrived, and the total, None while a size is unknown."""
         with self.changed:
             sizes = [download.size for download in self.downloads]
             present = sum(
@@ -183,7 +181,7 @@ class _Pool:
             self.changed.notify_all()
 
     def _guard(self, body: Callable[[], None]) -> None:
-        """Run a thread's body; what it raises ends the fetch."""
+        """Run a thread's body; an exception in it ends the fetch."""
         try:
             body()
         except BaseException as error:
@@ -196,7 +194,7 @@ class _Pool:
                 self._attempt(connection, *task)
 
     def _wait_for_task(self) -> tuple[Download, Piece] | None:
-        """Return the next range to fetch, as soon as there is one; None when all is done."""
+        """Wait for the next range to fetch and return it; return None when all files are done."""
         with self.changed:
             while not self.stopping and not self._all_done():
                 now = time.monotonic()
@@ -215,7 +213,7 @@ class _Pool:
         return None
 
     def _attempt(self, connection: requests.Session, download: Download, piece: Piece) -> None:
-        """Fetch one range, and the file's name with it if that was the last one."""
+        """Fetch one range, and finish the file if it was the last one."""
         failure: Failure | None = None
         try:
             self._transfer(connection, download, piece)
@@ -235,7 +233,7 @@ class _Pool:
             self.changed.notify_all()
 
     def _transfer(self, connection: requests.Session, download: Download, piece: Piece) -> None:
-        """Ask for a range and write its bytes; return early when nobody needs them any more."""
+        """Request a range and write its bytes; return early if they are no longer needed."""
         headers = {}
         ranged = download.ranges and not (piece.start == 0 and piece.end == download.size)
         if ranged:
@@ -247,7 +245,7 @@ class _Pool:
                 if not download.wants(piece):
                     return
                 download.accept(piece, response, ranged=ranged)
-                self.changed.notify_all()  # others may begin now
+                self.changed.notify_all()  # other connections may start now
             for chunk in chunks(response.raw, piece.end - piece.start, self.policy):
                 if self.stopping or piece.part is not download.part:
                     return

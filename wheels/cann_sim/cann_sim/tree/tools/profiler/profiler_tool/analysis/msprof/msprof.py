@@ -1,4 +1,4 @@
-"""msprof of the simulated CANN: what a profiling session recorded, in the files that torch_npu.profiler reads.
+"""msprof of the simulated CANN: export a profiling session to the files that torch_npu.profiler reads.
 
 `--export=on` writes `mindstudio_profiler_output/` of a PROF_ folder:
 
@@ -6,7 +6,7 @@
     op_summary_<time>.csv     one row per kernel
     op_statistic_<time>.csv   calls and times by kernel
 
-Times are host times of CPU kernels: they order and nest correctly and say nothing of an NPU's speed.
+Times are host times of CPU kernels: their order and nesting are correct, but they say nothing about an NPU's speed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TORCH_NPU_POLL_S = 0.1  # Constant.SLEEP_TIME of torch_npu.profiler
-TIMED = {"SIMULATED", "HCCL"}  # what op_summary lists; the timeline also has the copies
+TIMED = {"SIMULATED", "HCCL"}  # kinds of tasks in op_summary; the timeline also has the copies
 # A signature is float32[2,3], int64[] -> float32[2,3]
 TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -41,12 +41,12 @@ class Task:
 
     @property
     def microseconds(self) -> float:
-        """How long it took."""
+        """The task's duration."""
         return (self.end - self.begin) / 1000
 
 
 def main() -> int:
-    """Export, or analyse: there is nothing to analyse, as no link between devices is simulated."""
+    """Export a session and return the exit code. `--analyze` does nothing: no link between devices is simulated."""
     parser = argparse.ArgumentParser(prog="msprof", description="msprof of cann_sim, the simulated CANN")
     parser.add_argument(
         "--export", choices=["on", "off"], default="off", help="write the results of a session"
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def read_tasks(session: Path) -> Iterator[Task]:
-    """What libascendcl recorded, with the time of day."""
+    """Yield the tasks that libascendcl recorded, with times converted to the time of day."""
     start = json.loads((session / "host" / "start_info").read_text())
     to_epoch = int(start["collectionTimeBegin"]) * 1000 - int(start["clockMonotonicRaw"])
     for folder in session.glob("device_*"):
@@ -82,10 +82,10 @@ def read_tasks(session: Path) -> Iterator[Task]:
 
 
 def export(tasks: list[Task], session: Path) -> None:
-    """Write all files; the folder has its name only when they are complete, because torch_npu waits for it.
+    """Write all files into a folder that gets its name only when they are complete, because torch_npu waits for it.
 
-    Its CANNTimelineParser looks for the folder every TORCH_NPU_POLL_S, and its task manager stops that thread
-    when this process ends with no other work left. CANN's export goes on after its first CSV; so does this one.
+    torch_npu's CANNTimelineParser looks for the folder every TORCH_NPU_POLL_S, in a thread that its task manager stops
+    soon after this process ends. CANN's export therefore runs on after its first CSV file, and this one waits, too.
     """
     folder, partial = session / "mindstudio_profiler_output", session / "mindstudio_profiler_output.partial"
     partial.mkdir(mode=0o750, exist_ok=True)
@@ -98,18 +98,18 @@ def export(tasks: list[Task], session: Path) -> None:
 
 
 def write_csv(path: Path, rows: list[list[object]]) -> None:
-    """Rows with a header."""
+    """Write rows, the header first, as a CSV file."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def us(nanoseconds: int) -> str:
-    """Microseconds with all digits: a float has too few for a time of day in nanoseconds."""
+    """Return nanoseconds as microseconds with all digits; a float has too few digits for a time of day."""
     return f"{nanoseconds // 1000}.{nanoseconds % 1000:03d}"
 
 
 def timeline(tasks: list[Task]) -> list[dict[str, object]]:
-    """Events of the trace event format."""
+    """Return the tasks as events of the trace event format."""
     host = 1
     events = [*process(host, "CANN (simulated)", "CPU")]
     for device in sorted({task.device for task in tasks}):
@@ -129,7 +129,7 @@ def timeline(tasks: list[Task]) -> list[dict[str, object]]:
 
 
 def process(pid: int, name: str, label: str) -> Iterator[dict[str, object]]:
-    """The events that name a process."""
+    """Yield the events that name a process in the timeline."""
     for kind, args in (
         ("process_name", {"name": name}),
         ("process_labels", {"labels": label}),
@@ -139,7 +139,7 @@ def process(pid: int, name: str, label: str) -> Iterator[dict[str, object]]:
 
 
 def summary(tasks: list[Task]) -> list[list[object]]:
-    """One row per kernel, in the columns that CANN 8.5 has and torch_npu reads, with a header."""
+    """Return a header and one row per kernel, in the columns that CANN 8.5 writes and torch_npu reads."""
     rows: list[list[object]] = [
         ["Device_id", "Task ID", "Stream ID", "Op Name", "OP Type", "Task Type", "Task Start Time(us)",
          "Task Duration(us)", "Task Wait Time(us)", "Block Dim", "Input Shapes", "Input Data Types",
@@ -159,13 +159,13 @@ def summary(tasks: list[Task]) -> list[list[object]]:
 
 
 def shapes_and_types(tensors: str) -> tuple[str, str]:
-    """The two columns of CANN: "2,3;4" and "FLOAT32;INT64"."""
+    """Return CANN's two columns for tensors, such as "2,3;4" and "FLOAT32;INT64"."""
     found = TENSOR.findall(tensors)
     return '"' + ";".join(shape for _, shape in found) + '"', ";".join(dtype.upper() for dtype, _ in found)
 
 
 def statistic(tasks: list[Task]) -> list[list[object]]:
-    """Calls and times by kernel, the longest first, with a header."""
+    """Return a header and the calls and times of each kernel, the longest total first."""
     times: dict[tuple[int, str, str], list[float]] = {}
     for task in tasks:
         if task.kind in TIMED:

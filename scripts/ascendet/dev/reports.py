@@ -1,0 +1,105 @@
+"""What tests said: the counts of pytest's JUnit XML, which files failed, what was slow."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SLOWEST = 10
+_SLOW = 1.0  # seconds; below that nobody asks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many tests ended how; a linter counts as one test."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return both together."""
+        return Counts(
+            passed=self.passed + other.passed,
+            failed=self.failed + other.failed,
+            skipped=self.skipped + other.skipped,
+        )
+
+    def __str__(self) -> str:
+        """Return the closing line that continuous integration reads."""
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one process, or all of a suite's together, said.
+
+    Parameters
+    ----------
+    failed
+        The files of the tests that failed.
+    tests
+        Each test's seconds, with its fixtures', and its id.
+    seconds, cpu_seconds
+        By the clock, and of processors; sums where there were several processes.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    failed: frozenset[str] = frozenset()
+    tests: tuple[tuple[float, str], ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Report) -> Report:
+        """Return both together."""
+        return Report(
+            counts=self.counts + other.counts,
+            failed=self.failed | other.failed,
+            tests=self.tests + other.tests,
+            seconds=self.seconds + other.seconds,
+            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
+        )
+
+
+def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> Report:
+    """Return what pytest's JUnit XML (family xunit1) says, so that neither a crash nor an empty run is a success."""
+    counts, failed, tests = Counts(), set(), []
+    if file.exists():
+        for case in ElementTree.parse(file).iter("testcase"):  # noqa: S314  # written by our own pytest
+            name = f"{case.get('file')}::{case.get('name')}" if case.get("file") else str(case.get("name"))
+            tests.append((float(case.get("time", "0")), name))
+            kinds = {child.tag for child in case}
+            if kinds & {"failure", "error"}:
+                counts += Counts(failed=1)
+                failed.add(str(case.get("file") or case.get("name")))
+            else:
+                counts += Counts(skipped=1) if "skipped" in kinds else Counts(passed=1)
+    if exit_code != 0 and not counts.failed:  # say, a crash, a broken plug-in, no test at all
+        counts += Counts(failed=1)
+    return Report(
+        counts=counts,
+        failed=frozenset(failed),
+        tests=tuple(tests),
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+    )
+
+
+def times(reports: Mapping[str, Report]) -> Iterator[str]:
+    """Yield lines: the slowest tests of all suites, then each suite's time."""
+    tests = sorted((test for report in reports.values() for test in report.tests), reverse=True)
+    slow = [test for test in tests[:SLOWEST] if test[0] >= _SLOW]
+    if slow:
+        yield "== slowest tests"
+        yield from (f"{seconds:8.1f} s  {name}" for seconds, name in slow)
+    yield "== suites: seconds of their processes, seconds of CPU"
+    width = max(map(len, reports))
+    for name, report in reports.items():
+        yield f"{name:<{width}}  {report.seconds:7.0f} s  {report.cpu_seconds:7.0f} s  {report.counts}"
+
+
+def total(reports: Iterable[Report]) -> Counts:
+    """Return the counts of all."""
+    return sum((report.counts for report in reports), Counts())
