@@ -106,6 +106,16 @@ def test_the_images_scripts_use_the_same_codes() -> None:
     assert [call for call in calls if EXIT_CODES.get(call[1]) != int(call[2])] == []
 
 
+def test_programs_that_copy_a_code_have_it_right() -> None:
+    copies = [
+        (path.name, *copy)
+        for path in tracked("wheels/*.py", "scripts/*.py")
+        for copy in re.findall(r'# errors\.EXIT_CODES\["([a-z-]+)"\].*\n[A-Z_]+ = (\d+)', read(path))
+    ]
+    assert {name for name, _, _ in copies} >= {"__main__.py", "losses.py", "resume.py"}
+    assert [copy for copy in copies if EXIT_CODES[copy[1]] != int(copy[2])] == []
+
+
 def test_cann_sims_libraries_end_with_the_codes_of_the_table() -> None:
     checked = 0
     for path in tracked("wheels/cann_sim/src/*.cpp", "wheels/cann_sim/src/*.h"):
