@@ -13,6 +13,7 @@ import pytest
 from ascendet import cli, paths
 from ascendet.core import spec
 from ascendet.dev import docs
+from ascendet.dev.suites import SUITES
 from ascendet.errors import ELSEWHERE, EXIT_CODES
 
 NAMES = EXIT_CODES | ELSEWHERE
@@ -103,6 +104,16 @@ def test_the_images_scripts_use_the_same_codes() -> None:
     ]
     assert len(calls) >= 5
     assert [call for call in calls if EXIT_CODES.get(call[1]) != int(call[2])] == []
+
+
+def test_programs_that_copy_a_code_have_it_right() -> None:
+    copies = [
+        (path.name, *copy)
+        for path in tracked("wheels/*.py", "scripts/*.py")
+        for copy in re.findall(r'#.*errors\.EXIT_CODES\["([a-z-]+)"\].*\n[A-Z_]+ = (\d+)', read(path))
+    ]
+    assert {name for name, _, _ in copies} >= {"__main__.py", "losses.py", "resume.py"}
+    assert [copy for copy in copies if EXIT_CODES[copy[1]] != int(copy[2])] == []
 
 
 def test_cann_sims_libraries_end_with_the_codes_of_the_table() -> None:
@@ -287,7 +298,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 )
 def test_pages_name_only_targets_and_variables_that_exist(page: Path) -> None:
     targets = set(re.findall(r"^(?:\$\(\w+\): )?([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE))
-    targets |= {f"{name}-wheel" for name in spec.known()}
+    targets |= {f"{name}-wheel" for name in spec.known()} | {f"test-{name}" for name in SUITES}
     quoted = [
         *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", read(page), flags=re.M | re.S)),
         *commands(page),
@@ -299,8 +310,8 @@ def test_pages_name_only_targets_and_variables_that_exist(page: Path) -> None:
                 name, equals, _ = word.partition("=")
                 if equals and name.isupper():
                     assert name in KNOWN, text
-                elif re.fullmatch(r"[a-z][a-z0-9-]*", word):
-                    assert word in targets or word.startswith(("bench-", "print-", "test-")), text
+                elif re.fullmatch(r"[a-z][a-z0-9_-]*", word):
+                    assert word in targets or word.startswith(("bench-", "print-")), text
 
 
 def test_every_page_is_linked_from_another() -> None:
