@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -18,6 +19,7 @@ from types import FrameType
 # In the environment of a job and so of all that it starts, whatever session or parent that has.
 _MARK = "ASCENDET_JOB"
 _KILLS = 250
+_LOOK = 0.5  # seconds
 _ASKED = (signal.SIGTERM, signal.SIGHUP)  # by another process, which the terminal's own job knows nothing of
 _GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, network namespaces
 
@@ -67,6 +69,7 @@ class Pool:
     slots: int
     _running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _futures: list[Future[None]] = field(default_factory=list)
     _stopped: bool = False
 
     def __enter__(self) -> Pool:
@@ -80,17 +83,35 @@ class Pool:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait for the jobs, or, after an exception, end them."""
-        if error is not None:
-            self._stop(asked=bool(error.args))
-        for executor in (self._computing, self._waiting):
-            executor.shutdown(cancel_futures=error is not None)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        try:
+            if error is None:
+                self.wait(*self._futures)
+        except BaseException as later:
+            error = later
+            raise
+        finally:
+            if error is not None:
+                self._stop(asked=bool(error.args))
+            for executor in (self._computing, self._waiting):
+                executor.shutdown(cancel_futures=error is not None)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def submit(self, job: Job, then: Callable[[Outcome], None]) -> Future[None]:
         """Run a job when there is a place for it, and call `then`, one at a time."""
         executor = self._waiting if job.waits else self._computing
-        return executor.submit(self._run, job, then)
+        self._futures.append(executor.submit(self._run, job, then))
+        return self._futures[-1]
+
+    def wait(self, *futures: Future[None]) -> None:
+        """Wait for jobs; raise what `then` raised.
+
+        Not without a limit: a signal that comes just before the thread sleeps would be seen when it wakes.
+        """
+        for future in futures:
+            while not future.done():
+                concurrent.futures.wait([future], timeout=_LOOK)
+            future.result()
 
     def _run(self, job: Job, then: Callable[[Outcome], None]) -> None:
         mark = uuid.uuid4().hex
@@ -134,12 +155,17 @@ class Pool:
             self._stopped = True
             for job, process in self._running.values():
                 if job.log or asked:
-                    process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(
+                            process.pid, signal.SIGINT
+                        )  # send_signal() would take the exit code from wait4()
         with contextlib.suppress(KeyboardInterrupt):
             deadline = time.monotonic() + _GRACE
             while self._running and time.monotonic() < deadline:
                 time.sleep(0.1)
-        _kill_marked(set(self._running))
+        with self._lock:
+            left = set(self._running)
+        _kill_marked(left)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
