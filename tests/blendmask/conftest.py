@@ -1,18 +1,15 @@
-"""Tests of wheels/blendmask in its stack's environment, on the CPU and, where there is a device or cann_sim, on `npu`."""
+"""Tests of wheels/blendmask in its stack's environment, on the CPU and, with a card or cann_sim, on `npu`."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import pytest
 
-# The goldens were computed on a CPU with AVX2. Their weights, made of formulas, make more of the last bit's rounding than a
-# trained network does: with AVX-512 some gradients are others.
+# The goldens were computed on a CPU with AVX2. Their weights, made of formulas, make more of the last bit's rounding
+# than a trained network does: with AVX-512 some gradients are others.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-
-HERE = all(importlib.util.find_spec(name) for name in ("blendmask", "detectron2"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ def build(depth: str) -> BlendMask:
 
 
 @pytest.fixture(params=DEPTHS)
-def filled(request: pytest.FixtureRequest, device: str) -> Iterator[tuple[BlendMask, dict[str, Any]]]:
+def filled(request: pytest.FixtureRequest, device: str) -> tuple[BlendMask, dict[str, Any]]:
     """A model with the goldens' weights, and the original's numbers."""
     model = build(request.param)
     fill_model(model)
-    yield model.to(device), goldens(request.param)
+    return model.to(device), goldens(request.param)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
