@@ -371,3 +371,52 @@ def test_list_of_blobs_that_is_none(tmp_path: Path, text: str) -> None:
 def test_pin_that_cannot_be_verified(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"commit|blobs|git"):
         Upstream(version="1.0", **fields)
+
+
+def test_listed_file_may_have_another_name_in_the_archive(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "REQUIREMENTS", tmp_path)
+    (_, content), *others = FILES.items()
+    made = archive(
+        tmp_path / "made.tar.gz",
+        ("thing-1.0/moved/away", content),
+        *[(f"thing-1.0/{n}", c) for n, c in others],
+    )
+    lock(files.digest(made))
+    pin = Upstream(version="1.0", sdist=NAME, blobs=blobs(tmp_path))
+    assert obtain(pin, tmp_path / "out", fake_pip(tmp_path, delivers=made)) == FILES
+
+
+def test_sdist_that_pip_refuses_to_resolve_comes_by_its_link(
+    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "thing").mkdir(parents=True)
+    made = archive(site / NAME, ("thing-1.0/setup.py", b"print()"))
+    (site / "thing" / "index.html").write_text(f'<a href="../{NAME}#sha256={"0" * 64}">thing</a>')
+    lock(files.digest(made))
+    script = tmp_path / "pip.py"
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        script.write_text(
+            "import sys\n"
+            "if sys.argv[1] == 'download': sys.exit('Distributions from X cannot declare direct URL dependencies.')\n"
+            f"print(\"global.index-url='{address}/empty'\")\n"
+            f"print(\":env:.extra-index-url='file:///nowhere {address}'\")\n"
+        )
+        pip = [sys.executable, str(script)]
+        assert sources.fetch(NAME, pip).read_bytes() == made.read_bytes()
+        lock("1" * 64)
+        with pytest.raises(AscendetError) as caught:
+            sources.fetch(NAME, pip)
+        assert caught.value.name == "sdist-hash-mismatch"
+        lock(files.digest(made))
+        shutil.rmtree(tmp_path / "cache")
+        (site / "thing" / "index.html").write_text('<a href="../thing-2.tar.gz">another</a>')
+        with pytest.raises(AscendetError) as caught:
+            sources.fetch(NAME, pip)
+        assert caught.value.name == "sdist-download-failed"
+        server.shutdown()

@@ -7,7 +7,6 @@ what is written last: without one, or with another lock's digest in it, the envi
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import platform
 import shutil
@@ -22,7 +21,7 @@ from ascendet.core import files, manifest, process
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.machine import host, needs
-from ascendet.supply import lock
+from ascendet.supply import index, lock
 
 TOOLS_PYTHON = "3.11"
 # Variables for another Python than our environments', where byte code may, and must, be kept: an import of torch_npu
@@ -346,28 +345,7 @@ def _uv_environ() -> dict[str, str]:
 
 def pip_settings() -> dict[str, str]:
     """Return what the user has told pip about `pip install`: where packages come from, and how."""
-    return read_pip_config(
-        process.run(
-            [*tools_pip(), "config", "list"],
-            what="pip cannot read its configuration",
-            hint="pip config debug",
-        )
-    )
-
-
-def read_pip_config(shown: str) -> dict[str, str]:
-    r"""The settings that hold for `pip install`, from what `pip config list` prints.
-
-    >>> read_pip_config("global.index-url='https://a/simple'\n:env:.index-url='https://b/simple'\n")
-    {'index-url': 'https://b/simple'}
-    """
-    scopes: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # the later one wins
-    for line in shown.splitlines():
-        name, separator, value = line.partition("=")
-        scope, _, key = name.rpartition(".")
-        if separator and scope in scopes:
-            scopes[scope][key] = str(ast.literal_eval(value))
-    return {key: value for settings in scopes.values() for key, value in settings.items()}
+    return index.settings(tools_pip())
 
 
 def _interpreter(version: str) -> str:

@@ -15,7 +15,6 @@ No lock names a host: where files come from is the user's pip configuration, the
 from __future__ import annotations
 
 import argparse
-import html.parser
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from ascendet.core import files, process
 from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
-from ascendet.supply import assets
+from ascendet.supply import assets, index, sources
 
 COMMAND = "make relock"
 # Newest first; all of them run on the glibc 2.34/2.35 of the CANN images and on Debian 12's 2.36.
@@ -176,10 +175,10 @@ def _torch_family(stack: Stack, machine: str) -> str:
     npu = f"torch_npu=={stack.torch_npu}"
     plain = [f"torch=={stack.torch}", f"torchvision=={stack.torchvision}"]
     # PyTorch's own CPU index has smaller x86_64 builds. Its address is the user's to give, as every index is.
-    index = os.environ.get("TORCH_INDEX_URL")
+    cpu_index = os.environ.get("TORCH_INDEX_URL")
     found = None
-    if machine == "x86_64" and index:
-        found = _report([*(f"{wish}+cpu" for wish in plain), npu], stack, machine, index)
+    if machine == "x86_64" and cpu_index:
+        found = _report([*(f"{wish}+cpu" for wish in plain), npu], stack, machine, cpu_index)
         if found is None:
             print(
                 "  TORCH_INDEX_URL has no such CPU build; locking the package index's build", file=sys.stderr
@@ -254,8 +253,8 @@ def _sha256(item: Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]) -
 def _sources() -> str:
     """The text of `sources.toml`: each source distribution's SHA-256, as the package index states it."""
     lines = [f"# What we build wheels from. Written by `{COMMAND}` from requirements/stacks.toml."]
-    for upstream, sdist in _sdists():
-        lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(upstream, sdist)}"']
+    for sdist in _sdists():
+        lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(sources.project(sdist), sdist)}"']
     return "\n".join(lines) + "\n"
 
 
@@ -288,27 +287,14 @@ def _pulled_digest(name: str) -> str | None:
     )
 
 
-def _sdists() -> list[tuple[str, str]]:
-    return sorted(
-        {
-            (name, pin.sdist)
-            for stack in load_all().values()
-            for name, pin in stack.upstreams.items()
-            if pin.sdist is not None
-        }
-    )
+def _sdists() -> list[str]:
+    pins = [pin for stack in load_all().values() for pin in stack.upstreams.values()]
+    return sorted({pin.sdist for pin in pins if pin.sdist is not None})
 
 
 def _index_hash(project: str, file_name: str) -> str:
     """The SHA-256 that pip's configured package index states for a file (PEP 503: in the link's fragment)."""
-    import requests
-
-    index = _pip_index().rstrip("/")
-    response = requests.get(f"{index}/{project}/", timeout=60)
-    response.raise_for_status()
-    links = _Links()
-    links.feed(response.text)
-    for link in links.found:
+    for link in index.links(_pip_index(), project):
         url = urllib.parse.urlsplit(link)
         if url.path.rpartition("/")[2] == file_name and url.fragment.startswith("sha256="):
             return url.fragment.removeprefix("sha256=")
@@ -347,25 +333,7 @@ def _pip_index() -> str:
         return asked.strip()
     if "PIP_INDEX_URL" in os.environ:
         return os.environ["PIP_INDEX_URL"]
-    default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
-    shown = process.run(
-        [sys.executable, "-c", default],
-        error="lock-failed",
-        what="pip does not say which index is its default",
-        hint="set PIP_INDEX_URL",
-    )
-    return shown.strip()
-
-
-class _Links(html.parser.HTMLParser):
-    """Collects the `href` of every link of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
+    return index.default()
 
 
 def _environ() -> dict[str, str]:
@@ -411,7 +379,7 @@ def check() -> list[str]:
         problems += _check_text(name)
     problems += _check_data()
     sources = tomllib.loads((paths.LOCK / "sources.toml").read_text(encoding="utf-8"))
-    expected = {sdist for _, sdist in _sdists()}
+    expected = set(_sdists())
     problems += [
         f"lock/sources.toml: {name} is not what stacks.toml says" for name in sorted(expected ^ set(sources))
     ]

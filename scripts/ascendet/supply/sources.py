@@ -26,6 +26,7 @@ from ascendet import paths
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
+from ascendet.supply import index
 
 # mmcv and mmdet unpack to 10 MB and 3,000 files; what is far beyond that is no source distribution.
 _MAX_BYTES = 512 * 2**20
@@ -67,8 +68,17 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
     AscendetError
         As `obtain`.
     """
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
-    return _fetch(project, Upstream(version=version, sdist=sdist), pip)
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
+    return _fetch(project(sdist), Upstream(version=version, sdist=sdist), pip)
+
+
+def project(sdist: str) -> str:
+    """Return whose source distribution it is.
+
+    >>> project("pb1-detectron2-0.6.tar.gz")
+    'pb1-detectron2'
+    """
+    return sdist.removesuffix(".tar.gz").rpartition("-")[0]
 
 
 def obtain(name: str, pin: Upstream, pip: Sequence[str], folder: Path) -> Path:
@@ -270,6 +280,7 @@ def unpack_pinned(archive: Path, pin: Upstream, folder: Path) -> Path:
     if pin.blobs is None:
         return tree
     listed = read_blobs(paths.REQUIREMENTS / pin.blobs)
+    _move_to_listed_names(tree, listed)
     problems = compare_blobs(tree, listed)
     if problems:
         raise _mismatch(archive.name, pin, "\n".join(problems[:5]))
@@ -277,6 +288,21 @@ def unpack_pinned(archive: Path, pin: Upstream, folder: Path) -> Path:
         if path.relative_to(tree).as_posix() not in listed:
             path.unlink()
     return tree
+
+
+def _move_to_listed_names(tree: Path, listed: Mapping[str, str]) -> None:
+    """Give each listed file that `tree` has under another name its own: a distribution may move files.
+
+    detectron2's packs configs/ below detectron2/model_zoo/.
+    """
+    missing = {name: blob for name, blob in listed.items() if not (tree / name).exists()}
+    if not missing:
+        return
+    there = {blob_id(path.read_bytes()): path for path in files.walk(tree)}
+    for name, blob in missing.items():
+        if blob in there:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(there[blob], tree / name)
 
 
 def read_blobs(path: Path) -> dict[str, str]:
@@ -299,6 +325,8 @@ def read_blobs(path: Path) -> dict[str, str]:
 def _parse_blobs(text: str) -> dict[str, str]:
     listed = {}
     for line in text.splitlines():
+        if line.startswith("#"):
+            continue
         found = re.fullmatch(r"([0-9a-f]{40})  (\S.*)", line)
         if found is None or PurePosixPath(found[2]).is_absolute() or ".." in found[2].split("/"):
             raise ValueError(f"not a line '<git blob id>  <path>': {line!r}")
@@ -408,15 +436,19 @@ def _cache_path(name: str, pin: Upstream) -> Path:
 def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
     """Have pip download a source distribution."""
     expected = locked_hash(sdist)
-    project, _, version = sdist.removesuffix(".tar.gz").rpartition("-")
+    version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
     wish = path.with_name("requirements.txt")
-    wish.write_text(f"{project}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
-    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project]
+    wish.write_text(f"{project(sdist)}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
+    command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project(sdist)]
     command += ["--require-hashes", "--requirement", str(wish), "--dest", str(path.parent), "--quiet"]
     # setup.py is run for its metadata: torch must not load NPU libraries, which may not be there yet.
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
+        if "cannot declare direct URL dependencies" in done.stderr:
+            # What pip refuses to resolve it can still not download. Its link and its hash are all that we need.
+            _download(index.find_link(index.settings(pip), project(sdist), sdist), path)
+            return
         got = re.search(r"DO NOT MATCH THE HASHES.*?\bGot\s+([0-9a-f]{64})", done.stderr, re.DOTALL)
         if got:
             raise _mismatch(sdist, Upstream(version=version, sdist=sdist), f"sha256:{got[1]}")
