@@ -79,6 +79,9 @@ def add_blendmask_config(cfg: CfgNode) -> None:
             "INSTANCE_LOSS_WEIGHT": 1.0,
         }
     )
+    # Ours. The schedule of SOLVER is one for a data set of so many images (COCO's with objects); see blendmask.recipe.
+    cfg.RECIPE = CfgNode({"PICTURES": 117_266, "IMAGES_PER_DEVICE": 2})
+    cfg.SOLVER.OPTIMIZER = "SGD"
 
 
 def new() -> CfgNode:
@@ -145,6 +148,7 @@ def check(cfg: CfgNode) -> None:
         "MODEL.KEYPOINT_ON": (model.KEYPOINT_ON, (False,)),
         "MODEL.LOAD_PROPOSALS": (model.LOAD_PROPOSALS, (False,)),
         "INPUT.FORMAT": (cfg.INPUT.FORMAT, ("BGR",)),
+        "SOLVER.OPTIMIZER": (cfg.SOLVER.OPTIMIZER, ("SGD", "AdamW")),
     }
     for name, (value, done) in single.items():
         if value not in done:

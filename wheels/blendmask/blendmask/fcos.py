@@ -205,7 +205,7 @@ def matrix_of(convolutions: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
 
 def windows_at(rows: Tensor, neighbours: Tensor) -> Tensor:
     """Gather 3x3 windows, (p, 9 * channels), of `rows_of` maps; `neighbours` (p * 9,) are places of rows."""
-    return rows.index_select(0, neighbours).view(len(neighbours) // 9, -1)
+    return rows.index_select(0, neighbours).view(len(neighbours) // 9, 9 * rows.shape[1])
 
 
 def box_loss(predicted: Tensor, target: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.coco import number
+from ascendet_common.data import DataError
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import HOOKS, METRICS
@@ -18,8 +19,6 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-
-from vitdet.data import DataError
 
 Json = dict[str, Any]
 
@@ -44,7 +43,13 @@ class NumberedCocoMetric(CocoMetric):  # type: ignore[misc]  # mmdet has no type
         if self.format_only:
             return super().compute_metrics(results)  # type: ignore[no-any-return]
         named = self._coco_api
-        content, images = number(named.dataset if named else self._travelling_truth(results))
+        content, images, lost = number(named.dataset if named else self._travelling_truth(results))
+        if lost:
+            print_log(
+                f"{lost} objects do not count: the annotations list no such category or image",
+                logger="current",
+                level=30,
+            )
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
             raise DataError(
                 f"the annotations to evaluate with lack {len(strange)} images, such as {strange.pop()!r}"
@@ -78,45 +83,6 @@ class Truth(COCO):  # type: ignore[misc]
     def loadRes(self, results: list[Json]) -> COCO:
         """Take results in; also none, at which pycocotools raises IndexError."""
         return super().loadRes(results) if results else Truth(self.dataset | {"annotations": []})
-
-
-def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
-    """Return a COCO instances file's content with ids 1, 2, …, and the images' by their old ones.
-
-    Images and categories keep the order of their ids, which decides which of two results of equal score comes first.
-    """
-    images = _numbers(image["id"] for image in annotations["images"])
-    categories = _numbers(category["id"] for category in annotations["categories"])
-    objects = annotations["annotations"]
-    known = [one for one in objects if one["image_id"] in images and one["category_id"] in categories]
-    if len(known) < len(objects):
-        print_log(
-            f"{len(objects) - len(known)} of {len(objects)} objects do not count: the annotations list no such "
-            "category or image",
-            logger="current",
-            level=30,
-        )
-    return annotations | {
-        "images": [image | {"id": images[image["id"]]} for image in annotations["images"]],
-        "categories": [one | {"id": categories[one["id"]]} for one in annotations["categories"]],
-        "annotations": [
-            one
-            | {
-                "id": count,
-                "image_id": images[one["image_id"]],
-                "category_id": categories[one["category_id"]],
-            }
-            for count, one in enumerate(known, 1)
-        ],
-    }, images
-
-
-def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
-    """Number ids from 1 in their order, numbers before text."""
-    return {
-        one: count
-        for count, one in enumerate(sorted(set(ids), key=lambda one: (isinstance(one, str), one)), 1)
-    }
 
 
 @HOOKS.register_module()
