@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 class ConfigError(RunError):
     """A configuration that asks for something that is not done here."""
 
-    default_name = "usage"
+    default_name = "config-unsupported"
 
 
 def add_blendmask_config(cfg: CfgNode) -> None:
@@ -107,7 +107,7 @@ def load(file: str | Path) -> tuple[CfgNode, tuple[str, ...]]:
     """
     file = Path(file)
     if not file.is_file():
-        raise ConfigError(f"there is no configuration {file}")
+        raise ConfigError(f"there is no configuration {file}", name="config-missing")
     content = CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
     cfg = new()
     known = set(_names(cfg))

@@ -117,7 +117,7 @@ class _Shape:
         if polygons:
             return cls([one.reshape(-1) for one in transform.apply_polygons(polygons)], None)
         x0, y0, x1, y1 = box
-        return cls([np.array([x0, y0, x1, y0, x1, y1, x0, y1])], None)
+        return cls([np.array([x0, y0, x1, y0, x1, y1, x0, y1], np.float64)], None)
 
     def crop(self, box: npt.NDArray[np.float32], size: int) -> Bits:
         """Return the mask inside a box, (size, size)."""
