@@ -126,7 +126,7 @@ def check_packed(truths: list[Truth], found: list[Assigned]) -> int:
 def test_a_batch_is_packed_completely() -> None:
     boxes = [random_boxes(5, 0), np.zeros((0, 4), np.float32), random_boxes(40, 1)]
     found = [assign(one, GRID, SIZES, 1.5) for one in boxes]
-    assert check_packed([truth(one) for one in boxes], found) > 2
+    assert check_packed([truth(one) for one in boxes], found) > 1
 
 
 def test_seven_hundred_objects_are_packed_completely() -> None:

@@ -173,7 +173,23 @@ def pack(
     truths: Sequence[Truth], assigned: Sequence[Assigned], grid: Grid, classes: int, device: torch.device
 ) -> Targets:
     """Put a batch's targets on the device: three copies, whatever is in the images."""
-    spans = [*_spans(assigned)] or [(0, 0, 0)]
+    # The positives of all images, one after the other, and the number of each one's object among all objects.
+    image = np.repeat(np.arange(len(assigned)), [len(one.location) for one in assigned])
+    location = np.concatenate([one.location for one in assigned])
+    first = np.cumsum([0, *(len(one.boxes) for one in truths)])
+    thing = np.concatenate([one.object for one in assigned]) + first[image]
+    boxes, kinds, masks = (
+        np.concatenate([getattr(one, name) for one in truths]) for name in ("boxes", "classes", "crops")
+    )
+    targets = np.concatenate(
+        [
+            np.concatenate([one.sides for one in assigned]),
+            np.concatenate([one.centreness for one in assigned])[:, None],
+            np.ones((len(image), 1), np.float32),
+        ],
+        axis=1,
+    )
+    spans = _spans(thing) or [slice(0, 0)]
     count = len(spans)
     floats = np.zeros((count, POSITIVES * 6 + OBJECTS * 5), np.float32)
     places = floats[:, : POSITIVES * 6].reshape(count, POSITIVES, 6)
@@ -181,30 +197,24 @@ def pack(
     ints = np.zeros((count, POSITIVES, 11), np.int32)
     # A place without a location: it reads zeros, and is to predict a box of 2 by 2 strides.
     ints[:, :, :9], places[:, :, :4] = grid.count, 1
-    crops = np.zeros((count, OBJECTS, *truths[0].crops.shape[1:]), np.uint8)
-    for number, (image, start, stop) in enumerate(spans):
-        if start == stop:
-            continue
-        found, truth = assigned[image], truths[image]
-        part = slice(start, stop)
-        here = slice(stop - start)
-        objects, owner = np.unique(found.object[part], return_inverse=True)
-        location = found.location[part]
-        ints[number, here, :9] = grid.neighbours[location] + image * (grid.count + 1)
-        ints[number, here, 9] = (image * classes + truth.classes[found.object[part]]) * grid.count + location
+    crops = np.zeros((count, OBJECTS, *masks.shape[1:]), np.uint8)
+    for number, part in enumerate(spans):
+        here = slice(part.stop - part.start)
+        things, owner = np.unique(thing[part], return_inverse=True)
+        at, of = location[part], image[part]
+        ints[number, here, :9] = grid.neighbours[at] + of[:, None] * (grid.count + 1)
+        ints[number, here, 9] = (of * classes + kinds[thing[part]]) * grid.count + at
         ints[number, here, 10] = owner
-        places[number, here, :4] = found.sides[part]
-        places[number, here, 4] = found.centreness[part]
-        places[number, here, 5] = 1
-        regions[number, : len(objects), 0] = image
-        regions[number, : len(objects), 1:] = truth.boxes[objects]
-        crops[number, : len(objects)] = truth.crops[objects]
+        places[number, here] = targets[part]
+        regions[number, : len(things), 0] = np.searchsorted(first, things, side="right") - 1
+        regions[number, : len(things), 1:] = boxes[things]
+        crops[number, : len(things)] = masks[things]
     totals = places[:, :, 5].sum(dtype=np.float64), places[:, :, 4].sum(dtype=np.float64)
     on_device = torch.from_numpy(np.append(floats.ravel(), np.float32(totals))).to(device)
     indices = torch.from_numpy(
         np.concatenate([ints[:, :, :9].reshape(count, -1), ints[:, :, 9], ints[:, :, 10]], axis=1)
     ).to(device)
-    masks = torch.from_numpy(crops).to(device)
+    cut_out = torch.from_numpy(crops).to(device)
     chunks = []
     for number, row in enumerate(on_device[:-2].view(count, -1)):
         values = row[: POSITIVES * 6].view(POSITIVES, 6)
@@ -218,20 +228,19 @@ def pack(
                 centreness=values[:, 4],
                 valid=values[:, 5],
                 regions=row[POSITIVES * 6 :].view(OBJECTS, 5),
-                crops=masks[number],
+                crops=cut_out[number],
             )
         )
     return Targets(chunks=chunks, totals=on_device[-2:])
 
 
-def _spans(assigned: Sequence[Assigned]) -> list[tuple[int, int, int]]:
-    """Cut the positives of each image into (image, start, stop) of at most POSITIVES, of at most OBJECTS objects."""
+def _spans(thing: Ints) -> list[slice]:
+    """Cut positives, ordered by their object, into parts of at most POSITIVES, of at most OBJECTS objects."""
+    number = np.cumsum(np.diff(thing, prepend=-1) != 0)
     spans = []
-    for image, found in enumerate(assigned):
-        number = np.cumsum(np.diff(found.object, prepend=-1) != 0)  # of the object, from 1
-        start = 0
-        while start < len(number):
-            stop = min(start + POSITIVES, int(np.searchsorted(number, number[start] + OBJECTS)))
-            spans.append((image, start, stop))
-            start = stop
+    start = 0
+    while start < len(number):
+        stop = min(start + POSITIVES, int(np.searchsorted(number, number[start] + OBJECTS)))
+        spans.append(slice(start, stop))
+        start = stop
     return spans
