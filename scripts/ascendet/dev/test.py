@@ -31,6 +31,7 @@ TESTS = paths.ROOT / "tests"
 _APART = {"unit", "fetch", "image", "examples", "bench", "fixtures", "npu"}
 # The wheel that a folder's tests are about; a stack without it does not run them.
 _ABOUT = {
+    "blendmask": "blendmask",
     "detectron2": "detectron2",
     "mmcv": "mmcv",
     "models": "vitdet",
