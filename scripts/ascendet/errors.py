@@ -37,6 +37,7 @@ EXIT_CODES: dict[str, int] = {
     "program-missing": 36,
     "docs-stale": 37,
     "score-failed": 38,
+    "config-unsupported": 39,
     "sdist-unlocked": 40,
     "sdist-download-failed": 41,
     "sdist-hash-mismatch": 42,

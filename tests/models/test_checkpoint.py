@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import vitdet
+from ascendet_common.checkpoints import CheckpointError, Discarded
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint, save_checkpoint
 from torch import nn
 from vitdet.backbone import ViT
-from vitdet.checkpoint import CheckpointError, Discarded, compare, load_pretrained, plain, read
+from vitdet.checkpoint import compare, load_pretrained, plain, read
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -11,14 +11,15 @@ import pytest
 import torch
 import vitdet
 from ascendet_common import progress
+from ascendet_common.checkpoints import CheckpointError
 from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from vitdet import launch
-from vitdet.checkpoint import CheckpointError, drop_class_layers
+from vitdet.checkpoint import drop_class_layers
 from vitdet.data import DataError, classes_of, count_pictures, fill, find_split, set_classes
-from vitdet.infer import Detector
+from vitdet.infer import Trained
 from vitdet.recipe import RecipeRunner, fit, stretch
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -234,19 +235,19 @@ def test_an_evaluation_of_other_classes_is_refused(renamed, checkpoint, tmp_path
 
 
 def test_detection_takes_the_checkpoint_s_classes(renamed, checkpoint, tmp_path):
-    assert Detector(renamed("dog", "cat", "cow"), str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
+    assert Trained(renamed("dog", "cat", "cow"), str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
     with pytest.raises(
         CheckpointError, match=r"not one of this model: it has 3 classes .*, the data set has 1 \(dog"
     ):
-        Detector(renamed("dog"), str(checkpoint))
+        Trained(renamed("dog"), str(checkpoint))
     cfg = renamed("dog")
     shutil.rmtree(tmp_path / "mine")  # no data set is needed
-    assert Detector(cfg, str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
+    assert Trained(cfg, str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     with pytest.raises(DataError, match="does not say its classes"):
-        Detector(cfg, str(tmp_path / "bare.pth"))
-    assert Detector(renamed("x", "y", "z"), str(tmp_path / "bare.pth")).meta["classes"] == ("x", "y", "z")
+        Trained(cfg, str(tmp_path / "bare.pth"))
+    assert Trained(renamed("x", "y", "z"), str(tmp_path / "bare.pth")).meta["classes"] == ("x", "y", "z")
 
 
 def test_a_checkpoint_of_another_model_is_no_start(renamed, tmp_path, monkeypatch):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import vitdet
+from ascendet_common.checkpoints import CheckpointError
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from vitdet.checkpoint import CheckpointError
 from vitdet.data import DataError, fill
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"

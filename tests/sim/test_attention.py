@@ -8,6 +8,7 @@ import torch
 pytest.importorskip(
     "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
 )
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
 from vitdet.attention import Attention
 
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 import custom  # noqa: E402  # the data sets that test_intake takes in
 
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
+
 NAME = f"roboflow-test-{os.getpid()}"
 Make = Callable[..., str]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import MakeShapes
 
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
+
 JOB = Path(__file__).with_name("detector_job.py")
 STEPS = 20
 

@@ -14,6 +14,8 @@ import pytest
 from conftest import MakeShapes
 from empty_ranks_job import TRAININGS
 
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
+
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
     reason="the CANN tree is not cann_sim's: its devices are as many as one likes",

@@ -14,6 +14,8 @@ import pytest
 import torch
 from ascendet.run import score
 from conftest import MakeShapes, script_environ
+
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
 from PIL import Image
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -27,6 +27,8 @@ TRAIN = """
 import os, pathlib, sys
 from ascendet import errors
 from ascendet.run import program
+
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
 try:
     program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log"),
                                 arguments=sys.argv[2:]))

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import MakeShapes
 
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
+
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
     reason="the CANN tree is not cann_sim's: only it counts",

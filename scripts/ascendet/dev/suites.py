@@ -29,6 +29,8 @@ class Suite:
         Whether each file runs in its own process, so that several run at the same time: for suites that take minutes.
     long
         The files of such a suite that take longest. They start first, so that no file runs alone at the end.
+    wheel
+        The wheel that the tests are about: `make test` leaves the suite out for a stack without it.
     when
         The condition under which `make test` runs it. It always runs if it is named.
     """
@@ -39,6 +41,7 @@ class Suite:
     waits: bool = False
     apart: bool = False
     long: tuple[str, ...] = ()
+    wheel: str = ""
     when: Literal["always", "real NPUs", "named"] = "always"
 
     @property
@@ -68,7 +71,7 @@ _ALL = (
     Suite(name="unit", python="tools", installed=False),
     Suite(name="fetch", python="tools", installed=False, waits=True),
     Suite(name="image", python="tools", waits=True),  # needs an engine, and starts one if none answers
-    Suite(name="models", python="stack"),  # does not import torch_npu
+    Suite(name="models", python="stack", wheel="vitdet"),  # does not import torch_npu
     Suite(
         name="sim",
         python="stack",
@@ -83,8 +86,11 @@ _ALL = (
             "test_training_faults.py",
         ),
     ),
-    Suite(name="wheel", python="stack"),
-    Suite(name="mmcv", python="stack"),
+    Suite(name="wheel", python="stack", wheel="mmcv"),
+    Suite(name="mmcv", python="stack", wheel="mmcv"),
+    Suite(name="detectron2", python="stack", wheel="detectron2"),
+    Suite(name="npu_ops", python="stack", wheel="npu_ops"),
+    Suite(name="blendmask", python="stack", wheel="blendmask"),
     Suite(name="npu", python="stack", when="real NPUs"),
     Suite(name="examples", python="stack", when="named"),  # installs packages that nothing else needs
 )

@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> None:
     """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
     stack = Stack.load(args.stack)
     tests = suites.parse_tests(args.tests)
-    names = args.suites or list(tests) or _default()
+    names = args.suites or list(tests) or _default(stack)
     if tests and set(tests) != set(names):
         raise AscendetError(
             "usage",
@@ -66,13 +66,19 @@ def execute(args: argparse.Namespace) -> None:
         )
 
 
-def _default() -> list[str]:
-    """Return what `make test` runs on this machine."""
+def _default(stack: Stack) -> list[str]:
+    """Return what `make test` runs on this machine for the stack, and print what it leaves out."""
     real = host.npu_kind() == "real"
     wanted = [
         suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
     ]
-    return [LINT, *(suite.name for suite in wanted if suite.folder.is_dir())]
+    for suite in wanted:
+        if suite.wheel and suite.wheel not in stack.wheels:
+            print(
+                f"tests/{suite.name}: left out, the {stack.name} stack has no wheel {suite.wheel}", flush=True
+            )
+    fitting = [suite for suite in wanted if not suite.wheel or suite.wheel in stack.wheels]
+    return [LINT, *(suite.name for suite in fitting if suite.folder.is_dir())]
 
 
 def _succeeded(name: str, counts: Counts) -> bool:
@@ -159,8 +165,9 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         if suite.python == "tools"
         else (venv.stack_python(stack), activation.stack_environ(stack))
     )
-    # Processes that run at once have a processor each.
+    # Processes that run at once have a processor each. Our programs' operators must have kernels on the NPU.
     environ |= {
+        "NPU_FALLBACK": environ.get("NPU_FALLBACK", "error"),
         "PYTHONPATH": str(paths.ROOT / "scripts"),
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
     }

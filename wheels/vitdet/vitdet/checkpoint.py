@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ascendet_common import progress
-from ascendet_common.errors import RunError
+from ascendet_common import checkpoints, progress
+from ascendet_common.checkpoints import CheckpointMismatch, Discarded, LoadReport
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
@@ -49,84 +47,11 @@ _MAE_ONLY = ("cls_token", "mask_token", "norm.", "decoder_")
 _NEW_IN_DETECTOR = (".attn.rel_pos_h", ".attn.rel_pos_w")
 
 
-class CheckpointError(RunError):
-    """A checkpoint is damaged, could run code when it is read, or belongs to another model."""
-
-    default_name = "checkpoint-unreadable"
-
-
-class CheckpointMismatch(CheckpointError):
-    """A checkpoint belongs to another model, or to other classes."""
-
-    default_name = "checkpoint-mismatch"
-
-
-class Discarded:
-    """Placeholder for an object of a checkpoint that is not rebuilt; calling it or setting its state has no effect."""
-
-    def __new__(cls, *_: object) -> Discarded:
-        """Return a placeholder, whatever the arguments are."""
-        return super().__new__(cls)
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        """Ignore the state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """Comparison of a checkpoint's keys with a model's: the number of matches, and the keys that differ, by kind."""
-
-    matched: int
-    missing: tuple[str, ...] = ()  # in the model only
-    unexpected: tuple[str, ...] = ()  # in the checkpoint only
-    mismatched: tuple[str, ...] = ()  # in both, with different shapes: "key (checkpoint) -> (model)"
-    initialised: tuple[str, ...] = ()  # in the model only, as intended
-    ignored: tuple[str, ...] = ()  # in the checkpoint only, as intended
-
-    @property
-    def complete(self) -> bool:
-        """Whether every weight was found and used."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def __str__(self) -> str:
-        """Return the number of matches and one line for each kind of difference that occurs."""
-        lines = [f"{self.matched} tensors match"]
-        for kind in ("missing", "unexpected", "mismatched", "initialised", "ignored"):
-            keys = getattr(self, kind)
-            if keys:
-                more = f", … ({len(keys)} in all)" if len(keys) > 6 else ""
-                lines.append(f"{kind}: {', '.join(keys[:6])}{more}")
-        return "\n".join(lines)
-
-
 def read(filename: str, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    CheckpointError
-        The file is truncated, is no checkpoint, or names a global that is not allowed.
-    """
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        with torch.serialization.safe_globals([(Discarded, name) for name in _MMENGINE_GLOBALS]):
-            content = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error)
-        raise CheckpointError(f"{path} is refused, because reading it could run code: {reason}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no complete PyTorch checkpoint: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+    """Read a checkpoint without running code from it; see `ascendet_common.checkpoints.read`."""
+    content = checkpoints.read(filename, map_location, discarded=_MMENGINE_GLOBALS)
     if "message_hub" in content:
-        content["message_hub"] = restore_message_hub(content["message_hub"], path.name)
+        content["message_hub"] = restore_message_hub(content["message_hub"], Path(filename).name)
     return content
 
 
@@ -146,27 +71,12 @@ def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     """Return how `weights` would load. Position tables match at any length, because loading resizes them."""
-    own = model.state_dict()
-    both = own.keys() & weights.keys()
-    mismatched = {
-        key
-        for key in both
-        if own[key].shape != weights[key].shape
-        and not (
-            key.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
-            and own[key].shape[-1] == weights[key].shape[-1]
-        )
-    }
-    return LoadReport(
-        matched=len(both) - len(mismatched),
-        missing=tuple(key for key in own if key not in weights),
-        unexpected=tuple(key for key in weights if key not in own),
-        mismatched=tuple(
-            f"{key} {tuple(weights[key].shape)} -> {tuple(own[key].shape)}"
-            for key in own
-            if key in mismatched
-        ),
-    )
+
+    def fits(key: str, own: Tensor, other: Tensor) -> bool:
+        table = key.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))
+        return own.shape == other.shape or (table and own.shape[-1] == other.shape[-1])
+
+    return checkpoints.compare(model.state_dict(), weights, fits)
 
 
 def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:

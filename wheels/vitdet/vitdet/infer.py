@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from ascendet_common import progress
+from ascendet_common.checkpoints import CheckpointMismatch
+from ascendet_common.detect import Detections, Detector, detect_all
 from ascendet_common.errors import forget, reporting
-from ascendet_common.images import ImageError, Pixels, printable
-from ascendet_common.images import read as read_image
-from ascendet_common.watch import Watch, summarize
+from ascendet_common.images import ImageError, Pixels
+from ascendet_common.watch import Watch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
@@ -36,11 +35,11 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from vitdet import launch
-from vitdet.checkpoint import CheckpointMismatch, compare, read, weights_of
+from vitdet.checkpoint import compare, read, weights_of
 from vitdet.data import DataError, describe_difference, known_classes, meta_classes, set_classes
 
 
-class Detector:
+class Trained:
     """A trained model on this process's device.
 
     Parameters
@@ -91,7 +90,7 @@ class Detector:
         model.load_state_dict(weights)
 
     @torch.no_grad()
-    def __call__(self, pixels: Pixels, name: str, watch: Watch) -> tuple[DetDataSample, list[dict[str, Any]]]:
+    def detect(self, pixels: Pixels, name: str, watch: Watch) -> tuple[DetDataSample, Detections]:
         """Return the detections in a picture.
 
         Parameters
@@ -146,69 +145,18 @@ class Detector:
         return sorted(found, key=lambda item: -item["score"])
 
 
-def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float, bad: str) -> dict[str, Any]:
-    """Detect objects in all files, draw the pictures into `out`/pictures, and return the content of results.json.
-
-    Raises
-    ------
-    ImageError
-        A picture is damaged and `bad` is "refuse", or all pictures are damaged.
-    """
+def draw(pixels: Pixels, sample: DetDataSample, meta: dict[str, Any], score: float, file: Path) -> None:
+    """Write a picture with the objects from a score on, by mmdet's visualizer."""
     visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = detector.meta
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    results, skipped = [], []
-    calls: list[dict[str, float]] = []
-    for number, file in enumerate(files):
-        shown = printable(file)
-        try:
-            # The first picture is read twice, so that even a single picture gives a measurement after the first call.
-            for _ in range(1 if calls else 2):
-                watch = Watch(_synchronize)
-                with watch("read"):
-                    pixels = read_image(file)
-                sample, found = detector(pixels, shown, watch)
-                calls.append(watch.spent)
-        except ImageError as error:
-            if bad == "refuse":
-                raise
-            skipped.append({"file": file, "reason": str(error).removeprefix(f"{shown}: ")})
-            progress.write("note", text=f"skipped: {error}")
-            continue
-        picture = f"pictures/{number:04d}-{Path(shown).stem}.jpg"
-        visualizer.add_datasample(
-            shown,
-            np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
-            sample,
-            draw_gt=False,
-            pred_score_thr=score,
-            out_file=str(out / picture),
-        )
-        kept = [item for item in found if item["score"] >= score]
-        height, width = pixels.shape[:2]
-        results.append(
-            {
-                "file": file,
-                "picture": picture,
-                "width": width,
-                "height": height,
-                "detections": kept,
-                "milliseconds": calls[-1],
-            }
-        )
-        text = f"{shown}: {len(kept)} objects, {sum(calls[-1].values()):.0f} ms"
-        progress.write("infer", step=number + 1, of=len(files), text=text)
-    if not results:
-        raise ImageError(
-            f"none of the {len(files)} pictures can be read; {printable(skipped[0]['file'])}: {skipped[0]['reason']}"
-        )
-    return {
-        "categories": list(detector.meta["classes"]),
-        "score_threshold": score,
-        "images": results,
-        "skipped": skipped,
-        "latency": summarize(calls),
-    }
+    visualizer.dataset_meta = meta
+    visualizer.add_datasample(
+        file.stem,
+        np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
+        sample,
+        draw_gt=False,
+        pred_score_thr=score,
+        out_file=str(file),
+    )
 
 
 def _synchronize() -> None:
@@ -225,11 +173,15 @@ def main() -> None:
     args = parser.parse_args()
     forget()
     with reporting():
-        detector = Detector(launch.load_config(args), os.environ["CHECKPOINT"])
+        model = Trained(launch.load_config(args), os.environ["CHECKPOINT"])
+        detector = Detector(
+            classes=model.meta["classes"],
+            detect=model.detect,
+            draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
+            synchronize=_synchronize,
+        )
         files = json.loads(args.images.read_text(encoding="utf-8"))
-        out = Path(os.environ["WORK_DIR"])
-        content = detect_all(detector, files, out, args.score, args.bad)
-        (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        detect_all(detector, files, Path(os.environ["WORK_DIR"]), args.score, args.bad)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from typing import Any, NoReturn
 import torch
 from ascendet_common.errors import RunError, report
 from ascendet_common.images import printable
+from ascendet_common.ranks import share
+from ascendet_common.resume import EXIT_LOSS_NOT_FINITE
 from mmdet.registry import HOOKS
-from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
-
-# The same as errors.EXIT_CODES["loss-not-finite"] of the tool, which cannot be imported here.
-EXIT_LOSS_NOT_FINITE = 35
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +146,7 @@ def end_all_ranks(message: str | None, runner: Runner) -> NoReturn:
 
     At least one rank passes a message, and the first rank of each node prints it.
     """
-    if get_world_size() > 1:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        if message is not None:
-            store.set("ascendet/loss", message)
-        message = store.get("ascendet/loss").decode()
-        barrier()  # the process that holds the store may be a rank; it must not end before the others have read
+    message = share(message)
     end(message if os.environ.get("LOCAL_RANK", "0") == "0" else None, runner)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.coco import number
+from ascendet_common.data import DataError
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import HOOKS, METRICS
@@ -18,8 +19,6 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-
-from vitdet.data import DataError
 
 Json = dict[str, Any]
 
@@ -46,7 +45,13 @@ class NumberedCocoMetric(CocoMetric):
         if self.format_only:
             return super().compute_metrics(results)
         named = self._coco_api
-        content, images = number(named.dataset if named else self._travelling_truth(results))
+        content, images, lost = number(named.dataset if named else self._travelling_truth(results))
+        if lost:
+            print_log(
+                f"{lost} objects do not count: the annotations list no such category or image",
+                logger="current",
+                level=30,
+            )
         if strange := {truth["img_id"] for truth, _ in results} - images.keys():
             raise DataError(
                 f"the annotations to evaluate with lack {len(strange)} images, such as {strange.pop()!r}"
@@ -80,45 +85,6 @@ class Truth(COCO):
     def loadRes(self, results: list[Json]) -> COCO:
         """Return a COCO of the results; an empty list is allowed (pycocotools raises IndexError)."""
         return super().loadRes(results) if results else Truth(self.dataset | {"annotations": []})
-
-
-def number(annotations: Json) -> tuple[Json, dict[Any, int]]:
-    """Return the content of a COCO instances file with new ids 1, 2, …, and the images' new ids by their old ids.
-
-    Images and categories keep the order of their ids, which decides the order of results with equal scores.
-    """
-    images = _numbers(image["id"] for image in annotations["images"])
-    categories = _numbers(category["id"] for category in annotations["categories"])
-    objects = annotations["annotations"]
-    known = [one for one in objects if one["image_id"] in images and one["category_id"] in categories]
-    if len(known) < len(objects):
-        print_log(
-            f"{len(objects) - len(known)} of {len(objects)} objects are not counted: the annotations list no such "
-            "category or image",
-            logger="current",
-            level=30,
-        )
-    return annotations | {
-        "images": [image | {"id": images[image["id"]]} for image in annotations["images"]],
-        "categories": [one | {"id": categories[one["id"]]} for one in annotations["categories"]],
-        "annotations": [
-            one
-            | {
-                "id": count,
-                "image_id": images[one["image_id"]],
-                "category_id": categories[one["category_id"]],
-            }
-            for count, one in enumerate(known, 1)
-        ],
-    }, images
-
-
-def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
-    """Return numbers from 1 for ids, in the order of the ids: numbers first, then text."""
-    return {
-        one: count
-        for count, one in enumerate(sorted(set(ids), key=lambda one: (isinstance(one, str), one)), 1)
-    }
 
 
 @HOOKS.register_module()

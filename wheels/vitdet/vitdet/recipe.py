@@ -8,10 +8,10 @@ forward and backward pass of every device) for the number of devices.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from ascendet_common import progress
+from ascendet_common.recipe import Batch, choose_batch
 from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
@@ -22,59 +22,12 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from vitdet.data import fill
 from vitdet.losses import LossHook
 
-# Settings of mmengine's schedulers that are in iterations (in epochs if the scheduler is `by_epoch`).
+__all__ = ["Batch", "RecipeHook", "RecipeRunner", "choose_batch", "fit", "stretch"]
+
+# What schedulers of mmengine count in iterations, where they do not count in epochs.
 _SCHEDULE = ("begin", "end", "total_iters", "T_max")
 # Warm-up and the interval between validations or checkpoints are at most 1/_PART of a training.
 _PART = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """How `ranks` devices share the pictures of one optimizer step."""
-
-    recipe: int
-    ranks: int
-    per_rank: int
-    accumulated: int
-
-    @property
-    def effective(self) -> int:
-        """Pictures per optimizer step."""
-        return self.ranks * self.per_rank * self.accumulated
-
-    @property
-    def lr_scale(self) -> float:
-        """Factor for the recipe's learning rate: linear scaling, 1 if the batch is the recipe's."""
-        return self.effective / self.recipe
-
-    @property
-    def iterations(self) -> float:
-        """Iterations that process as many pictures as one step of the recipe."""
-        return self.recipe / (self.ranks * self.per_rank)
-
-    def __str__(self) -> str:
-        """Return the batch as one line of text."""
-        return (
-            f"{self.effective} images per step = {self.ranks} devices x {self.per_rank} images x "
-            f"{self.accumulated} accumulated (recipe: {self.recipe})"
-        )
-
-
-def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
-    """Return the batch with the most pictures per rank, up to `per_rank`, that equals the recipe's, or the nearest one.
-
-    >>> print(choose_batch(64, 4, 4))
-    64 images per step = 4 devices x 4 images x 4 accumulated (recipe: 64)
-    >>> print(choose_batch(64, 32, 4))
-    64 images per step = 32 devices x 2 images x 1 accumulated (recipe: 64)
-    >>> choose_batch(64, 3, 4).lr_scale
-    0.9375
-    """
-    exact = [size for size in range(1, per_rank + 1) if recipe % (ranks * size) == 0]
-    size = max(exact) if exact else min(per_rank, max(1, recipe // ranks))
-    return Batch(
-        recipe=recipe, ranks=ranks, per_rank=size, accumulated=max(1, round(recipe / (ranks * size)))
-    )
 
 
 def stretch(cfg: Config, pictures: int) -> None:

@@ -7,29 +7,34 @@ numbers of the model; and a loop that resumes asks the sampler for the rest of t
 
 from __future__ import annotations
 
-import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from ascendet_common.errors import RunError, report
+from ascendet_common.ranks import Interruption
+from ascendet_common.resume import EXIT_INTERRUPTED, INTERRUPTED, Draw, note_last, seed_draw
 from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
-# The same as errors.EXIT_CODES["interrupted"] of the tool, which cannot be imported here.
-EXIT_INTERRUPTED = 25
-INTERRUPTED = "interrupted.pth"
-
-Draw = tuple[int, int, int]
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "INTERRUPTED",
+    "Draw",
+    "InterruptHook",
+    "ResumableEpochLoop",
+    "ResumableIterLoop",
+    "ResumableSampler",
+    "SeedEachIterationHook",
+    "note_last",
+    "seed_draw",
+]
 
 
 @DATA_SAMPLERS.register_module()
@@ -46,13 +51,6 @@ class ResumableSampler(DefaultSampler):
         """Return the draws of this rank's part of the epoch that are left after `skip`."""
         skip, self.skip = self.skip, 0
         return iter([(self.seed, self.epoch, index) for index in super().__iter__()][skip:])
-
-
-def seed_draw(draw: Draw) -> int:
-    """Seed the generators that augmentations use for one picture of one epoch, and return the picture's index."""
-    random.seed("{} {} {}".format(*draw))
-    np.random.seed(draw)  # mmcv's transforms use numpy's generator
-    return draw[2]
 
 
 @HOOKS.register_module()
@@ -114,13 +112,7 @@ class ResumableIterLoop(IterBasedTrainLoop):
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """On SIGTERM (from an operator, Kubernetes' pre-emption or torchrun) finish the step, save a checkpoint, and end.
-
-    Ranks receive the signal at different times, or only on one node, but must end after the same step, or some would
-    wait for the gradients of others. The first rank that sees the signal writes the number of the last step into the
-    process group's store: the second end of an optimizer step from now. No rank can be past it, because a forward pass
-    needs the weights of the step before, and these need the gradients of the rank that wrote the number. This costs one
-    request to the store per step, and nothing on the device.
+    """On SIGTERM finish the step, save it, and end, all ranks after the same one; see `ascendet_common.ranks`.
 
     The training ends with SystemExit(EXIT_INTERRUPTED) and `interrupted.pth` in the work folder.
     """
@@ -128,9 +120,8 @@ class InterruptHook(Hook):
     priority = "LOWEST"  # after the schedulers' step, and after a checkpoint of the same iteration
 
     def before_train(self, runner: Runner) -> None:
-        """Install the signal handler, and check that all ranks start at the same iteration."""
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._take)
+        """Take the signal; see to it that all ranks resumed alike."""
+        self.interruption = Interruption()
         limits = [torch.tensor(float(value)) for value in (runner.iter, -runner.iter)]
         for limit in limits:
             all_reduce(limit, "max")
@@ -140,16 +131,13 @@ class InterruptHook(Hook):
                 "every node must see the same work folder to resume"
             )
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save a checkpoint and end, if this is the step that the ranks agreed on."""
         accumulated = runner.optim_wrapper._accumulative_counts
         done = runner.iter + 1
-        if done % accumulated or not self._is_last(done, accumulated):
+        if done % accumulated or not self.interruption.is_last(done, accumulated):
             return
         runner.save_checkpoint(
             runner.work_dir, INTERRUPTED, meta={"epoch": runner.epoch, "iter": done}, by_epoch=False
@@ -165,18 +153,3 @@ class InterruptHook(Hook):
             )
         )
         raise SystemExit(EXIT_INTERRUPTED)
-
-    def _is_last(self, done: int, accumulated: int) -> bool:
-        if get_world_size() == 1:
-            return self.asked
-        store = torch.distributed.distributed_c10d._get_default_store()
-        if self.asked:
-            store.compare_set("ascendet/last", "", str(done + 2 * accumulated))
-        return bool(store.check(["ascendet/last"]) and done >= int(store.get("ascendet/last")))
-
-
-def note_last(folder: Path, name: str) -> None:
-    """Write the name of the checkpoint to resume from to `last_checkpoint`, as mmengine does, but in one step."""
-    temp = folder / ".last_checkpoint"
-    temp.write_text(str(folder / name), encoding="utf-8")
-    temp.rename(folder / "last_checkpoint")

@@ -1,0 +1,31 @@
+"""Tests of wheels/blendmask in its stack's environment, on the CPU and, with a card or cann_sim, on `npu`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# The goldens were computed on a CPU with AVX2. Their weights, made of formulas, make more of the last bit's rounding
+# than a trained network does: with AVX-512 some gradients are others.
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # two on a busy machine wait for each other
+
+
+@pytest.fixture(params=["cpu", "npu"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the name of a device."""
+    import torch
+
+    name: str = request.param
+    if name == "npu" and not (hasattr(torch, "npu") and torch.npu.is_available()):
+        pytest.skip("no NPU in this process: neither a card nor cann_sim")
+    return name

@@ -1,0 +1,30 @@
+"""What a training needs to stop after any step and to go on as if it had not, whatever its framework."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+# The same as in errors.EXIT_CODES of the tool, which cannot be imported here.
+EXIT_INTERRUPTED = 25
+EXIT_LOSS_NOT_FINITE = 35
+INTERRUPTED = "interrupted.pth"
+
+# (seed, epoch, index): an image in an epoch, whose augmentation it seeds in whatever process loads it.
+Draw = tuple[int, int, int]
+
+
+def seed_draw(draw: Draw) -> int:
+    """Seed the generators that augmentations use for one picture of one epoch, and return the picture's index."""
+    random.seed("{} {} {}".format(*draw))
+    np.random.seed(draw)  # mmcv's and detectron2's transforms use numpy's generator
+    return draw[2]
+
+
+def note_last(folder: Path, name: str) -> None:
+    """Write the name of the checkpoint to resume from to `last_checkpoint`, in one step."""
+    temp = folder / ".last_checkpoint"
+    temp.write_text(str(folder / name), encoding="utf-8")
+    temp.rename(folder / "last_checkpoint")
