@@ -30,6 +30,6 @@ target "blendmask" {
     BASE_IMAGE = "quay.io/ascend/cann:8.5.1-${CHIP}-ubuntu22.04-py3.11"
     PYTHON     = "3.11"
     IMPORTS    = "torch,torch_npu torch_npu,torch"
-    FAMILY     = ""
+    FAMILY     = "blendmask"
   }
 }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-# The same as in errors.EXIT_CODES of the tool, which cannot be imported here.
+# The same as errors.EXIT_CODES["interrupted"] of the tool, which cannot be imported here.
 EXIT_INTERRUPTED = 25
+# The same as errors.EXIT_CODES["loss-not-finite"] of the tool.
 EXIT_LOSS_NOT_FINITE = 35
 INTERRUPTED = "interrupted.pth"
 
