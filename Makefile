@@ -148,7 +148,9 @@ curves: ## Draw a training's loss and AP, as PNG and SVG
 	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --run '$(RUN)'
 
 ##@ Development
-.PHONY: lint clean
+.PHONY: docs lint clean
+docs: ## Write the pages of docs/ that are made from tables: errors, settings
+	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -npu, -examples; TESTS=… for a part of it

@@ -1,12 +1,12 @@
 """Ascendet's errors: each has a name and an exit code, and says what was expected, what was found, and what to do next.
 
-Scripts may test the name or the exit code, so a name is never reused for another meaning.
+Scripts may test the name or the exit code, so a name is never reused for another meaning. docs/errors.toml says what
+each means, its usual cause and its remedy; `make docs` writes docs/troubleshooting.md from it.
 """
 
 from __future__ import annotations
 
-# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container,
-# 90-99 cann_sim.
+# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -35,6 +35,7 @@ EXIT_CODES: dict[str, int] = {
     "hccl-link-down": 34,
     "loss-not-finite": 35,
     "program-missing": 36,
+    "docs-stale": 37,
     "score-failed": 38,
     "sdist-unlocked": 40,
     "sdist-download-failed": 41,
@@ -83,6 +84,18 @@ EXIT_CODES: dict[str, int] = {
     "device-busy": 87,
     "device-permission": 88,
     "driver-missing": 89,
+}
+
+# Errors of programs that run without the tool, and the code that each ends with; None where the program continues and
+# ends with a code of its own.
+ELSEWHERE: dict[str, int | None] = {
+    "wheel-mismatch": 1,  # an ImportError
+    "cann-sim-config": 90,
+    "cann-sim-mixed-trees": 90,  # a shell that sources set_env.sh, and `python -m cann_sim env`: 1
+    "cann-sim-torch-npu": None,  # `python -m cann_sim check`: 1
+    "cann-sim-report": 1,
+    "cann-sim-counters": None,
+    "cann-sim-msprof": 1,
 }
 
 

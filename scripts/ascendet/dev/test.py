@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> None:
             hint="; ".join(f"make test-{name} TESTS='{' '.join(tests[name])}'" for name in tests),
         )
     found = _run(stack, names, tests)
-    print("\n".join(reports.times(found)))
+    print("\n".join(reports.describe_times(found)))
     total = reports.total(found.values())
     print(total, flush=True)
     failed = {name: report for name, report in found.items() if not _succeeded(name, report.counts)}
@@ -101,7 +101,7 @@ class Part:
 
 
 def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> dict[str, Report]:
-    """Run the suites; what each process printed is shown when it ends. One alone prints to the terminal."""
+    """Run the suites and return the reports by suite; print the output of each process when it ends."""
     found = dict.fromkeys(names, Report())
     folder = paths.BUILD / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> 
 
 
 def _install(stack: Stack, pool: Pool) -> None:
-    """Make the stack's environment with our wheels in it: minutes where nothing is cached."""
+    """Create the stack's environment with our wheels in it, which takes minutes if nothing is cached."""
     job = Job(
         name="install",
         command=[sys.executable, "-m", "ascendet", "install", "--stack", stack.name],
@@ -153,7 +153,7 @@ def _install(stack: Stack, pool: Pool) -> None:
 
 
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
-    """Yield a suite's processes: one, or one per file."""
+    """Yield the parts of a suite: one, or one for each file."""
     python, environ = (
         (venv.ensure_tools(), dict(os.environ))
         if suite.python == "tools"
@@ -196,6 +196,7 @@ def _lint(folder: Path) -> Iterator[Part]:
         "ruff format": [bin_folder / "ruff", "format", "--check", "--quiet", "."],
         "check-lock": [python, "-m", "ascendet", "lock", "--check"],
         "patches": [python, "-m", "ascendet", "patches", "--check"],
+        "docs": [python, "-m", "ascendet", "docs", "--check"],
     }
     for name, command in commands.items():
         job = Job(
