@@ -117,7 +117,7 @@ class Pool:
         mark = uuid.uuid4().hex
         begin = time.monotonic()
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(job.log.open("wb")) if job.log else None
+            log = stack.enter_context(job.log.open("ab")) if job.log else None
             with self._lock:
                 if self._stopped:
                     return
