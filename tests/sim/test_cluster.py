@@ -67,7 +67,7 @@ def test_two_machines_train_one_model(hosts: list[str], shapes: Path, tmp_path: 
     shown = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(shown)[-4000:]
     for rank, text in enumerate(shown):
-        assert f"runtime: machine {rank} of 2, master 198.18.7.1:{OPERATOR['MASTER_PORT']}" in text
+        assert f"runtime: node {rank} of 2, master 198.18.7.1:{OPERATOR['MASTER_PORT']}" in text
     assert "GPU number: 2" in shown[0]  # mmengine's words for the number of ranks
     assert (tmp_path / "epoch_1.pth").is_file()
 
@@ -127,4 +127,4 @@ def test_devices_must_be_as_many_as_the_operator_says(hosts: list[str], shapes: 
     machine = start(hosts[0], 0, OPERATOR | {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, shapes, tmp_path)
     text = machine.communicate(timeout=60)[0]
     assert machine.returncode == EXIT_DEVICES_INVALID
-    assert "error[devices-invalid]: DEVICES has 1 devices, LOCAL_WORLD_SIZE says 8" in text
+    assert "error[devices-invalid]: DEVICES must be as many devices as LOCAL_WORLD_SIZE, 8, not 1" in text

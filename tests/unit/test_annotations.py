@@ -669,16 +669,16 @@ def dataset(build: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> Pat
 
 def test_an_unchanged_file_is_checked_once(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, folder = dataset / "annotations" / "instances_train2017.json", dataset / "train2017"
-    first = checks.checked(path, folder, training=True)
+    first = checks.check_once(path, folder, training=True)
     times = []
     real = checks.inspect
     monkeypatch.setattr(checks, "inspect", lambda *a, **k: times.append(a) or real(*a, **k))  # type: ignore[func-returns-value]
-    assert checks.checked(path, folder, training=True) == first
+    assert checks.check_once(path, folder, training=True) == first
     assert not times
     (folder / "3.png").unlink()
     (folder / "3.png").symlink_to("nowhere")
     with pytest.raises(AscendetError) as caught:
-        checks.checked(path, folder, training=True)
+        checks.check_once(path, folder, training=True)
     assert times
     assert "picture-unreadable" in caught.value.render()
 
@@ -688,11 +688,11 @@ def test_a_file_that_needs_repair_is_not_trained_on_as_it_stands(dataset: Path) 
     without(*FIRST, "area")(content)
     path = written(content, dataset)
     with pytest.raises(AscendetError) as caught:
-        checks.checked(path, dataset / "train2017", training=True)
+        checks.check_once(path, dataset / "train2017", training=True)
     assert caught.value.name == "annotations-invalid"
     assert "make data DATASET=" in caught.value.hint
     content["annotations"][0] |= {"area": 600, "bbox": [10, 12, 30, 0]}  # mmdet passes over it
-    report = checks.checked(written(content, dataset), dataset / "train2017", training=True)
+    report = checks.check_once(written(content, dataset), dataset / "train2017", training=True)
     assert [finding.name for finding in report.findings] == ["box-empty"]
 
 

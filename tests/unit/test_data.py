@@ -146,7 +146,7 @@ def test_what_is_missing_of_coco_is_named(coco: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         datasets.require("coco")
     assert caught.value.name == "data-missing"
-    assert caught.value.found == "without annotations/instances_train2017.json"
+    assert caught.value.found == "all except annotations/instances_train2017.json"
 
 
 def test_an_incomplete_split_is_named(coco: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_incomplete_split_is_named(coco: Path) -> None:
     with pytest.raises(AscendetError) as caught:
         datasets.require("coco")
     assert caught.value.name == "data-invalid"
-    assert caught.value.found == "1 images"
+    assert caught.value.found == "1 pictures"
     assert caught.value.hint.endswith("make data DATASET=coco")
 
 
@@ -172,10 +172,10 @@ def test_a_folder_in_coco_s_layout_is_a_data_set(coco: Path) -> None:
     (coco.parent / "mine" / "annotations" / "instances_val.json").write_text("{}")
     (coco.parent / "mine" / "val").mkdir()
     assert datasets.require("mine", "val") == coco.parent / "mine"
-    assert datasets.taken_in() == ["mine"]
+    assert datasets.list_taken_in() == ["mine"]
     with pytest.raises(AscendetError) as caught:
         datasets.require("mine", "train", "val")
-    assert caught.value.what == "mine has nothing to train on"
+    assert caught.value.what == "the data set mine has no split to train on"
 
 
 def test_a_part_of_coco_is_in_its_folder_or_has_its_own(coco: Path) -> None:

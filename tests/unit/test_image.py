@@ -95,7 +95,11 @@ def test_relock_keeps_and_adds_digests(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "images.toml").write_text(f'"{NAME}" = "{GOOD}"\n"gone:1" = "{GOOD}"\n')
     monkeypatch.setattr(lock, "_pulled_digest", lambda name: OTHER if name == other else None)
     (tmp_path / "images.toml").write_text(lock._images())
-    assert (base_image.pinned(NAME), base_image.pinned(other), base_image.pinned("gone:1")) == (
+    assert (
+        base_image.pinned_digest(NAME),
+        base_image.pinned_digest(other),
+        base_image.pinned_digest("gone:1"),
+    ) == (
         GOOD,
         OTHER,
         None,

@@ -181,13 +181,13 @@ def test_killed_on_the_way(tmp_path: Path) -> None:
         from ascendet import paths
         from ascendet.data import intake, splits
         paths.BUILD, paths.CACHE = Path({str(paths.BUILD)!r}), Path({str(paths.CACHE)!r})
-        whole, count = splits._bring, []
+        whole, count = splits._link_file, []
         def bring(source, target):
             count.append(target)
             if len(count) == 10:
                 os.kill(os.getpid(), signal.SIGKILL)
             return whole(source, target)
-        splits._bring = bring
+        splits._link_file = bring
         intake.take_in(intake.check_options("mine", {str(root)!r}, "0.2", "0"))
     """
     environ = os.environ | {"PYTHONPATH": str(paths.ROOT / "scripts")}

@@ -38,16 +38,16 @@ def test_everything_agrees() -> None:
     ("file", "old", "new", "problem"),
     [
         ("vitdet.in", "addict\n", "addict\nnew-thing\n", "lock/vitdet.txt lacks new-thing"),
-        ("vitdet.in", "mmengine==0.10.7", "mmengine==0.10.6", "vitdet.in says mmengine==0.10.6"),
+        ("vitdet.in", "mmengine==0.10.7", "mmengine==0.10.6", "vitdet.in requires mmengine==0.10.6"),
         ("README.md", "| `addict` |", "| addict |", "README.md gives no reason for addict"),
-        ("README.md", "| `addict` |", "| `adict` |", "which nothing asks for"),
+        ("README.md", "| `addict` |", "| `adict` |", "which no *.in file lists"),
         (
             "lock/vitdet.txt",
             "numpy==",
             "--extra-index-url x\nnumpy==",
             "names an index, a host or a local path",
         ),
-        ("lock/tools.txt", "make relock", "pip-compile", "does not say how to remake it"),
+        ("lock/tools.txt", "make relock", "pip-compile", "does not say that make relock writes it"),
         (
             "lock/vitdet-torch-x86_64.txt",
             "torch==2.8.0",

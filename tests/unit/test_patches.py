@@ -105,7 +105,7 @@ def test_applying_twice_is_refused(tree: Path) -> None:
         ("Why:\nUpstream: N/A ours\nRemove-when: never\n", "no Why:"),
         ("Why: x\nUpstream: N/A\nRemove-when: never\n", "Upstream: is neither"),
         ("Why: x\nUpstream: soon\nRemove-when: never\n", "Upstream: is neither"),
-        ("Why: x\nWhy: y\nUpstream: N/A ours\nRemove-when: never\n", "Why stands there twice"),
+        ("Why: x\nWhy: y\nUpstream: N/A ours\nRemove-when: never\n", "the header has Why: twice"),
     ],
 )
 def test_lint_refuses_an_incomplete_header(header: str, complaint: str) -> None:
@@ -122,8 +122,8 @@ def test_lint_refuses_bad_names_and_numbers() -> None:
     make_patch(4, "Not_A_Slug", OLD, OLD + "1\n")
     (patches.HOME / "up" / "a.patch.orig").touch()
     text = "\n".join(patches.lint_all())
-    assert "number is 0003, its place is 0002" in text
-    assert "slug is also that of" in text
+    assert "number is 0003, but must be 0002" in text
+    assert "has the same slug" in text
     assert "not NNNN-slug.patch" in text
     assert "a.patch.orig:1: not a patch" in text
 

@@ -246,7 +246,7 @@ def test_commit_is_fetched_byte_by_byte_once(
     with pytest.raises(AscendetError) as caught:
         obtain(pin, tmp_path / "out")
     assert caught.value.name == "sdist-download-failed"
-    assert "is not what was fetched" in capsys.readouterr().out
+    assert "it has changed since it was fetched" in capsys.readouterr().out
     (tmp_path / "gone.git").rename(place)
     assert obtain(pin, tmp_path / "out") == found
 

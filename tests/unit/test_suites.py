@@ -125,7 +125,9 @@ def test_no_test_no_import_and_a_crash_are_failures(tmp_path: Path, text: str) -
 def test_the_ten_slowest_tests_and_each_suites_time_are_told() -> None:
     tests = tuple((float(number), f"tests/unit/test_x.py::test_{number}") for number in range(12))
     other = Report(counts=Counts(failed=1), tests=((99.5, "tests/sim/test_y.py::test_y"),), seconds=99.9)
-    told = list(reports.times({"unit": Report(tests=tests, seconds=66, cpu_seconds=5), "sim": other}))
+    told = list(
+        reports.describe_times({"unit": Report(tests=tests, seconds=66, cpu_seconds=5), "sim": other})
+    )
     assert told[0] == "== slowest tests"
     assert told[1].split() == ["99.5", "s", "tests/sim/test_y.py::test_y"]
     assert [line.split("test_")[-1] for line in told[2:11]] == [str(number) for number in range(11, 2, -1)]
@@ -248,7 +250,7 @@ finally:
 def execute(monkeypatch: pytest.MonkeyPatch, found: dict[str, Report], *words: str) -> None:
     """Run the stage where the suites' processes said `found`."""
 
-    def run(parts: object, names: object) -> dict[str, Report]:
+    def run(*_: object) -> dict[str, Report]:
         return found
 
     monkeypatch.setattr(stage, "_run", run)

@@ -1,1 +1,1 @@
-"""Container images, what runs in them, and bundles for sites without a network."""
+"""Container images, containers, and bundles for sites without a network."""

@@ -1,4 +1,4 @@
-"""The base of an image: a CANN image, pinned by digest."""
+"""Find the base image, a CANN image that is pinned by digest."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
 from ascendet.supply import lockfiles
 
-# -- the base --
 
-
-def pinned(name: str) -> str | None:
-    """The digest that requirements/lock/images.toml states for an image name."""
+def pinned_digest(name: str) -> str | None:
+    """Return the digest that requirements/lock/images.toml states for an image name, or None."""
     digest = tomllib.loads((paths.LOCK / "images.toml").read_text(encoding="utf-8")).get(name)
     return str(digest) if digest else None
 
 
 def find(name: str, machine: str, digest: str | None) -> engine.Json:
-    """What the engine says of the base image, which is pulled where it is missing; it must be the pinned one."""
+    """Return the engine's description of the base image; pull it if it is missing, and check that it is the pinned one.
+
+    Raises
+    ------
+    AscendetError
+        `base-missing`. `base-mismatch`: another digest or architecture.
+    """
     reference = re.sub(r"(:[^:/]+)?(@.*)?$", f"@{digest}", name, count=1)
     found = engine.inspect("image", [name]) or (digest and engine.inspect("image", [reference]))
     if not found:
@@ -35,13 +39,13 @@ def find(name: str, machine: str, digest: str | None) -> engine.Json:
     (base,) = found
     if digest is None and name in lockfiles.image_names():
         print(
-            f"base image {name} is not pinned; `make relock` records the digest of what was pulled",
+            f"the base image {name} is not pinned; `make relock` records the digest of the pulled image",
             flush=True,
         )
     elif digest and not any(known.endswith(f"@{digest}") for known in base.get("RepoDigests") or []):
         raise AscendetError(
             "base-mismatch",
-            f"the image {name} here is not the one in requirements/lock/images.toml",
+            f"the base image {name} is not the one in requirements/lock/images.toml",
             expected=digest,
             found=", ".join(base.get("RepoDigests") or []) or f"a local image, {base['Id']}",
             hint=f"docker pull {reference}, or make relock to accept this one",

@@ -1,7 +1,7 @@
-"""`make base-sim`: a stand-in for the CANN image, for machines without one: Debian, Python and cann_sim.
+"""`make base-sim`: build a stand-in for the CANN image, for machines without one, from Debian, Python and cann_sim.
 
-The simulated CANN lies where CANN 8.5 lies in Ascend's image, under the same names and links, so the same Dockerfile
-builds on it and the same entry point finds it. A label says what it is, and images that are built on it inherit that.
+The simulated CANN has the folder, names and links that CANN 8.5 has in Ascend's image, so the same Dockerfile builds on
+it and the same entry point finds it. A label marks it as simulated, and images that are built on it inherit the label.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ configure_parser = image.add_image_options
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Make it and print its name, for BASE_IMAGE."""
+    """Build the stand-in and print its name, for BASE_IMAGE."""
     print(ensure(Stack.load(args.stack), arch.parse(args.arch)))
 
 
 def ensure(stack: Stack, machine: str) -> str:
-    """Make the stand-in for the CANN image: Debian, Python, cann_sim where CANN 8.5 has itself; its name.
+    """Build the stand-in for the CANN image, unless it is up to date, and return its name.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def ensure(stack: Stack, machine: str) -> str:
         `command-failed`: mmdebstrap is missing or fails.
     """
     name = f"ascendet/cann-sim:{stack.cann}-torch{stack.torch}-{machine}"
-    env.ensure_base(stack, "sim")  # whatever this machine has
+    env.ensure_base(stack, "sim")  # simulated, even if this machine has NPUs
     here = machine == platform.machine()
     tree = activation.find_cann(stack, "sim").home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
@@ -80,7 +80,7 @@ def ensure(stack: Stack, machine: str) -> str:
         context = Path(folder, "context")
         context.mkdir()
         archive.rename(context / archive.name)
-        # A build, because engines import every archive as their own architecture's.
+        # Build it, because engines give every imported archive their own architecture.
         (context / "Dockerfile").write_text(
             f"FROM scratch\nADD {archive.name} /\nLABEL {image.SIMULATED}=true ascendet.key={key}\n"
             f"ENV ASCEND_TOOLKIT_HOME=/usr/local/Ascend/{cann} ASCEND_HOME_PATH=/usr/local/Ascend/{cann}\n"

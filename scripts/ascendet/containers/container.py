@@ -1,8 +1,7 @@
 """Run the image on chosen devices: a pure function makes the docker command from facts about the host.
 
-The container gets nothing that it does not need: no --privileged, no root, no capability, no writable folder except
-the results. Its process opens the device nodes through the group that they belong to on the host; it therefore does
-not need the capability DAC_OVERRIDE, which a root user without privileges would need.
+The container gets only what it needs: no --privileged, no root, no capability, no writable folder but the results. Its
+process opens the device nodes through their group on the host, so it does not need the capability DAC_OVERRIDE.
 
 There are three kinds of device numbers. DEVICES numbers the devices of this host from 0 (logical). /dev/davinciN and
 ascend-docker-runtime's variable use the driver's numbers (physical), which differ if a card is missing. In the

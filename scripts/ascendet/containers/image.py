@@ -1,7 +1,7 @@
-"""`make image`: the container image of a stack, from a CANN image, the locked wheels and ours.
+"""`make image`: build the container image of a stack, from a CANN image, the locked wheels and ours.
 
-The build's context is a folder with exactly what docker/Dockerfile needs, so nothing else can get into a layer or
-change a cache key. What is secret (the package index's address may hold a password) comes as a build secret.
+The build's context is a folder with exactly the files that docker/Dockerfile needs, so that nothing else gets into a
+layer or changes a cache key. The package index's address may contain a password, so it is passed as a build secret.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from ascendet.machine import arch, engine
 from ascendet.supply import lockfiles
 from ascendet.wheels import wheel
 
-SIMULATED = "ascendet.simulated"  # the label of the stand-in base, which images inherit
+SIMULATED = (
+    "ascendet.simulated"  # the label of the stand-in base image; images that are built on it inherit it
+)
 
 
-# Of the stack's locked packages, those that only build or test.
+# Locked packages that are only needed for building and testing, and are left out of images.
 _LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
 
 
@@ -37,7 +39,7 @@ _SHOWN = r"^#\d+ (\[[^\]]*\d+/\d+\]|CACHED|DONE|ERROR|exporting)|^ERROR"
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A built image: its ID in the engine, tag, size with its base (bytes), whether its CANN is simulated."""
+    """A built image: its ID in the engine, its tag, its size with its base (bytes), whether its CANN is simulated."""
 
     id: str
     tag: str
@@ -47,9 +49,10 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """Which image: of which stack, for which architecture and SoC ("": the stack's first), on which base.
+    """The stack, architecture, SoC ("": the stack's first) and base of an image.
 
-    `base` is the name of another base than the stack's CANN image, `ready` that of an image which is not built.
+    `base` is the name of a base image other than the stack's CANN image. `ready` is the name of an existing image to
+    use instead of building one.
     """
 
     stack: Stack
@@ -60,7 +63,7 @@ class ImageRequest:
 
     @classmethod
     def read(cls, args: argparse.Namespace) -> ImageRequest:
-        """Return the request that the options of `add_image_options` make."""
+        """Return the request that the options of `add_image_options` describe."""
         return cls(
             stack=Stack.load(args.stack),
             machine=arch.parse(args.arch),
@@ -74,12 +77,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     add_image_options(parser)
     parser.add_argument(
-        "--context", action="store_true", help="only make the build's context, for buildx bake"
+        "--context", action="store_true", help="only write the build's context, for buildx bake"
     )
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which image."""
+    """Add the options that describe an image."""
     options.add_stack_option(parser)
     parser.add_argument(
         "--soc", default="", help="the SoC, which chooses the CANN image; empty: the stack's first"
@@ -88,11 +91,11 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         "--arch", type=arch.parse, default="", help="x86_64 or aarch64; empty: this machine's"
     )
     parser.add_argument("--base-image", default="", help="another base than the stack's CANN image")
-    parser.add_argument("--image", default="", help="a ready image to run, which is not built")
+    parser.add_argument("--image", default="", help="an existing image to run, instead of building one")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build what is asked for and say what it is."""
+    """Build the image, or only its context, and print the result."""
     request = ImageRequest.read(args)
     if args.context:
         print(paths.shorten(make_context(request.stack, request.machine)))
@@ -103,7 +106,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def home(stack: Stack, machine: str) -> Path:
-    """The folder of a stack's images: a folder per image, `latest`, and the context."""
+    """Return the folder of a stack's images: it holds a folder for each image, the link `latest`, and the context."""
     return paths.BUILD / "image" / f"{stack.name}-{machine}"
 
 
@@ -119,7 +122,7 @@ def ensure(request: ImageRequest) -> Image:
         return ready(request.ready)
     stack, machine = request.stack, request.machine
     name = request.base or stack.base_image(request.soc)
-    base = base_image.find(name, machine, base_image.pinned(name))
+    base = base_image.find(name, machine, base_image.pinned_digest(name))
     context = make_context(stack, machine)
     simulated = (base["Config"].get("Labels") or {}).get(SIMULATED) == "true"
     build_args = build_arguments(stack)
@@ -134,7 +137,7 @@ def ensure(request: ImageRequest) -> Image:
     final = folder / manifest.digest_inputs(inputs)
     known = manifest.read(final)
     if known and not engine.inspect("image", [str(known["image"])]):
-        shutil.rmtree(final)  # docker rmi has removed what it describes
+        shutil.rmtree(final)  # docker rmi has removed the image that it describes
     with manifest.stage(f"image/{folder.name}", inputs) as stage:
         if not stage.fresh:
             labels = _labels(stack, request.soc, name, base, inputs)
@@ -152,13 +155,13 @@ def ensure(request: ImageRequest) -> Image:
             )
     content = manifest.read(stage.final) or {}
     files.point(folder / "latest", stage.final.name)
-    # After a change that was taken back, the tag is this image's again.
+    # If a change was undone, the tag belongs to another image: tag this one again.
     engine.run("tag", str(content["image"]), str(content["tag"]))
     return ready(str(content["tag"]))
 
 
 def build_arguments(stack: Stack) -> dict[str, str]:
-    """What docker/Dockerfile asks for besides the base: Python, and what must be importable, in both orders."""
+    """Return docker/Dockerfile's arguments besides the base: Python, modules to import in both orders, family."""
     specs = [Spec.load(name) for name in stack.wheels]
     ours = [spec.native.module for spec in specs if spec.native]
     orders = (["torch", "torch_npu", *ours], ["torch_npu", "torch", *ours])
@@ -170,13 +173,13 @@ def build_arguments(stack: Stack) -> dict[str, str]:
 
 
 def latest(request: ImageRequest) -> Image:
-    """Return what `make image` made last for the stack, or raise `image-missing`; nothing is built."""
+    """Return the last image that `make image` built for the stack; raise `image-missing` if there is none."""
     folder = home(request.stack, request.machine)
     known = manifest.read(folder / "latest")
     if known is None or not engine.inspect("image", [str(known["tag"])]):
         raise AscendetError(
             "image-missing",
-            "the image was not built here, or the engine has it no more",
+            "the image was not built here, or the engine no longer has it",
             expected=f"{paths.shorten(folder / 'latest')}/{manifest.MANIFEST}",
             hint=f"make image STACK={request.stack.name}, or IMAGE=<name> for one that the engine has",
         )
@@ -184,7 +187,7 @@ def latest(request: ImageRequest) -> Image:
 
 
 def ready(name: str) -> Image:
-    """An image that the engine has, or `error[image-missing]`."""
+    """Return an image that the engine has; raise `image-missing` if it does not have it."""
     found = engine.inspect("image", [name])
     if not found:
         raise AscendetError(
@@ -203,7 +206,7 @@ def ready(name: str) -> Image:
 
 
 def make_context(stack: Stack, machine: str) -> Path:
-    """The folder that docker/Dockerfile is built in: our wheels, the locks, the scripts."""
+    """Write the build context of docker/Dockerfile (our wheels, the locks, the scripts) and return its folder."""
     env.ensure_base(stack)
     kinds = {name: "native" if Spec.load(name).native else "pure" for name in stack.wheels}
     wheels = {wheel.build(name, stack, machine): kind for name, kind in kinds.items()}
@@ -219,14 +222,14 @@ def make_context(stack: Stack, machine: str) -> Path:
                 **{f"scripts/{file.name}": file for file in scripts.glob("*.sh")},
                 **{f"wheels/{kind}/{file.name}": file for file, kind in wheels.items()},
             }
-            for kind in ("native", "pure"):  # there are stacks without any
+            for kind in ("native", "pure"):  # both must exist, also for a stack without such wheels
                 Path(folder, "context", "wheels", kind).mkdir(parents=True)
             for name, source in content.items():
                 target = Path(folder, "context", name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
                 target.chmod(0o755 if target.suffix == ".sh" else 0o644)
-                os.utime(target, (0, 0))  # COPY keeps it: the layer is then the same on every build
+                os.utime(target, (0, 0))  # COPY keeps the time, so the layer is the same in every build
             locked = lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8")
             Path(folder, "context", "packages.txt").write_text(runtime_packages(locked), encoding="utf-8")
             files.publish(Path(folder, "context"), final)
@@ -234,7 +237,7 @@ def make_context(stack: Stack, machine: str) -> Path:
 
 
 def runtime_packages(locked: str) -> str:
-    r"""A lock without the packages that an image has no use for.
+    r"""Return a lock without the packages that an image does not need.
 
     >>> runtime_packages("numpy==2 \\\n    --hash=sha256:00\npip==1 \\\n    --hash=sha256:11\n")
     'numpy==2 \\\n    --hash=sha256:00\n'
@@ -255,8 +258,8 @@ def build(
     *,
     fresh: bool = False,
 ) -> engine.Json:
-    """Run the build; what the engine says of the image. `fresh` takes no layer from the cache."""
-    # By name, a build by BuildKit would ask the registry again. By ID, it takes what was inspected.
+    """Build the image and return the engine's description of it; with `fresh`, use no cached layer."""
+    # For a name, BuildKit would ask the registry again; for an ID, it uses the image that was checked.
     by_id = f"ascendet/base:{base['Id'].removeprefix('sha256:')[:12]}"
     engine.run("tag", base["Id"], by_id)
     command = ["build", "--progress=plain", f"--file={paths.ROOT / 'docker' / 'Dockerfile'}"]
@@ -264,7 +267,7 @@ def build(
     command += ["--no-cache"] if fresh else []
     command += [f"--build-arg={name}={value}" for name, value in ({"BASE_IMAGE": by_id} | build_args).items()]
     command += [f"--label={name}={value}" for name, value in labels.items()]
-    # Known to every Dockerfile, kept in no image; named without a value, the client takes them from its environment.
+    # Predefined in every Dockerfile and kept in no image; without a value, the client reads its environment variables.
     proxies = [name for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY") for name in (name, name.lower())]
     command += [f"--build-arg={name}" for name in proxies if name in os.environ]
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
@@ -287,7 +290,7 @@ def build(
 
 
 def secrets(folder: Path) -> list[str]:
-    """Build secrets from what pip is told on this machine: where packages come from, and whose certificates hold."""
+    """Return the options for build secrets: pip's settings on this machine, and its certificates."""
     settings = venv.pip_settings()
     lines = ["[global]"]
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"):
@@ -301,7 +304,7 @@ def secrets(folder: Path) -> list[str]:
 
 
 def make_tag(stack: Stack, soc: str, machine: str, simulated: bool = False) -> str:
-    """Name and tag, which say what people choose an image by."""
+    """Return an image's name and tag, from the facts by which people choose an image."""
     cann = f"cann{stack.cann}{'-sim' if simulated else ''}"
     return (
         f"ascendet/{stack.name}:{__version__}-{cann}-torch_npu{stack.torch_npu}-{stack.chip(soc)}-{machine}"
@@ -315,7 +318,7 @@ def _labels(
     base: engine.Json,
     inputs: dict[str, object],
 ) -> dict[str, str]:
-    """The OCI annotations, and ours: what is inside."""
+    """Return the image's labels: OCI's annotations, and ours about the software in it."""
     revision = process.ask(["git", "rev-parse", "HEAD"], cwd=paths.ROOT)
     return {
         "org.opencontainers.image.title": f"Ascendet {stack.name}",

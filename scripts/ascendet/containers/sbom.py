@@ -1,12 +1,10 @@
-"""What is inside an image: a bill of materials of every package in it."""
+"""Write an image's SBOM: a list of all packages in it."""
 
 from __future__ import annotations
 
 import json
 
 from ascendet.machine import engine
-
-# -- what is inside --
 
 _LIST = """
 import importlib.metadata, json, platform, subprocess
@@ -25,7 +23,7 @@ print(json.dumps([[kind, "" if kind == "pypi" else distribution, *rest] for kind
 
 
 def list_packages(image: str) -> list[list[str]]:
-    """Kind, distribution, name and version of every package that is really in the image."""
+    """Return kind, distribution, name and version of each package in the image, by running a program in it."""
     command = ["run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL"]
     listed = engine.run(*command, "--entrypoint=/opt/ascendet/venv/bin/python", image, "-I", "-c", _LIST)
     packages: list[list[str]] = json.loads(listed)
@@ -33,7 +31,7 @@ def list_packages(image: str) -> list[list[str]]:
 
 
 def write(tag: str, labels: dict[str, str], packages: list[list[str]]) -> str:
-    """A CycloneDX 1.6 document of the image: JSON, the same for the same content."""
+    """Return the image's SBOM as CycloneDX 1.6 JSON; the same content gives the same text."""
     import uuid
     from datetime import UTC, datetime
 

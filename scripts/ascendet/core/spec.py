@@ -63,7 +63,7 @@ class Spec:
     environ
         Environment variables for the source's setup.py.
     environment
-        Whether it is part of the stack's environment, and so built before all others.
+        Whether the wheel is part of the stack's environment, and is therefore built before all others.
     family
         The `[family]` table, if the wheel is a family of models; see `ascendet.run.family`.
     """

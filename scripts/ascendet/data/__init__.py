@@ -1,1 +1,1 @@
-"""Data sets: declared, fetched, made or taken in, and checked."""
+"""Data sets: declare, fetch, generate, take in and check them."""

@@ -1,8 +1,8 @@
-"""Areas and bounds of COCO masks without drawing them: polygons many at a time, run lengths one by one.
+"""Measure areas and bounds of COCO masks without drawing them: polygons many at a time, run lengths one by one.
 
 Run lengths count pixels column by column, alternately outside and inside. Their compressed form is that of COCO's
-maskApi.c (`rleFrString`): 5 bits to a character from "0" on, bit 6 says that more follow, and from the fourth number on
-each is the difference to the one two before.
+maskApi.c (`rleFrString`): each character from "0" on holds 5 bits, a sixth bit says that more characters follow, and
+from the fourth number on, the difference to the number two places before is stored.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from ascendet.data.annotation_rules import Findings
 
 Floats = npt.NDArray[np.float64]
 _NUMBERS = {int, float}
-_BLOCK = 20_000  # objects whose polygons are measured at a time
-# A polygon whose mean width is below so many pixels may cover no pixel's centre: it is drawn to see.
+_BLOCK = 20_000  # number of objects whose polygons are measured at the same time
+# A polygon with a smaller mean width than this, in pixels, may cover no pixel's centre; it is drawn to find out.
 _THIN = 2.0
-# Coordinates so many picture sizes away make COCO's mask code walk every pixel on the way.
+# Coordinates farther away than this, in picture sizes, are refused: COCO's mask code would visit all pixels on the way.
 _FAR = 1.0
 
 
 def numbers(values: object) -> array[float] | None:
-    """Return a list's numbers, or None where it is no list, empty, or holds anything but finite numbers."""
+    """Return a list's numbers, or None if it is no list, is empty, or holds anything other than finite numbers."""
     if type(values) is not list or not values or not set(map(type, values)) <= _NUMBERS:
         return None
     try:
         result = array("d", values)
     except OverflowError:
         return None
-    total = sum(result)  # not finite where one of them is not
+    total = sum(result)  # not finite if one of the numbers is not
     return result if total - total == 0 or bool(np.isfinite(result).all()) else None
 
 
 def measure_masks(
     objects: Sequence[dict[str, Any]], sizes: Floats, findings: Findings
 ) -> tuple[Floats, Floats, list[str]]:
-    """Return areas in pixels, shape (n,), bounds x1, y1, x2, y2, shape (n, 4), and the rules that masks break.
+    """Return areas in pixels, shape (n,), bounds x1, y1, x2, y2, shape (n, 4), and the rule each mask breaks, or "".
 
-    Without a mask the bounds are NaN. Polygons that cannot be drawn are taken out of the objects, flat lists nested.
-    `sizes` are width and height of each object's picture, shape (n, 2).
+    The bounds of an object without a mask are NaN. Polygons that cannot be drawn are removed from the objects, and flat
+    lists of coordinates become lists of polygons. `sizes` are width and height of each object's picture, shape (n, 2).
     """
     areas, bounds = np.zeros(len(objects)), np.full((len(objects), 4), np.nan)
     rules: list[str] = []
@@ -81,7 +81,7 @@ def _measure_block(
 
 
 def _read_polygons(entry: dict[str, Any], findings: Findings) -> list[array[float]]:
-    """Return the coordinates of an object's polygons, without those that are none."""
+    """Return the coordinates of an object's polygons, without invalid ones."""
     mask = entry["segmentation"]
     if type(mask) is not list:
         return []
@@ -106,7 +106,7 @@ def _join_polygons(
     rules: list[str],
     findings: Findings,
 ) -> None:
-    """Put together what the polygons of each object cover; `owners` says whose each is."""
+    """Write each object's area and bounds from its polygons; `owners` is the index of each polygon's object."""
     extent = measure_polygons(polygons, sizes[owners])
     for owner in np.unique(owners[extent.far]):
         near = np.flatnonzero((owners == owner) & ~extent.far)
@@ -132,9 +132,9 @@ def _join_polygons(
 
 @dataclass
 class Extent:
-    """What masks cover: `area` in pixels, shape (n,); `bounds` x1, y1, x2, y2 in pixels, shape (n, 4).
+    """The extents of masks: `area` in pixels, shape (n,); `bounds` x1, y1, x2, y2 in pixels, shape (n, 4).
 
-    `far` is whether a polygon has points far from its picture, `thin` whether it may cover no pixel; shape (n,).
+    `far` says whether a polygon has points far from its picture, `thin` whether it may cover no pixel; shape (n,).
     """
 
     area: Floats
@@ -144,14 +144,14 @@ class Extent:
 
 
 def measure_polygons(polygons: Sequence[array[float]], sizes: Floats) -> Extent:
-    """Return what each polygon covers, by the shoelace formula.
+    """Return the extent of each polygon; its area is computed by the shoelace formula.
 
     Parameters
     ----------
     polygons
-        Of each the coordinates x1, y1, x2, y2, …, at least three points.
+        The coordinates x1, y1, x2, y2, … of each polygon, at least three points.
     sizes
-        Width and height of each one's picture, shape (n, 2).
+        Width and height of each polygon's picture, shape (n, 2).
     """
     points = np.frombuffer(b"".join(polygons)).reshape(-1, 2)
     lengths = np.array([len(one) // 2 for one in polygons])
@@ -168,7 +168,7 @@ def measure_polygons(polygons: Sequence[array[float]], sizes: Floats) -> Extent:
 
 
 def covers_a_pixel(polygons: list[list[float]], width: int, height: int) -> bool:
-    """Return whether polygons cover a pixel of their picture, as the evaluator draws them."""
+    """Return whether polygons cover a pixel of their picture when the evaluator draws them."""
     from faster_coco_eval import mask
 
     return bool(mask.area(mask.merge(mask.frPyObjects(polygons, height, width))))
@@ -188,7 +188,7 @@ def measure_runs(rle: dict[str, Any], width: int, height: int) -> str | tuple[fl
     first, last = first[inside], last[inside]
     if not len(first):
         return "mask-empty"
-    # A run over the end of a column touches top and bottom.
+    # A run that continues in the next column touches top and bottom.
     tall = bool((first // height != last // height).any())
     top = 0 if tall else int((first % height).min())
     bottom = height if tall else int((last % height).max()) + 1
@@ -209,7 +209,7 @@ def _runs(counts: object) -> npt.NDArray[np.int64] | None:
 
 
 def _decompress(text: str) -> npt.NDArray[np.int64] | None:
-    """Return the run lengths that a string stands for, or None where it stands for none."""
+    """Return the run lengths that a compressed string holds, or None if it is invalid."""
     try:
         codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
@@ -219,7 +219,7 @@ def _decompress(text: str) -> npt.NDArray[np.int64] | None:
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if lengths.max() > 7:  # more than the 32 bits of a run
+    if lengths.max() > 7:  # a run length has at most 32 bits
         return None
     shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
     values = np.add.reduceat((codes & 31) << shifts, starts)

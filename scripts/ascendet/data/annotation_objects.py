@@ -1,4 +1,4 @@
-"""Objects of an annotation file: references, boxes, masks, areas, held to each other and to the picture's size."""
+"""Check the objects of an annotation file: references, boxes, masks, areas, with each other and the picture's size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ascendet.data.annotation_pictures import Entry, Id, as_id, renumber
 from ascendet.data.annotation_rules import Findings
 
 Bools = npt.NDArray[np.bool_]
-# Pixels that a box or a polygon may reach beyond its picture without a word: COCO's own do, by rounding.
+# A box or a polygon may reach this many pixels beyond its picture without a finding; COCO's own do, by rounding.
 _BEYOND = 1.0
-# How far an edge of a box may be from its mask's: so many pixels, or this part of the longer side.
+# The largest accepted distance between the edges of a box and of its mask, in pixels and as a part of the longer side.
 _APART, _APART_PART = 3.0, 0.25
-# Areas by shoelace, by pixels, and of boxes differ; beyond this factor and as many pixels it is said.
+# Areas by the shoelace formula, by pixels and of boxes differ. A difference above both this factor and this number of
+# pixels is a finding.
 _AREA_FACTOR, _AREA_PIXELS = 2.0, 16.0
-# Without masks to compare: this part of the boxes must leave its picture before all are taken for corners.
+# If there are no masks to compare with, this part of the boxes must leave its picture before they count as corners.
 _LEAVING = 0.1
 
 
@@ -29,16 +30,16 @@ def check_objects(
     categories: dict[Id, Entry],
     findings: Findings,
 ) -> list[Entry]:
-    """Return the objects that are kept, with every key that training and evaluation read; writes into them.
+    """Check and repair objects in place, and return those that are kept, with all keys that are needed later.
 
     Parameters
     ----------
     entries
         The list `annotations`.
     images, categories
-        By the id that objects name; None: the image was dropped. Objects get the present ids of both.
+        Entries by the id that objects refer to (None for an image that was dropped). Objects get the entries' new ids.
     findings
-        Where what is found is added.
+        Findings are added here.
     """
     objects: list[Entry] = []
     boxes = array("d")
@@ -68,7 +69,7 @@ def check_objects(
 def _check_references(
     entry: Entry, images: dict[Id, Entry | None], categories: dict[Id, Entry], findings: Findings
 ) -> Entry | None:
-    """Return the object's image, or None where the object is dropped; sets image_id, category_id and iscrowd."""
+    """Set an object's image_id, category_id and iscrowd, and return its image, or None if the object is dropped."""
     reference = as_id(entry.get("image_id"))
     image = images.get(reference) if reference is not None else None
     if image is None:
@@ -100,7 +101,7 @@ def _read_crowd(value: object) -> tuple[str, int | None]:
 
 
 def _read_box(entry: Entry, findings: Findings) -> array[float] | None:
-    """Return x, y, width, height; four NaN where there is none."""
+    """Return a box's x, y, width, height: four NaN if there is no box, None if it is invalid."""
     given = entry.get("bbox")
     if given is None or given == []:
         return array("d", [np.nan] * 4)
@@ -119,18 +120,18 @@ def _label(entry: Entry) -> object:
 
 
 def _check_geometry(objects: list[Entry], boxes: Floats, sizes: Floats, findings: Findings) -> list[Entry]:
-    """Return the objects whose box and mask can be used.
+    """Check and repair boxes, masks and areas in place, and return the objects whose box and mask can be used.
 
     Parameters
     ----------
     objects
-        Entries of the list `annotations`; they are written into.
+        Entries of the list `annotations`.
     boxes
-        x, y, width, height in pixels, shape (n, 4); NaN where there is none.
+        x, y, width, height in pixels, shape (n, 4); NaN for an object without a box.
     sizes
         Width and height of each object's picture, shape (n, 2).
     findings
-        Where what is found is added.
+        Findings are added here.
     """
     areas, bounds, mask_rules = measure_masks(objects, sizes, findings)
     masked = ~np.isnan(bounds[:, 0])
@@ -159,7 +160,7 @@ def _check_geometry(objects: list[Entry], boxes: Floats, sizes: Floats, findings
 
 
 def _box_rules(boxes: Floats, sizes: Floats) -> dict[str, Bools]:
-    """Return which boxes break which rule, the first one first."""
+    """Return, for each rule about boxes, which boxes break it, in the order in which the rules apply."""
     corners = _corners(boxes)
     return {
         "box-invalid": np.isnan(boxes).any(1),
@@ -170,7 +171,7 @@ def _box_rules(boxes: Floats, sizes: Floats) -> dict[str, Bools]:
 
 
 def _first_rules(before: dict[str, Bools], rules: list[str], after: dict[str, Bools]) -> list[str]:
-    """Return the first rule that each object breaks, "" for none."""
+    """Return the first rule that each object breaks, or "": first those in `before`, then `rules`, then `after`."""
     result = np.array(rules, dtype=object)
     for name, hit in after.items():
         result[hit & (result == "")] = name
@@ -180,7 +181,7 @@ def _first_rules(before: dict[str, Bools], rules: list[str], after: dict[str, Bo
 
 
 def _fill_boxes(objects: list[Entry], boxes: Floats, bounds: Floats, findings: Findings) -> None:
-    """Put the box around the mask where there is none."""
+    """Give each object without a box the box around its mask."""
     for index in np.flatnonzero(np.isnan(boxes[:, 0]) & ~np.isnan(bounds[:, 0])):
         boxes[index, :2] = bounds[index, :2]
         boxes[index, 2:] = bounds[index, 2:] - bounds[index, :2]
@@ -189,7 +190,7 @@ def _fill_boxes(objects: list[Entry], boxes: Floats, bounds: Floats, findings: F
 
 
 def _suspect(boxes: Floats, bounds: Floats, sizes: Floats, masked: Bools, differing: Bools) -> str:
-    """Return the rule that all boxes together break, "" for none."""
+    """Return the rule that the boxes of the whole file break, or ""."""
     given = boxes[~np.isnan(boxes[:, 0])]
     if len(given) and (given >= 0).all() and (given <= 1).all() and given[:, 2:].any() and (sizes > 2).all():
         return "boxes-in-fractions"
@@ -206,12 +207,12 @@ def _suspect(boxes: Floats, bounds: Floats, sizes: Floats, masked: Bools, differ
 
 
 def _corners(boxes: Floats) -> Floats:
-    """Return x1, y1, x2, y2 of x, y, width, height."""
+    """Return boxes x, y, width, height as x1, y1, x2, y2."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
 def _agree(corners: Floats, bounds: Floats, sizes: Floats) -> Bools:
-    """Return whether boxes are about the bounds of masks, within the picture; False where either is NaN."""
+    """Return whether boxes are close to the bounds of masks, within the picture; False if either is NaN."""
     limits = np.concatenate([sizes, sizes], 1)
     one, other = np.clip(corners, 0, limits), np.clip(bounds, 0, limits)
     longer = np.maximum(one[:, 2:] - one[:, :2], other[:, 2:] - other[:, :2]).max(1)
@@ -220,13 +221,13 @@ def _agree(corners: Floats, bounds: Floats, sizes: Floats) -> Bools:
 
 
 def _distance(corners: Floats, bounds: Floats) -> Floats:
-    """Return how far the edges of boxes are from those of masks at most, in pixels; NaN without either."""
+    """Return the largest distance between the edges of boxes and masks, in pixels; NaN if either is missing."""
     distance: Floats = np.abs(corners - bounds).max(1)
     return distance
 
 
 def _clip(objects: list[Entry], boxes: Floats, sizes: Floats, findings: Findings) -> None:
-    """Cut boxes to their pictures."""
+    """Clip boxes to their pictures."""
     corners = _corners(boxes)
     beyond = (corners[:, :2] < -_BEYOND).any(1) | (corners[:, 2:] > sizes + _BEYOND).any(1)
     for index in np.flatnonzero(beyond):

@@ -1,4 +1,4 @@
-"""Categories and images of an annotation file, held to each other and to the picture files."""
+"""Check the categories and images of an annotation file with each other and with the picture files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ascendet.data.annotation_rules import Findings, shown
 Entry = dict[str, Any]
 Id = int | str
 LARGEST_ID = 2**31 - 1
-_LARGEST_PICTURE = 2**30  # pixels: what OpenCV reads
+_LARGEST_PICTURE = 2**30  # pixels, OpenCV's limit
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 _EVERY = 5.0  # seconds between lines of progress
 
 
 def as_id(value: object) -> Id | None:
-    """Return what an id means: 7 is written 7, 7.0 or "7"; other text is an id of its own; None for what is none.
+    """Return an id as a number or text: 7, 7.0 and "7" are 7, other text is an id as it is; None for an invalid id.
 
     >>> as_id(7.0), as_id("7"), as_id("07"), as_id(True), as_id(7.5)
     (7, 7, '07', None, None)
@@ -43,7 +43,7 @@ def as_id(value: object) -> Id | None:
 
 
 def renumber(entries: list[Entry], ids: list[Id | None], rule: str, findings: Findings) -> None:
-    """Give entries ids that every evaluator can use: whole numbers from 1 to 2^31 - 1, each once."""
+    """Give entries ids that all evaluators can use: unique whole numbers from 1 to 2^31 - 1."""
     usable = [type(one) is int and 1 <= one <= LARGEST_ID for one in ids]
     repeated = {one for one, count in Counter(ids).items() if count > 1}
     bad = [not fine or one in repeated for fine, one in zip(usable, ids, strict=True)]
@@ -64,9 +64,9 @@ def renumber(entries: list[Entry], ids: list[Id | None], rule: str, findings: Fi
 
 
 def check_categories(entries: list[Any], used: set[Id], findings: Findings) -> dict[Id, Entry]:
-    """Return the categories by the id that objects name, in the order of ids; they get ids that can be used.
+    """Return the categories by the id that objects refer to, sorted by id; give them ids that all evaluators can use.
 
-    `used` are the ids that objects name.
+    `used` are the ids that objects refer to.
     """
     if not entries:
         findings.add("categories-none")
@@ -100,7 +100,7 @@ def _has_name(entry: Entry, findings: Findings) -> bool:
 
 
 def _drop_root(found: dict[Id, Entry], used: set[Id], findings: Findings) -> None:
-    """Roboflow puts the project's name before the classes, as a category that they have as supercategory."""
+    """Remove Roboflow's first category: the project's name, which all other categories have as supercategory."""
     first = next(iter(found), None)
     if first is None or first in used or len(found) < 2:
         return
@@ -117,7 +117,7 @@ def _drop_root(found: dict[Id, Entry], used: set[Id], findings: Findings) -> Non
 def check_images(
     entries: list[Any], pictures: Path | None, findings: Findings
 ) -> tuple[dict[Id, Entry | None], list[Entry]]:
-    """Return the images by the id that objects name (None: dropped), and the list of those that are kept."""
+    """Return the images by the id that objects refer to (None for dropped ones), and the list of the kept images."""
     found: dict[Id, Entry | None] = {}
     for position, entry in enumerate(entries):
         identity = as_id(entry.get("id")) if isinstance(entry, dict) else None
@@ -144,7 +144,7 @@ def check_images(
 
 
 def _check_name(entry: Entry, findings: Findings) -> bool:
-    """Return whether an image's file_name can be one below a folder."""
+    """Return whether an image's file_name is valid and stays in the picture folder."""
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip("./\\ ") or "\0" in name or not _is_text(name):
         findings.add("file-name-invalid", entry.get("id") if name is None else name)
@@ -157,7 +157,7 @@ def _check_name(entry: Entry, findings: Findings) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Return whether it can be written; bytes of another encoding than UTF-8 can, as Python names such files."""
+    """Return whether a name can be encoded; bytes that are not UTF-8, as lone surrogates, can."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -166,7 +166,7 @@ def _is_text(name: str) -> bool:
 
 
 def _find_files(found: dict[Id, Entry | None], pictures: Path, findings: Findings) -> None:
-    """Make every file_name that of a file; what has none is dropped."""
+    """Replace each file_name with the name of the existing file; drop images without a file."""
     names = set(list_files(pictures))
     alike: dict[str, list[str]] = {}
     for name in names:
@@ -187,7 +187,7 @@ def _find_files(found: dict[Id, Entry | None], pictures: Path, findings: Finding
 def _correct_name(
     entry: Entry, names: set[str], alike: dict[str, list[str]], pictures: Path, findings: Findings
 ) -> bool:
-    """Return whether an image's file is there after all, under a name that means the same."""
+    """Look for an image's file under an equivalent name, write that into the entry, and return whether it was found."""
     given = entry["file_name"]
     name = posixpath.normpath(given.replace("\\", "/"))
     similar = alike.get(_fold(name), [])
@@ -216,7 +216,7 @@ def list_files(folder: Path) -> Iterator[str]:
 
 
 def _check_sizes(found: dict[Id, Entry | None], pictures: Path | None, findings: Findings) -> None:
-    """Hold width and height to the files' headers."""
+    """Compare the stated width and height with the headers of the files."""
     stated = {one: _stated_size(entry) for one, entry in found.items() if entry is not None}
     names = {one: str((found[one] or {})["file_name"]) for one in stated}
     sizes = read_sizes(pictures, {names[one]: size for one, size in stated.items()}) if pictures else {}
@@ -237,7 +237,7 @@ def _check_sizes(found: dict[Id, Entry | None], pictures: Path | None, findings:
 def _compare_size(
     entry: Entry, stated: tuple[int, int] | None, read: tuple[int, int, bool], findings: Findings
 ) -> str | None:
-    """Return the rule that a size breaks. Both the stored and the turned size are right, as they are in training."""
+    """Return the rule that a size breaks, or None; both the stored and the turned size are accepted, as in training."""
     width, height, turned = read
     if width * height > _LARGEST_PICTURE:
         return "image-size-invalid"
@@ -266,7 +266,7 @@ def _stated_size(entry: Entry) -> tuple[int, int] | None:
 def read_sizes(
     folder: Path, stated: Mapping[str, tuple[int, int] | None]
 ) -> dict[str, tuple[int, int, bool] | None]:
-    """Return what `read_size` does for each picture by name; reads several at a time and says how far it is."""
+    """Return the result of `read_size` for each picture by name; read several at a time and print the progress."""
     sizes = {}
     told = time.monotonic()
     with ThreadPoolExecutor(min(16, 4 * (os.cpu_count() or 1))) as pool:
@@ -280,13 +280,13 @@ def read_sizes(
 
 
 def read_size(path: Path, stated: tuple[int, int] | None) -> tuple[int, int, bool] | None:
-    """Return a picture's width and height as stored, and whether its EXIF orientation swaps them; None for no picture.
+    """Return a picture's width and height as stored, and whether its EXIF orientation swaps them; None if unreadable.
 
-    The orientation is only looked for where the size is not the stated one: it may be behind a PNG's pixels.
+    The orientation is read only if the size is not the stated one, because in a PNG it may follow the pixels.
     """
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # no pixel is kept here
+    Image.MAX_IMAGE_PIXELS = None  # no pixels are decoded here, so large pictures are no danger
     try:
         with Image.open(path) as image:
             turned = image.size != stated and image.getexif().get(_ORIENTATION) in _TURNED
@@ -296,7 +296,7 @@ def read_size(path: Path, stated: tuple[int, int] | None) -> tuple[int, int, boo
 
 
 def _join_twins(found: dict[Id, Entry | None], findings: Findings) -> None:
-    """Make one of two entries that name the same file."""
+    """Merge entries that name the same file."""
     by_name: dict[str, Entry] = {}
     for identity, entry in found.items():
         if entry is None:

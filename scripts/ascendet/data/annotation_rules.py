@@ -1,4 +1,4 @@
-"""What is looked for in an annotation file, by name; docs/annotations.md explains each to users."""
+"""The rules for annotation files, by name; docs/annotations.md explains each to users."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Action = Literal["noted", "repaired", "dropped", "refused"]
-_FIRST = 5  # examples that a finding shows
+_FIRST = 5  # number of examples that a finding shows
 
-# Each says what was found, of one thing; how many there are stands beside it.
+# Each sentence describes one occurrence; the number of occurrences is printed beside it.
 _RULES: dict[Action, dict[str, str]] = {
     "refused": {
         # the file
@@ -101,13 +101,14 @@ _RULES: dict[Action, dict[str, str]] = {
 RULES: dict[str, tuple[Action, str]] = {
     name: (action, what) for action, rules in _RULES.items() for name, what in rules.items()
 }
-# What the families and the evaluator cope with in a file as it stands; all else needs the copy that `make data` writes.
+# Findings that the families and the evaluator can handle in the original file. All others need the copy that
+# `make data` writes.
 IN_PLACE = frozenset({*_RULES["noted"], "box-empty", "box-clipped", "mask-empty"})
 
 
 @dataclass(kw_only=True)
 class Finding:
-    """One rule that applies: how often, and the first ids or names."""
+    """A rule that an annotation file breaks: how often, and the first ids or names."""
 
     name: str
     action: Action
@@ -116,7 +117,7 @@ class Finding:
     first: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """Return it in one line.
+        """Return the finding as one line.
 
         >>> Finding(name="box-empty", action="dropped", what="a box has no width", count=2, first=["7", "9"]).line()
         'box-empty: a box has no width (2: 7, 9)'
@@ -126,13 +127,13 @@ class Finding:
 
 
 class Findings:
-    """The findings of one file, in the order in which they were made."""
+    """The findings about one file, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, Finding] = {}
 
     def add(self, name: str, example: object = None) -> None:
-        """Count one more of a rule; `example` is its id or name."""
+        """Count one more occurrence of a rule; `example` is the id or name of the entry."""
         finding = self.by_name.get(name)
         if finding is None:
             action, what = RULES[name]
@@ -142,34 +143,34 @@ class Findings:
             finding.first.append(shown(example))
 
     def extend(self, name: str, examples: Iterable[object]) -> None:
-        """Count all of these."""
+        """Count an occurrence of a rule for each of the examples."""
         for example in examples:
             self.add(name, example)
 
     @property
     def refused(self) -> bool:
-        """Return whether the file cannot be used."""
+        """Whether the file cannot be used."""
         return any(finding.action == "refused" for finding in self.by_name.values())
 
     def sorted(self) -> list[Finding]:
-        """Return the gravest first."""
+        """Return the findings, the most serious ones first."""
         order = list(_RULES)
         return sorted(self.by_name.values(), key=lambda finding: order.index(finding.action))
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return them for machines."""
+        """Return the findings as JSON values."""
         return [asdict(finding) for finding in self.sorted()]
 
 
 def shown(value: object, limit: int = 60) -> str:
-    r"""Return a value from a file so that every terminal can print it.
+    r"""Return a value from a file as text that every terminal can print, of at most `limit` characters.
 
     >>> shown("a\udcff\n"), shown(3), shown([1] * 99)[-3:]
     ('a\\udcff\\n', '3', '1 …')
     """
     try:
         text = value if isinstance(value, str) else repr(value)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         text = "a number of thousands of digits"
     text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     return text if len(text) <= limit else f"{text[: limit - 2].rstrip(', ')} …"

@@ -1,7 +1,8 @@
-"""COCO annotation files, checked in all they say before anything is trained on them.
+"""Check COCO annotation files completely before a model is trained on them.
 
-What can be put right without guessing is, what cannot be used is left out, and what could mean two things, or leaves
-nothing, is refused; each is said by name (`annotation_rules`), with how many and which. The file itself is not touched.
+Faults that can be repaired without guessing are repaired. Entries that cannot be used are dropped. A file that is
+ambiguous, or of which nothing would be left, is refused. Each finding has a name (`annotation_rules`), the number of
+occurrences and the first of them. The file itself is not changed.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _LISTS = ("images", "annotations", "categories")
 
 @dataclass(kw_only=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
-    `counts` has pictures, usable (pictures with an object that is no crowd), objects, crowds, and per_class: objects
-    that are no crowd by class. `classes` are names in the order of category ids. `content` is what to train on, in
-    COCO's form: empty for a refused file, and in the report of a file that was checked before.
+    `counts` has pictures, usable (pictures with an object that is no crowd), objects, crowds, and per_class (objects
+    that are no crowd, by class). `classes` are names in the order of category ids. `content` is the repaired content in
+    COCO's form; it is empty for a refused file, and in the report of a file that was checked before.
     """
 
     path: Path
@@ -44,16 +45,16 @@ class Report:
 
     @property
     def refused(self) -> bool:
-        """Return whether the file cannot be used."""
+        """Whether the file cannot be used."""
         return any(finding.action == "refused" for finding in self.findings)
 
     def summary(self) -> dict[str, Any]:
-        """Return all but the content, for machines."""
+        """Return everything except the content, as JSON values."""
         findings = [vars(finding) for finding in self.findings]
         return {"findings": findings, "counts": self.counts, "classes": self.classes}
 
     def table(self) -> str:
-        """Return what was found as a table: action, how many, rule and sentence, the first ids or names."""
+        """Return the findings as a table: action, number, rule and sentence, the first ids or names."""
         lines = [_describe(self.counts)] if self.counts else []
         for finding in self.findings:
             lines.append(f"{finding.action:<8} {finding.count:>8}  {finding.name}: {finding.what}")
@@ -64,19 +65,19 @@ class Report:
 
 
 def check(path: Path, pictures: Path | None, *, training: bool, hint: str = "") -> Report:
-    """Return what `inspect` finds.
+    """Return the report of `inspect`, if the file can be used.
 
     Parameters
     ----------
     path, pictures, training
         See `inspect`.
     hint
-        The next command to type where the file is refused; empty: to look at all that was found.
+        The next command to type if the file is refused; by default the command that shows all findings.
 
     Raises
     ------
     AscendetError
-        `annotations-invalid` lists what was found where the file cannot be used.
+        `annotations-invalid`: the file cannot be used; the error lists the findings.
     """
     report = inspect(path, pictures, training=training)
     if report.refused:
@@ -85,16 +86,16 @@ def check(path: Path, pictures: Path | None, *, training: bool, hint: str = "") 
 
 
 def inspect(path: Path, pictures: Path | None, *, training: bool) -> Report:
-    """Hold everything in an annotation file to everything else.
+    """Check an annotation file and return the report.
 
     Parameters
     ----------
     path
         The JSON file.
     pictures
-        The folder that its file names are in; None: names and sizes are not held to files.
+        The folder of the pictures; None if file names and sizes are not to be compared with files.
     training
-        Whether there must be something to learn; for evaluation, a file without objects is only noted.
+        Whether the file must have objects to train on; for evaluation, a file without objects is only noted.
     """
     findings = Findings()
     content = _read(path, findings)
@@ -110,7 +111,7 @@ def inspect(path: Path, pictures: Path | None, *, training: bool) -> Report:
 def _check_content(
     content: dict[str, Any], pictures: Path | None, training: bool, findings: Findings, report: Report
 ) -> None:
-    """Check the three lists, in place; fill the report's counts and classes."""
+    """Check and repair the three lists in place, and set the report's counts and classes."""
     images, objects, categories = (content[name] for name in _LISTS)
     named = {as_id(one.get("category_id")) for one in objects if isinstance(one, dict)}
     by_category = check_categories(categories, {one for one in named if one is not None}, findings)
@@ -142,7 +143,7 @@ def _check_content(
 
 
 def _read(path: Path, findings: Findings) -> dict[str, Any] | None:
-    """Return the file's content where it is an object with COCO's lists."""
+    """Return the file's content, or None if it is no JSON object with COCO's lists."""
     try:
         text = _decode(path.read_bytes(), findings)
     except OSError as error:
@@ -158,14 +159,14 @@ def _read(path: Path, findings: Findings) -> dict[str, Any] | None:
     twice: list[str] = []
     literals: list[str] = []
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             twice.extend({key for key, value in pairs if repr(result[key]) != repr(value)})
         return result
 
     try:
-        content = json.loads(text, object_pairs_hook=unique, parse_constant=literals.append)
+        content = json.loads(text, object_pairs_hook=read_object, parse_constant=literals.append)
     except (ValueError, RecursionError) as error:
         findings.add("not-json", str(error) if text.strip() else "the file is empty")
         return None
@@ -196,19 +197,19 @@ def _decode(content: bytes, findings: Findings) -> str:
 
 
 def print_check(folder: Path, splits: Sequence[str], *, as_json: bool) -> None:
-    """Print what is found in the annotations of a data set's splits.
+    """Check the annotations of a data set's splits and print the findings.
 
     Raises
     ------
     AscendetError
-        `annotations-invalid` where a file cannot be used; all of them have been printed before.
+        `annotations-invalid`: a file cannot be used; it is raised after all findings have been printed.
     """
     reports = {}
     for split in splits:
         path, pictures = _split(folder, split)
         report = inspect(path, pictures if pictures.is_dir() else None, training=split.startswith("train"))
         reports[split] = report
-        report.content = {}  # gigabytes
+        report.content = {}  # it may take gigabytes
         if not as_json:
             without = (
                 "" if pictures.is_dir() else f" (without pictures: there is no {paths.shorten(pictures)})"
@@ -223,7 +224,7 @@ def print_check(folder: Path, splits: Sequence[str], *, as_json: bool) -> None:
             raise _invalid(report, "correct the file; docs/annotations.md says what each name means")
 
 
-# -- what users read --
+# -- text --
 
 
 def _describe(counts: dict[str, Any]) -> str:
@@ -254,9 +255,9 @@ def _hint(path: Path) -> str:
 
 
 def check_splits(folder: Path, splits: Sequence[str]) -> None:
-    """Have the annotations of these splits checked, and say what a training passes over; see `checked`."""
+    """Check the annotations of these splits as `check_once` does, and print the findings that change the training."""
     for split in splits:
-        report = checked(*_split(folder, split), training=split.startswith("train"))
+        report = check_once(*_split(folder, split), training=split.startswith("train"))
         for finding in report.findings:
             if finding.action != "noted":
                 print(f"{split}: {finding.action} {finding.line()}", file=sys.stderr, flush=True)
@@ -267,15 +268,15 @@ def _split(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / "annotations" / f"instances_{split}.json", folder / split
 
 
-def checked(path: Path, pictures: Path, *, training: bool) -> Report:
-    """Return the report of a file that a training reads as it stands, from its receipt where nothing has changed.
+def check_once(path: Path, pictures: Path, *, training: bool) -> Report:
+    """Check a file that is used without repairs, unless that was done before, and return the report.
 
-    The receipt holds for the file's bytes, and for the names, sizes and times of the pictures.
+    An earlier report is used while the file's bytes, and the names, sizes and times of the pictures, are the same.
 
     Raises
     ------
     AscendetError
-        `annotations-invalid` where the file is refused, or needs the repaired copy that `make data` writes.
+        `annotations-invalid`: the file is refused, or needs the repaired copy that `make data` writes.
     """
     inputs = {
         "file": files.digest(path),
@@ -285,7 +286,7 @@ def checked(path: Path, pictures: Path, *, training: bool) -> Report:
     }
     with manifest.stage("annotations", inputs) as stage:
         if not stage.fresh:
-            print(f"{paths.shorten(path)}: checking what it says", file=sys.stderr, flush=True)
+            print(f"{paths.shorten(path)}: checking the annotations", file=sys.stderr, flush=True)
             report = check(path, pictures, training=training)
             if not all(finding.name in IN_PLACE for finding in report.findings):
                 raise _invalid(
@@ -303,7 +304,7 @@ def _digest_pictures(folder: Path) -> str:
         try:
             state = (folder / name).stat()
             facts = f"{state.st_size} {state.st_mtime_ns}"
-        except OSError:  # a link to nothing, which the check names
+        except OSError:  # a broken link, which the check reports
             facts = "unreadable"
         total.update(f"{facts} {name}\0".encode("utf-8", "surrogateescape"))
     return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Data sets that are fetched as archives, unpacked and checked."""
+"""Fetch data sets as archives, unpack and check them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from ascendet.data.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
 from ascendet.supply import archive, assets
 
-# What each unpacked folder holds, for `make data-check`: names, sizes, CRC-32.
+# The folder with the names, sizes and CRC-32 of the files in each unpacked folder, for `make data-check`.
 CHECKLISTS = ".members"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the user may say about fetching."""
+    """The user's options for fetching.
+
+    `keep` is "0" to remove archives after unpacking, "1" to keep them and to fetch again those that were removed.
+    """
 
     mirror: str = ""
     accept_new: bool = False
-    # The archives, once they are unpacked: "0" removes them, "1" fetches even those removed before.
     keep: str = ""
 
 
-# -- archives --
-
-
 def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Path:
-    """Fetch and unpack what is missing of a data set with these splits, and return its folder.
+    """Fetch and unpack the missing parts of a data set with these splits, and return its folder.
 
     Raises
     ------
     AscendetError
-        What `assets.ensure` and `archive.unpack` raise; `data-invalid` where images and annotations disagree.
+        The errors of `assets.ensure` and `archive.unpack`. `data-invalid`: pictures and annotations disagree.
     """
     wanted = [ANNOTATIONS, *splits]
     if choices.keep == "1":
@@ -48,16 +47,21 @@ def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Pa
         assets.ensure(names, mirror=choices.mirror, accept_new=choices.accept_new)
     with contextlib.suppress(AscendetError):
         return datasets.check(one, splits)
-    folder = assets.place(one.name)
-    with files.disk_errors(folder), assets.unwritable_named(folder):
+    folder = assets.ensure_folder(one.name)
+    with files.disk_errors(folder), assets.reporting_unwritable(folder):
         lock = files.holding_lock(folder.resolve() / ".lock", one.name)
         with lock:
             missing = [part for part in wanted if not is_whole(one, part)]
             for part in missing:
-                if (folder / part).exists():  # the user's: what we unpack appears whole
+                if (
+                    folder / part
+                ).exists():  # the user made it: our parts get their name when they are complete
                     shown = paths.shorten(folder / part)
                     raise datasets.invalid(
-                        folder / part, "nothing, or all of it", "a part of it", f"mv '{shown}' <elsewhere>"
+                        folder / part,
+                        "no such folder, or a complete one",
+                        "an incomplete folder",
+                        f"mv '{shown}' <elsewhere>",
                     )
             known = assets.load()
             archives = [known[one.archives[part]] for part in missing]
@@ -73,7 +77,7 @@ def ensure_archives(one: Dataset, splits: Sequence[str], choices: Choices) -> Pa
 
 
 def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
-    """Unpack one archive into `folder`/`part`, which appears when it is whole and checked."""
+    """Unpack one archive into `folder`/`part`, which gets its name when it is complete and checked."""
     temp = folder / f".tmp-{part}"
     print(f"{paths.shorten(folder / part)}: unpacking {asset.name}", file=sys.stderr, flush=True)
     temp.mkdir(exist_ok=True)
@@ -89,7 +93,7 @@ def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
     checklists = folder / CHECKLISTS / part
     checklists.mkdir(parents=True, exist_ok=True)
     manifest.write(checklists, {"archive": asset.sha256, "members": members})
-    os.sync()  # a hundred thousand files at once, before the folder's name says that they are there
+    os.sync()  # flush a hundred thousand files at once, before the folder gets its name
     temp.rename(folder / part)
     parts = {name: (manifest.read(folder / CHECKLISTS / name) or {}).get("archive") for name in one.archives}
     manifest.write(
@@ -98,19 +102,19 @@ def _unpack(one: Dataset, folder: Path, part: str, asset: assets.Asset) -> None:
 
 
 def is_whole(one: Dataset, part: str) -> bool:
-    """A quick look: the annotations are there, or as many images as there should be."""
+    """Return whether a part looks complete: all annotation files exist, or the number of pictures is right."""
     if part == ANNOTATIONS:
         return all((one.folder / part / f"instances_{split}.json").is_file() for split in one.splits)
     return datasets.count_pictures(one.folder / part) == one.splits[part]
 
 
 def check_images(folder: Path, annotations: Path) -> None:
-    """Hold a folder of images to the list in its annotations: the same names, the same widths and heights.
+    """Check that a folder has exactly the pictures in the list of its annotations, with the same widths and heights.
 
     Raises
     ------
     AscendetError
-        `data-invalid` names the first that differ.
+        `data-invalid`, with the first pictures that differ.
     """
     from PIL import Image
 
@@ -123,24 +127,24 @@ def check_images(folder: Path, annotations: Path) -> None:
     problems = [f"{name} is {'not listed' if name in found else 'missing'}" for name in differing]
     for name in sorted(found & listed.keys()) if not problems else []:
         try:
-            with Image.open(folder / name) as image:  # reads no more than the header
+            with Image.open(folder / name) as image:  # this reads only the header
                 size = image.size
         except OSError:
-            problems.append(f"{name} is no image")
+            problems.append(f"{name} is no picture")
             continue
         if size != listed[name]:
             problems.append(f"{name} is {size[0]} x {size[1]}, not {listed[name][0]} x {listed[name][1]}")
     if problems:
         raise datasets.invalid(
             folder,
-            f"the {len(listed)} images of {annotations.name}",
-            few(problems),
+            f"the {len(listed)} pictures of {annotations.name}",
+            shorten(problems),
             f"rm -r '{paths.shorten(folder)}' && make data",
         )
 
 
 def list_images(annotations: Path) -> list[dict[str, object]]:
-    """The list `images` of a COCO file, without making objects of its million polygons."""
+    """Return the list `images` of a COCO file, without parsing its polygons."""
     text = annotations.read_text(encoding="utf-8")
     try:
         start = text.index('"images"') + len('"images"')
@@ -150,12 +154,12 @@ def list_images(annotations: Path) -> list[dict[str, object]]:
         raise datasets.invalid(
             annotations,
             "COCO annotations",
-            f"no list of images ({error})",
+            f"no list `images` ({error})",
             f"rm '{annotations}' && make data",
         ) from error
     return images
 
 
-def few(lines: Sequence[str]) -> str:
-    """Return the first ten lines as one text, and how many more there are."""
+def shorten(lines: Sequence[str]) -> str:
+    """Return the first ten lines as one text, with the number of further ones."""
     return "\n".join([*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])])

@@ -1,8 +1,7 @@
-"""`make data`: the data sets, each in a folder of its own below `assets.root()`, all laid out like COCO.
+"""`make data`: provide data sets, each in its own folder below `assets.root()`, all in COCO's layout.
 
-Those of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
-with FROM the user's own is taken in. Programs find the folder in ASCENDET_DATA; DETECTRON2_DATASETS
-is another name of it.
+Data sets of requirements/datasets.toml are generated from a seed, fetched and unpacked, or fetched picture by picture;
+with FROM, a data set of the user is taken in. Programs find the folder in ASCENDET_DATA and in DETECTRON2_DATASETS.
 """
 
 from __future__ import annotations
@@ -37,23 +36,25 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--from", dest="origin", default="", help="the folder or zip of your own data set")
     parser.add_argument(
-        "--val", default="", help="what part of a data set without one becomes the validation split"
+        "--val",
+        default="",
+        help="the part of the pictures that becomes the validation split, if there is none",
     )
-    parser.add_argument("--seed", default="0", help="decides which pictures these are")
+    parser.add_argument("--seed", default="0", help="seed for choosing these pictures")
     assets.add_options(parser)
     parser.add_argument(
         "--keep",
         choices=["", "0", "1"],
         default="",
-        help="0 removes archives once they are unpacked, 1 has them all",
+        help="0 removes archives after unpacking, 1 keeps them and fetches removed ones again",
     )
     parser.add_argument(
-        "--check", action="store_true", help="verify everything that is here, or a data set's annotations"
+        "--check", action="store_true", help="verify all data that is here, or check a data set's annotations"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Make the data set, or check that it is there; say what it holds."""
+    """Provide a data set, or check data, and print the result."""
     if args.check and args.dataset:
         one = datasets.find(args.dataset)
         print_check(datasets.check(one, ()), list(one.splits), as_json=args.json)
@@ -76,7 +77,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def ensure(one: Dataset, stack: Stack, choices: Choices) -> Path:
-    """Make or fetch what is missing of a data set, and return its folder."""
+    """Generate or fetch the missing parts of a data set, and return its folder."""
     if one.generator:
         return ensure_generated(one, stack)
     if one.pictures:
@@ -91,16 +92,16 @@ def ensure(one: Dataset, stack: Stack, choices: Choices) -> Path:
 
 
 def ensure_generated(one: Dataset, stack: Stack) -> Path:
-    """Generate a data set unless it is there already, and return the folder under its fixed name.
+    """Generate a data set unless that was done before, and return its folder.
 
-    The link of that name leads to the folder that the current generator, seed and libraries make.
+    This is a link to the folder that the current generator, seed and libraries made.
     """
     program = paths.ROOT / "wheels" / "common" / "ascendet_common" / one.generator
     python = env.ensure_base(stack)
     inputs = {
         "generator": files.digest(program),
         "lock": files.digest(lockfiles.packages_lock(stack.packages)),
-        # Sines and square roots may differ in the last bit between machines, and a pixel with them.
+        # Sines and square roots, and therefore pixels, may differ in the last bit between architectures.
         "machine": platform.machine(),
         "seed": one.seed,
         **one.splits,
@@ -113,7 +114,7 @@ def ensure_generated(one: Dataset, stack: Stack) -> Path:
 
 
 def _generate(one: Dataset, program: Path, python: Path, out: Path) -> object:
-    """Run the generator into `out`, and return what it counted, by split."""
+    """Run the generator into `out`, and return the counts that it prints, by split."""
     settings = {"seed": one.seed, **one.splits}
     arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     done = subprocess.run(
@@ -135,14 +136,14 @@ def _generate(one: Dataset, program: Path, python: Path, out: Path) -> object:
 
 
 def check_everything() -> dict[str, list[str]]:
-    """Read every byte that is here and compare it with what it should be: problems by file or folder."""
+    """Verify all data that is here by its digests, and return problems by file or folder."""
     found: dict[str, list[str]] = {}
     for asset in assets.load().values():
         if asset.path.is_file() and asset.digests:
             found[f"{asset.folder}/{asset.name}"] = _problems(functools.partial(assets.verify, asset))
     for one in datasets.load().values():
         found |= _check_dataset(one)
-    for name in datasets.taken_in():
+    for name in datasets.list_taken_in():
         found |= intake.check(datasets.find(name))
     return found
 
@@ -165,7 +166,7 @@ def _check_pictures(one: Dataset) -> list[str]:
     (split,) = one.splits
     digest = pictures._digest_images(one.folder / split)
     stated = (manifest.read(one.folder) or {}).get("images")
-    problems = [] if digest == stated else [f"the images are sha256:{digest}, not sha256:{stated}"]
+    problems = [] if digest == stated else [f"the pictures are sha256:{digest}, not sha256:{stated}"]
     annotations = one.folder / ANNOTATIONS / f"instances_{split}.json"
     return problems + _problems(lambda: archives.check_images(one.folder / split, annotations))
 
@@ -176,7 +177,7 @@ def _check_part(one: Dataset, part: str) -> list[str]:
     problems = []
     if isinstance(stated, dict):
         problems += archive.compare(folder, {name: (size, crc) for name, (size, crc) in stated.items()})
-    if part == ANNOTATIONS:  # also where the user brought the folder
+    if part == ANNOTATIONS:  # also if the user provided the folder
         for name, digest in assets.load()[one.archives[part]].members.items():
             if (folder / name).is_file() and files.digest(folder / name) != digest:
                 problems.append(f"{name} is not sha256:{digest}")
@@ -202,13 +203,13 @@ def _print_check(found: dict[str, list[str]], *, as_json: bool) -> None:
         for name, problems in found.items():
             print(f"{'DAMAGED' if problems else 'ok':<8} {name}")
         if not found:
-            print(f"{paths.shorten(assets.root())}: nothing is here yet")
+            print(f"{paths.shorten(assets.root())}: there is no data yet")
     if damaged:
         raise AscendetError(
             "data-invalid",
             f"damaged: {', '.join(damaged)}",
-            found=archives.few(
+            found=archives.shorten(
                 [f"{name}: {problem}" for name, problems in damaged.items() for problem in problems]
             ),
-            hint="remove what is damaged, then: make data",
+            hint="remove the damaged files and folders, then: make data",
         )

@@ -1,4 +1,4 @@
-"""The data sets: what `requirements/datasets.toml` says, and where each is."""
+"""The data sets of `requirements/datasets.toml` and those of users, and their folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANNOTATIONS = "annotations"
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An entry of datasets.toml, with the file's field names; or a data set that was taken in (nothing but splits)."""
+    """An entry of datasets.toml with the same field names, or a data set that was taken in, which has only splits."""
 
     name: str
     classes: int = 0
@@ -30,25 +30,25 @@ class Dataset:
 
     @property
     def home(self) -> str:
-        """The name of its folder."""
+        """The name of the data set's folder."""
         return self.part_of if self.part_of and not self.pictures else self.name
 
     @property
     def folder(self) -> Path:
-        """Its folder as training sees it."""
+        """The folder that training reads."""
         return assets.root() / self.home
 
     @property
     def counted(self) -> bool:
-        """Whether a split with another number of pictures is not whole: what we fetch, not what we or others make."""
+        """Whether the number of pictures in a split is known: for fetched data sets, not for others."""
         return bool(self.archives or self.part_of)
 
     def named(self, kinds: Sequence[str] = ()) -> list[str]:
-        """Return the splits whose names begin with one of `kinds` ("train", "val"); all of them without any."""
+        """Return the splits whose names begin with one of `kinds` ("train", "val"), or all splits without `kinds`."""
         return [split for split in self.splits if split.startswith(tuple(kinds) or "")]
 
     def missing(self, kinds: Sequence[str]) -> list[str]:
-        """Return those of `kinds` for which the data set has no split."""
+        """Return the `kinds` for which the data set has no split."""
         return [kind for kind in kinds if not self.named([kind])]
 
 
@@ -58,7 +58,7 @@ def load() -> dict[str, Dataset]:
     Raises
     ------
     AscendetError
-        `data-lock-invalid`: it cannot be read, or names what is not there.
+        `data-lock-invalid`: the file cannot be read, or an entry is invalid.
     """
     path = paths.REQUIREMENTS / "datasets.toml"
     try:
@@ -78,15 +78,15 @@ def load() -> dict[str, Dataset]:
 
 def _check(one: Dataset, known: Mapping[str, Dataset]) -> None:
     if one.part_of and one.part_of not in known:
-        raise ValueError(f"[{one.name}] is a part of {one.part_of!r}, which is not here")
+        raise ValueError(f"[{one.name}] part_of must be another entry, not {one.part_of!r}")
     if not one.splits or not all(name.startswith(("train", "val")) for name in one.splits):
-        raise ValueError(f"[{one.name}] needs splits whose names begin with train and val")
+        raise ValueError(f"[{one.name}] must have splits, and their names must begin with train or val")
     if sum(map(bool, (one.archives, one.generator, one.part_of))) != 1:
-        raise ValueError(f"[{one.name}] needs one of archives, generator, part_of")
+        raise ValueError(f"[{one.name}] must have exactly one of archives, generator and part_of")
 
 
 def find(name: str) -> Dataset:
-    """Return the data set of that name: of datasets.toml, or any in COCO's layout in the data folder.
+    """Return the data set of that name, from datasets.toml or in COCO's layout in the data folder.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def find(name: str) -> Dataset:
         raise AscendetError(
             "dataset-unknown",
             f"there is no data set {name!r}",
-            expected=", ".join([*known, *taken_in()]),
+            expected=", ".join([*known, *list_taken_in()]),
             found=f"DATASET={name}",
             hint=f"DATASET={next(iter(known))}; or take in your own: make data DATASET={name} FROM=<folder or zip>",
         )
@@ -109,15 +109,15 @@ def find(name: str) -> Dataset:
 
 
 def _annotation_files(name: str) -> list[Path]:
-    """Return the annotation files of a data set in the data folder, or in the store, from where it gets its link."""
+    """Return the annotation files of a data set in the data folder; link it there first if it is only in the store."""
     pattern = f"{ANNOTATIONS}/instances_*.json"
     if not (assets.root() / name).is_dir() and any((assets.store() / name).glob(pattern)):
-        assets.place(name)  # another clone took it in, or a bundle brought it
+        assets.ensure_folder(name)  # another clone took it in, or a bundle contained it
     return sorted((assets.root() / name).glob(pattern))
 
 
-def taken_in() -> list[str]:
-    """Return the names of the data sets in the data folder, or in the store, that are not in datasets.toml."""
+def list_taken_in() -> list[str]:
+    """Return the names of the data sets in the data folder or the store that are not in datasets.toml."""
     files = [
         file
         for home in (assets.root(), assets.store())
@@ -128,7 +128,7 @@ def taken_in() -> list[str]:
 
 
 def is_name(name: str) -> bool:
-    """Return whether this can be a data set's name: of letters, digits, `-`, `_` and `.`, of which it begins with none.
+    """Return whether this is a valid name of a data set: letters, digits, `-`, `_`, `.`, with no sign at the beginning.
 
     >>> is_name("cells-2"), is_name("../cells"), is_name(".cells"), is_name("")
     (True, False, False, False)
@@ -137,19 +137,19 @@ def is_name(name: str) -> bool:
 
 
 def require(name: str, *kinds: str) -> Path:
-    """Return the folder of a data set after a look at it: its splits of these kinds, or all of them, are there, whole.
+    """Return the folder of a data set, after checking that its splits of these kinds (or all splits) are complete.
 
     Raises
     ------
     AscendetError
-        `dataset-unknown`; `data-missing` lists what is not there; `data-invalid` where a split has another number of
-        pictures than datasets.toml says.
+        `dataset-unknown`. `data-missing`: a split or file is missing. `data-invalid`: a split has another number of
+        pictures than in datasets.toml.
     """
     one = find(name)
     if lacking := one.missing(kinds):
         raise AscendetError(
             "data-missing",
-            f"{name} has nothing to {'train on' if 'train' in lacking else 'validate with'}",
+            f"the data set {name} has no split to {'train on' if 'train' in lacking else 'validate with'}",
             expected=f"a split whose name begins with {' and one with '.join(kinds)}",
             found=", ".join(one.splits),
             hint=f"make data DATASET=<another name> FROM=<{name}'s origin> VAL=0.1"
@@ -160,9 +160,9 @@ def require(name: str, *kinds: str) -> Path:
 
 
 def check(one: Dataset, splits: Sequence[str], folder: Path | None = None) -> Path:
-    """Return the data set's folder, with annotations and pictures of these splits; see `require`.
+    """Return the data set's folder, after checking annotations and pictures of these splits; see `require`.
 
-    Without splits only the annotations have to be there.
+    Without splits, only the annotations must exist.
     """
     folder = folder or one.folder
     wanted = [f"{ANNOTATIONS}/instances_{split}.json" for split in splits or one.splits] + list(splits)
@@ -171,14 +171,14 @@ def check(one: Dataset, splits: Sequence[str], folder: Path | None = None) -> Pa
         others = (
             ""
             if one.generator
-            else "\nor with what you have: ASCENDET_DATA=<folder that holds it>; "
-            "or the one that needs no network: make data DATASET=shapes"
+            else "\nor if you have it already: ASCENDET_DATA=<the folder that holds it>; "
+            "or the data set that needs no network: make data DATASET=shapes"
         )
         raise AscendetError(
             "data-missing",
-            f"the data set {one.home} is not here",
+            f"the data set {one.home} is missing or incomplete",
             expected="\n".join(f"{paths.shorten(folder)}/{name}" for name in wanted),
-            found="none of them" if len(missing) == len(wanted) else f"without {', '.join(missing)}",
+            found="none of them" if len(missing) == len(wanted) else f"all except {', '.join(missing)}",
             hint=f"make data DATASET={_smallest(one, splits)}{others}",
         )
     for split in splits:
@@ -187,15 +187,15 @@ def check(one: Dataset, splits: Sequence[str], folder: Path | None = None) -> Pa
             shown = paths.shorten(folder / split)
             raise invalid(
                 folder / split,
-                f"{one.splits[split]} images",
-                f"{found} images",
+                f"{one.splits[split]} pictures",
+                f"{found} pictures",
                 f"mv '{shown}' <elsewhere> && make data DATASET={one.name}",
             )
     return folder
 
 
 def _smallest(one: Dataset, splits: Sequence[str]) -> str:
-    """Return the entry of the table in the same folder with the fewest pictures that has these splits."""
+    """Return the name of the smallest data set in the same folder that has these splits."""
     fitting = [
         other for other in load().values() if other.home == one.home and set(splits) <= other.splits.keys()
     ]
@@ -203,7 +203,7 @@ def _smallest(one: Dataset, splits: Sequence[str]) -> str:
 
 
 def count_pictures(folder: Path) -> int:
-    """Return the number of JPEG files in a split's folder; 0 where there is none."""
+    """Return the number of JPEG files in a split's folder; 0 if there is no such folder."""
     if not folder.is_dir():
         return 0
     with os.scandir(folder) as entries:
@@ -211,7 +211,7 @@ def count_pictures(folder: Path) -> int:
 
 
 def invalid(path: Path, expected: str, found: str, hint: str) -> AscendetError:
-    """Return the error for a data set of which something is not as it should be."""
+    """Return the error for a file or folder of a data set that is incomplete or wrong."""
     return AscendetError(
         "data-invalid", f"{paths.shorten(path)} is not complete", expected=expected, found=found, hint=hint
     )

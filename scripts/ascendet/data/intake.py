@@ -1,7 +1,7 @@
-"""`make data FROM=…`: a data set of the user's own, taken in as a folder of COCO's layout that nothing else depends on.
+"""`make data FROM=…`: take in a user's data set, as a folder in COCO's layout that does not depend on the originals.
 
-The originals are not touched: annotations are checked and written anew, pictures are linked, or copied where the file
-system has no hard links. The folder is filled under a temporary name.
+The originals are not changed: annotations are checked and written again, pictures are hard-linked, or copied if that is
+not possible. The folder gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ascendet.errors import AscendetError
 from ascendet.supply import archive, assets
 
 _RESERVED = ("weights", "archives")  # folders beside the data sets
-
-
-_RATIO = 100  # what a zip may unpack to, as a multiple of its size; pictures do not shrink at all
+_RATIO = (
+    100  # the largest size of an unpacked zip, as a multiple of the zip's; pictures can hardly be compressed
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to take in under which name. `val` is the part that becomes the validation split, 0 for none."""
+    """The data set to take in and its new name; `val` is the part that becomes the validation split, 0 for none."""
 
     name: str
     origin: Path
@@ -42,13 +42,13 @@ class Options:
 
 
 def check_options(name: str, origin: str, val: str, seed: str) -> Options:
-    """Return the options, checked.
+    """Check the options and return them.
 
     Raises
     ------
     AscendetError
-        `usage`: a name, VAL or SEED that cannot be one. `name-in-use`: the name of a data set of ours. `data-missing`:
-        FROM is not there.
+        `usage`: DATASET, VAL or SEED is invalid. `name-in-use`: datasets.toml has this name. `data-missing`: FROM does
+        not exist.
     """
     if not datasets.is_name(name) or name in _RESERVED:
         raise AscendetError(
@@ -70,7 +70,7 @@ def check_options(name: str, origin: str, val: str, seed: str) -> Options:
         raise AscendetError(
             "data-missing",
             "FROM must be a folder or a zip file",
-            found=f"nothing at {shown(str(path), 200)}",
+            found=f"{shown(str(path), 200)} does not exist",
             hint="FROM=<folder or zip>",
         )
     return Options(name=name, origin=path, val=_part(val), seed=_seed(seed))
@@ -83,7 +83,7 @@ def _part(text: str) -> float:
         value = -1.0
     if not (0 <= value < 1) or (text and value == 0):
         raise AscendetError(
-            "usage", "VAL must be a part between 0 and 1", found=f"VAL={shown(text)}", hint="VAL=0.1"
+            "usage", "VAL must be a number between 0 and 1", found=f"VAL={shown(text)}", hint="VAL=0.1"
         )
     return value
 
@@ -91,28 +91,28 @@ def _part(text: str) -> float:
 def _seed(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise AscendetError(
-            "usage", "SEED must be a whole number from 0 on", found=f"SEED={shown(text)}", hint="SEED=0"
+            "usage", "SEED must be a whole number of 0 or more", found=f"SEED={shown(text)}", hint="SEED=0"
         )
     return int(text)
 
 
 def take_in(options: Options) -> Path:
-    """Take in a data set unless that was done before, and return its folder.
+    """Take in a data set, unless that was done before, and return its folder.
 
     Raises
     ------
     AscendetError
-        `name-in-use`: another one has the name. `data-invalid`: no layout that is known, no validation split;
-        `annotations-invalid`; `archive-invalid`; `disk-full`.
+        `name-in-use`: another data set has the name. `data-invalid`: the layout is unknown, or there is no validation
+        split. `annotations-invalid`, `archive-invalid`, `disk-full`.
     """
     home = assets.store()
-    with files.disk_errors(home), assets.unwritable_named(home):
+    with files.disk_errors(home), assets.reporting_unwritable(home):
         home.mkdir(parents=True, exist_ok=True)
         with files.holding_lock(home / f".{options.name}.lock", options.name):
             final, seen = home / options.name, assets.root() / options.name
             inputs = _inputs(options)
             if (final / manifest.MANIFEST).is_file() and (manifest.read(final) or {}).get("inputs") == inputs:
-                return assets.place(options.name)
+                return assets.ensure_folder(options.name)
             for folder in (final, seen):
                 if folder.is_symlink() or folder.exists():
                     raise _in_use(options, folder)
@@ -120,10 +120,10 @@ def take_in(options: Options) -> Path:
             work = home / f".tmp-{options.name}-taking"
             work.mkdir()
             _fill(work, options, inputs)
-            os.sync()  # all files at once, before the folder's name says that they are there
+            os.sync()  # flush all files at once, before the folder gets its name
             work.rename(final)
             _remove([_unpacked(options, inputs)])
-    return assets.place(options.name)
+    return assets.ensure_folder(options.name)
 
 
 def _in_use(options: Options, folder: Path) -> AscendetError:
@@ -131,10 +131,10 @@ def _in_use(options: Options, folder: Path) -> AscendetError:
     shown_folder = paths.shorten(folder)
     return AscendetError(
         "name-in-use",
-        f"{options.name} is here already, from other files or with another VAL or SEED",
-        expected=f"{shown(str(options.origin), 200)} as it is now",
+        f"the data set {options.name} exists already, from other files or with another VAL or SEED",
+        expected=f"the data set in {shown(str(options.origin), 200)}, unchanged",
         found=f"{shown_folder}, from {shown(str(before), 200)}",
-        hint=f"another DATASET; or first, if it may go: rm -r '{shown_folder}'",
+        hint=f"another DATASET; or, if it is not needed: rm -r '{shown_folder}'",
     )
 
 
@@ -145,12 +145,12 @@ def _remove(folders: Iterable[Path], keep: Path | None = None) -> None:
 
 
 def _unpacked(options: Options, inputs: Mapping[str, object]) -> Path:
-    """Return where a zip is unpacked; a later call goes on there."""
+    """Return the folder to unpack a zip into; a later call continues there."""
     return assets.store() / f".tmp-{options.name}-{manifest.digest_inputs(inputs)}"
 
 
 def _inputs(options: Options) -> dict[str, object]:
-    """Return what decides the result: of a zip its directory, of a folder names, sizes and dates of its files."""
+    """Return the inputs of the result: a zip's directory, or the names, sizes and dates of a folder's files."""
     listing = hashlib.sha256()
     if options.origin.is_file():
         for info in _directory(options.origin):
@@ -173,7 +173,7 @@ def _directory(path: Path) -> list[zipfile.ZipInfo]:
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise AscendetError(
             "archive-invalid",
-            f"{shown(paths.shorten(path), 200)} is not a zip file, or is cut off",
+            f"{shown(paths.shorten(path), 200)} is no zip file, or is truncated",
             expected="a folder or a zip",
             found=str(error),
             hint="copy or download it again; or unpack it yourself: FROM=<folder>",
@@ -181,7 +181,7 @@ def _directory(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    """Yield the files below a folder, also by way of links; no folder twice."""
+    """Yield the files below a folder, following links, but visiting no folder twice."""
     seen = set()
     for home, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(home)
@@ -240,35 +240,35 @@ def _unpack(options: Options, folder: Path) -> Path:
 
 
 def _check_kinds(options: Options, sources: list[Source]) -> None:
-    """Raise `data-invalid` or `usage` unless there is one thing to validate with: a split of its own, or VAL."""
+    """Raise `data-invalid` or `usage` unless there is exactly one source of a validation split: a file or VAL."""
     kinds = {source.kind for source in sources}
     again = f"make data DATASET={options.name} FROM={shown(str(options.origin), 200)}"
     if not options.val and "val" not in kinds:
         raise AscendetError(
             "data-invalid",
             "there is no validation split",
-            expected="annotations for val or valid, or VAL to set pictures apart",
+            expected="annotations for val or valid, or VAL to choose pictures for it",
             found=", ".join(source.annotations.name for source in sources),
             hint=f"{again} VAL=0.1",
         )
     if options.val and kinds & {"val"}:
         raise AscendetError(
             "usage",
-            "VAL must be left out: the data set has a validation split",
+            "VAL must not be set, because the data set has a validation split",
             found=f"VAL={options.val}; {', '.join(sorted(kinds))}",
             hint=again,
         )
     if options.val and not kinds & {"", "train"}:
         raise AscendetError(
             "data-invalid",
-            "there is nothing to take a validation split from",
+            "there are no pictures to choose a validation split from",
             found=", ".join(sorted(kinds)),
             hint=again,
         )
 
 
 def _check(source: Source, root: Path, options: Options) -> Report:
-    """Check one annotation file, say what was found, and return the report with what to write."""
+    """Check one annotation file, print the findings, and return the report with the content to write."""
     name = shown(str(source.annotations.relative_to(root)), 200)
     splits.say(
         f"{options.name}: checking {name}, pictures in {shown(str(source.pictures.relative_to(root)), 200)}/"
@@ -277,14 +277,14 @@ def _check(source: Source, root: Path, options: Options) -> Report:
         source.annotations,
         source.pictures,
         training=source.kind in ("", "train"),
-        hint="correct it, or export it again; then the same command",
+        hint="correct the file or export it again, then run the command again",
     )
     splits.say(report.table())
     return report
 
 
 def check(one: Dataset) -> dict[str, list[str]]:
-    """Return the problems of a data set that was taken in, by part: every byte against its manifest."""
+    """Verify a data set that was taken in by the digests in its manifest, and return problems by part."""
     stated = manifest.read(one.folder) or {}
     outputs = stated.get("outputs")
     problems = {}

@@ -1,8 +1,8 @@
-"""The layouts that people's COCO data sets come in: which annotation files there are, and where their pictures lie.
+"""Find the annotation files and picture folders in the layouts of users' COCO data sets.
 
-COCO's own has `annotations/instances_<split>.json` and the pictures in `<split>/`; CVAT's the same with
-`images/<split>/`, or `images/`; Roboflow's `<split>/_annotations.coco.json` among the pictures; and there is the single
-file beside a folder of pictures.
+COCO's own layout has `annotations/instances_<split>.json` and the pictures in `<split>/`. CVAT's has the same files and
+the pictures in `images/<split>/` or `images/`. Roboflow's has `<split>/_annotations.coco.json` in the folder of the
+pictures. Others have a single file beside a folder of pictures.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ascendet.errors import AscendetError
 _KINDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"
 )
-_DEPTH = 4  # folders below the given one in which annotation files are looked for
+_DEPTH = 4  # levels of folders in which annotation files are searched
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_SAMPLE = 200  # names that are looked up to tell which folder holds the pictures
+_SAMPLE = 200  # number of names to look up, to find out which folder holds the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An annotation file with its pictures' folder; `kind` is train, val, test, or "" for all in one."""
+    """An annotation file and the folder of its pictures; `kind` is train, val, test, or "" if the file states none."""
 
     kind: str
     annotations: Path
@@ -37,12 +37,12 @@ class Source:
 
 
 def find(root: Path) -> list[Source]:
-    """Return the annotation files below a folder with their pictures' folders.
+    """Return the annotation files below a folder and the folders of their pictures.
 
     Raises
     ------
     AscendetError
-        `data-invalid`: there is no annotation file, or it is not clear which to take.
+        `data-invalid`: there is no annotation file, or it is ambiguous which files belong to the data set.
     """
     files = _annotation_files(root)
     if not files:
@@ -70,7 +70,7 @@ def find(root: Path) -> list[Source]:
 
 
 def kind_of(file: Path) -> str:
-    """Return what a file's name says it is for, or else its folder's: train, val, test, or "" where neither does.
+    """Return the split that a file's name states, or else its folder's name: train, val, test, or "" if neither does.
 
     >>> kind_of(Path("annotations/instances_val2017.json")), kind_of(Path("valid/_annotations.coco.json"))
     ('val', 'val')
@@ -85,7 +85,7 @@ def kind_of(file: Path) -> str:
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """Return the COCO files below a folder, once each; of a folder with files called instances_…, only these."""
+    """Return the COCO files below a folder, each once; from a folder with files called instances_…, only these."""
     by_folder: dict[Path, list[Path]] = {}
     once = {file.resolve(): file for file in sorted(_walk(root), key=lambda file: (-len(file.parts), file))}
     for file in sorted(once.values()):
@@ -98,8 +98,10 @@ def _annotation_files(root: Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Yield the .json files that are not hidden."""
-    for folder, folders, names in os.walk(root, followlinks=True):  # not for ever: to some depth
+    """Yield the .json files below a folder that are not hidden."""
+    for folder, folders, names in os.walk(
+        root, followlinks=True
+    ):  # links may form a cycle, so the depth is limited
         depth = len(Path(folder).relative_to(root).parts)
         folders[:] = [
             name for name in folders if depth < _DEPTH and not name.startswith(".") and name != "__MACOSX"
@@ -112,22 +114,22 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Return whether a file has the words of an instances file, without reading it as JSON."""
+    """Return whether a file contains the keys of an instances file, without parsing it."""
     if not file.stat().st_size:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16: its reader says so
+        if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16, which the annotation check handles
             return True
         return all(content.find(b'"%s"' % word) >= 0 for word in (b"images", b"annotations", b"categories"))
 
 
 def _picture_folder(root: Path, file: Path) -> Path:
-    """Return the folder in which most of a file's pictures are; the likeliest one where none is found anywhere."""
+    """Return the folder that has most of a file's pictures; if no folder has any, the likeliest one."""
     names = _file_names(file)
     folders = [folder for folder in _candidates(root, file) if folder.is_dir()]
     return max(
         folders, key=lambda folder: (_count(folder, names), _has_pictures(folder))
-    )  # the first of equals
+    )  # if several are equal, the first
 
 
 def _candidates(root: Path, file: Path) -> list[Path]:
@@ -143,12 +145,12 @@ def _candidates(root: Path, file: Path) -> list[Path]:
 
 
 def _file_names(file: Path) -> list[str]:
-    """Return some of the file names that an annotation file has, spread over it; none of what cannot be read."""
+    """Return a sample of the file names in an annotation file; an empty list if it cannot be read."""
     try:
         images = json.loads(file.read_bytes().decode("utf-8-sig"))["images"]
         names = [str(image["file_name"]).replace("\\", "/") for image in images]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return []  # its checker says what is wrong
+        return []  # the annotation check reports the reason
     inside = [name for name in names if name and "\0" not in name and ".." not in PurePosixPath(name).parts]
     return inside[:: max(1, len(inside) // _SAMPLE)]
 
@@ -158,7 +160,7 @@ def _count(folder: Path, names: list[str]) -> int:
     for name in names:
         try:
             found += not name.startswith("/") and (folder / name).is_file()
-        except (OSError, ValueError):  # too long, or no file name at all
+        except (OSError, ValueError):  # the name is too long, or not valid
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""Data sets that are the first pictures of another one, fetched one by one."""
+"""Fetch data sets that consist of the first pictures of another one, picture by picture."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ from ascendet.data.datasets import ANNOTATIONS, Dataset
 from ascendet.errors import AscendetError
 from ascendet.supply import archive, assets, fetch
 
-# Names and places of a zip's members are at its end: about 100 bytes for each of val2017.zip's 5,001.
+# Bytes at the end of a zip that hold its directory: it has about 100 bytes for each of val2017.zip's 5,001 members.
 _DIRECTORY = 2**21
-
-
-# -- the first pictures of another data set --
 
 
 def ensure_pictures(one: Dataset, choices: Choices) -> Path:
     """Fetch the first pictures, by id, of the data set that this one is a part of, and return its folder.
 
-    Each picture is held to the CRC-32 that the archive's directory states and to its size in the annotations, all
-    together to the digest in the lock.
+    Each picture is verified by the CRC-32 in the archive's directory, and its size is compared with the annotations.
+    All together are verified by the digest in the lock.
     """
     folder = one.folder
     if (folder / ANNOTATIONS).is_dir():
@@ -38,11 +35,11 @@ def ensure_pictures(one: Dataset, choices: Choices) -> Path:
     if not asset.digests and not choices.accept_new and not archives.is_whole(whole, split):
         raise assets.unknown_digest([asset])
     source = archives.ensure_archives(whole, (), choices) / ANNOTATIONS / f"instances_{split}.json"
-    folder = assets.place(one.name)
+    folder = assets.ensure_folder(one.name)
     images = folder / split
     with (
         files.disk_errors(folder),
-        assets.unwritable_named(folder),
+        assets.reporting_unwritable(folder),
         files.holding_lock(folder.resolve() / ".lock", one.name),
     ):
         if (folder / ANNOTATIONS).is_dir():
@@ -67,7 +64,7 @@ def ensure_pictures(one: Dataset, choices: Choices) -> Path:
             shown = paths.shorten(images)
             raise AscendetError(
                 "fetch-hash-mismatch",
-                f"{shown} does not hold the images that the lock names",
+                f"{shown} does not have the pictures in requirements/lock/data.toml",
                 expected=f"sha256:{asset.sha256}",
                 found=f"sha256:{digest} (of the lines that sha256sum prints)",
                 hint=f"rm -r '{shown}' && make data DATASET={one.name}",
@@ -92,11 +89,11 @@ def _fetch_images(
             wanted.append(
                 fetch.File(path=images / name, urls=urls, size=size, digests={"crc32": f"{crc:08x}"})
             )
-    fetch.fetch(wanted, label=f"{len(wanted)} images")
+    fetch.fetch(wanted, label=f"{len(wanted)} pictures")
 
 
 def _zip_directory(asset: assets.Asset, mirror: str) -> dict[str, archive.Content]:
-    """Sizes and CRC-32 of a remote zip's members, from its last bytes."""
+    """Return sizes and CRC-32 of a remote zip's members by name, from its last bytes."""
     assert asset.bytes is not None, "COCO's sizes are known"
     start = max(0, asset.bytes - _DIRECTORY)
     with tempfile.TemporaryFile() as sparse:
@@ -115,7 +112,7 @@ def _zip_directory(asset: assets.Asset, mirror: str) -> dict[str, archive.Conten
 
 
 def _write_subset(source: Path, target: Path, ids: set[object]) -> None:
-    """A copy of COCO annotations with these images only: an evaluator would count the others as missed."""
+    """Write a copy of COCO annotations with only these pictures; an evaluator would count the others as missed."""
     content = json.loads(source.read_text(encoding="utf-8"))
     content["images"] = [image for image in content["images"] if image["id"] in ids]
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]

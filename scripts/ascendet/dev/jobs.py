@@ -1,4 +1,4 @@
-"""Run programs beside each other: each with its own log and its CPU time, and nothing of them outlives us."""
+"""Run several programs at the same time, each with its log and its CPU time; all of them end when this process does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-# In the environment of a job and so of all that it starts, whatever session or parent that has.
+# An environment variable that marks a job and all processes that it starts, whatever their session or parent is.
 _MARK = "ASCENDET_JOB"
 _KILLS = 250
-_ASKED = (signal.SIGTERM, signal.SIGHUP)  # by another process, which the terminal's own job knows nothing of
-_GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, network namespaces
+_ASKED = (signal.SIGTERM, signal.SIGHUP)  # sent by another process only to us, not by the terminal to all
+_GRACE = 20.0  # seconds in which pytest can end its fixtures: a Docker engine, network namespaces
+
+
+def count_slots() -> int:
+    """Return how many programs to run at once: `$MAX_JOBS`, else as many as there are processors for us."""
+    asked = os.environ.get("MAX_JOBS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +35,9 @@ class Job:
     Parameters
     ----------
     log
-        Where its output goes; None leaves it on the terminal.
+        The file for its output; None for the terminal.
     waits
-        Whether it runs beside the others without taking one of their places.
+        Whether it mostly waits, and may run beside the others without taking one of their slots.
     """
 
     name: str
@@ -44,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a job ended; seconds by the clock, and of processors, its children's among them."""
+    """The result of a job: exit code, seconds by the clock, and CPU seconds including its children's."""
 
     exit_code: int
     seconds: float
@@ -53,9 +59,9 @@ class Outcome:
 
 @dataclass
 class Pool:
-    """Runs as many jobs at once as there are `slots`, and those that wait beside them.
+    """Runs as many jobs at the same time as there are `slots`, and in addition those that mostly wait.
 
-    Use it in a `with` statement: whatever ends the block, the jobs end with it.
+    Use it in a `with` statement: the jobs end when the block ends, for any reason.
     """
 
     slots: int
@@ -64,16 +70,16 @@ class Pool:
     _stopped: bool = False
 
     def __enter__(self) -> Pool:
-        """Start to take jobs; SIGTERM and SIGHUP are then what Ctrl-C is."""
+        """Accept jobs from now on; treat SIGTERM and SIGHUP like Ctrl-C."""
         self._computing = ThreadPoolExecutor(self.slots)
         self._waiting = ThreadPoolExecutor()
-        # SIGINT too: a shell starts what runs in the background without it, and jobs would inherit that.
+        # SIGINT, too: a shell makes background processes ignore it, and jobs would inherit that.
         handlers = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_ASKED, _interrupt)}
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait for the jobs, or, after an exception, end them."""
+        """Wait for the jobs; after an exception, end them."""
         if error is not None:
             self._stop(asked=bool(error.args))
         for executor in (self._computing, self._waiting):
@@ -82,7 +88,7 @@ class Pool:
             signal.signal(number, handler)
 
     def submit(self, job: Job, then: Callable[[Outcome], None]) -> Future[None]:
-        """Run a job when there is a place for it, and call `then`, one at a time."""
+        """Run a job when a slot is free, then call `then` with its outcome, never for two jobs at the same time."""
         executor = self._waiting if job.waits else self._computing
         return executor.submit(self._run, job, then)
 
@@ -101,7 +107,8 @@ class Pool:
                     stdin=subprocess.DEVNULL if log else None,
                     stdout=log,
                     stderr=subprocess.STDOUT if log else None,
-                    start_new_session=log is not None,  # a debugger needs the terminal's
+                    start_new_session=log
+                    is not None,  # without a log it stays in the terminal's, for a debugger
                 )
                 self._running[mark] = job, process
             _, status, usage = os.wait4(process.pid, 0)
@@ -120,9 +127,9 @@ class Pool:
                 )
 
     def _stop(self, *, asked: bool) -> None:
-        """End all jobs as Ctrl-C does, and after a while, or at a second Ctrl-C, by force.
+        """End all jobs as Ctrl-C does; kill them after a while, or at a second Ctrl-C.
 
-        `asked` is False where it was a Ctrl-C, which the terminal's own job has got, too.
+        `asked` is False after a Ctrl-C, which the terminal has also sent to the job that runs in its session.
         """
         with self._lock:
             self._stopped = True
@@ -141,21 +148,21 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _kill_marked(marks: set[str]) -> None:
-    """Kill every process with one of these marks; again, as one may have started another meanwhile."""
+    """Kill all processes with one of these marks, repeatedly, because one may have started another meanwhile."""
     for _ in range(_KILLS):
         pids = [pid for pid, mark in _marked() if mark in marks]
         if not pids:
             return
         for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended, or is another user's
+            with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
 def _marked() -> Iterator[tuple[int, str]]:
-    """Yield the processes with a mark; one that has ended and is not yet waited for has no environment any more."""
+    """Yield (process id, mark) of the processes with a mark; a process that has ended no longer has an environment."""
     for file in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it ended while we looked, or is another user's
+        with contextlib.suppress(OSError):  # the process has just ended, or belongs to another user
             for entry in file.read_bytes().split(b"\0"):
                 if entry.startswith(_MARK.encode() + b"="):
                     yield int(file.parent.name), entry.partition(b"=")[2].decode()

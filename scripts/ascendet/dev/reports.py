@@ -1,4 +1,4 @@
-"""What tests said: the counts of pytest's JUnit XML, which files failed, what was slow."""
+"""Read the results of tests from pytest's JUnit XML: counts, files with failures, slow tests."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SLOWEST = 10
-_SLOW = 1.0  # seconds; below that nobody asks
+_SLOW = 1.0  # seconds; faster tests are not listed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many tests ended how; a linter counts as one test."""
+    """Numbers of tests by result; a linter counts as one test."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        """Return both together."""
+        """Return the sum of both counts."""
         return Counts(
             passed=self.passed + other.passed,
             failed=self.failed + other.failed,
@@ -34,16 +34,16 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one process, or all of a suite's together, said.
+    """The results of one process, or of all processes of a suite together.
 
     Parameters
     ----------
     failed
         The files of the tests that failed.
     tests
-        Each test's seconds, with its fixtures', and its id.
+        Each test's seconds, including its fixtures, and its id.
     seconds, cpu_seconds
-        By the clock, and of processors; sums where there were several processes.
+        Time by the clock and CPU time, summed over processes.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -53,7 +53,7 @@ class Report:
     cpu_seconds: float = 0.0
 
     def __add__(self, other: Report) -> Report:
-        """Return both together."""
+        """Return the sum of both reports."""
         return Report(
             counts=self.counts + other.counts,
             failed=self.failed | other.failed,
@@ -64,7 +64,7 @@ class Report:
 
 
 def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> Report:
-    """Return what pytest's JUnit XML (family xunit1) says, so that neither a crash nor an empty run is a success."""
+    """Return the report in pytest's JUnit XML (family xunit1); a crash or a run without tests counts as a failure."""
     counts, failed, tests = Counts(), set(), []
     if file.exists():
         for case in ElementTree.parse(file).iter("testcase"):  # noqa: S314  # written by our own pytest
@@ -76,7 +76,7 @@ def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> R
                 failed.add(str(case.get("file") or case.get("name")))
             else:
                 counts += Counts(skipped=1) if "skipped" in kinds else Counts(passed=1)
-    if exit_code != 0 and not counts.failed:  # say, a crash, a broken plug-in, no test at all
+    if exit_code != 0 and not counts.failed:  # such as a crash, a broken plug-in, no test at all
         counts += Counts(failed=1)
     return Report(
         counts=counts,
@@ -87,8 +87,8 @@ def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> R
     )
 
 
-def times(reports: Mapping[str, Report]) -> Iterator[str]:
-    """Yield lines: the slowest tests of all suites, then each suite's time."""
+def describe_times(reports: Mapping[str, Report]) -> Iterator[str]:
+    """Yield lines of text: the slowest tests of all suites, then each suite's time."""
     tests = sorted((test for report in reports.values() for test in report.tests), reverse=True)
     slow = [test for test in tests[:SLOWEST] if test[0] >= _SLOW]
     if slow:
@@ -101,5 +101,5 @@ def times(reports: Mapping[str, Report]) -> Iterator[str]:
 
 
 def total(reports: Iterable[Report]) -> Counts:
-    """Return the counts of all."""
+    """Return the sum of the counts of all reports."""
     return sum((report.counts for report in reports), Counts())

@@ -1,4 +1,4 @@
-"""The test suites: which folder of tests/ each is, the environment that it runs in, and when."""
+"""The test suites: the folder of tests/, the environment and the condition of each."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Suite:
     Parameters
     ----------
     python
-        The environment whose interpreter runs pytest: the tool's own, or the stack's with its CANN tree.
+        The environment whose interpreter runs pytest: the tools environment, or the stack's with its CANN tree.
     installed
-        Whether the stack's environment must be complete, with our wheels in it.
+        Whether our wheels must be installed in the stack's environment.
     waits
-        Whether it mostly waits (for servers, for the Docker engine), so that it may run beside what computes.
+        Whether it mostly waits (for servers, for the Docker engine), so that it may run beside suites that compute.
     apart
-        Whether each file gets a process of its own, so that several run at once: for suites that take minutes.
+        Whether each file runs in its own process, so that several run at the same time: for suites that take minutes.
     long
-        Of such a suite, the files that take longest: they start first, so that none is left alone at the end.
+        The files of such a suite that take longest. They start first, so that no file runs alone at the end.
     when
-        What `make test` asks before it runs it; by its name it runs always.
+        The condition under which `make test` runs it. It always runs if it is named.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Suite:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """The folder of the suite's files."""
         return TESTS / self.name
 
     def processes(self, tests: list[str]) -> dict[str, list[str]]:
-        """Return pytest's arguments for each process, by its name; `tests` chooses, if anything."""
+        """Return pytest's arguments for each process by the process's name; `tests` limits the run, if given."""
         words = tests or [f"tests/{self.name}"]
         if not self.apart:
             return {self.name: words}
@@ -63,12 +63,12 @@ class Suite:
         return found
 
 
-# In the order in which `make test` starts them: what tells most in least time comes first, what fills gaps last.
+# In the order in which `make test` starts them: the most useful results in the shortest time come first.
 _ALL = (
     Suite(name="unit", python="tools", installed=False),
     Suite(name="fetch", python="tools", installed=False, waits=True),
-    Suite(name="image", python="tools", waits=True),  # asks for an engine; it starts one where none answers
-    Suite(name="models", python="stack"),  # keeps torch_npu out of its process
+    Suite(name="image", python="tools", waits=True),  # needs an engine, and starts one if none answers
+    Suite(name="models", python="stack"),  # does not import torch_npu
     Suite(
         name="sim",
         python="stack",
@@ -94,20 +94,20 @@ NO_SUITES = ("bench", "fixtures")
 
 
 def unnamed(folder: Path) -> set[str]:
-    """Return the folders in `folder`, as in tests/, that are neither a suite nor known to be none."""
+    """Return the subfolders of `folder` that are neither a suite nor in NO_SUITES."""
     found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
     return found - set(SUITES) - set(NO_SUITES)
 
 
 def parse_tests(text: str) -> dict[str, list[str]]:
-    """Return what TESTS chooses, by suite: files, folders and test ids, as pytest takes them.
+    """Return the files, folders and test ids in TESTS by suite, in pytest's form.
 
-    Words are separated as a shell does, for ids that hold blanks.
+    Words are separated as in a shell, for ids that contain blanks.
 
     Raises
     ------
     AscendetError
-        `usage`, where a file does not exist or is in no suite.
+        `usage`: a file does not exist or is in no suite.
     """
     chosen: dict[str, list[str]] = {}
     for word in shlex.split(text):

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,12 @@ from ascendet import paths
 from ascendet.core import options
 from ascendet.core.stack import Stack
 from ascendet.dev import reports, suites
-from ascendet.dev.jobs import Job, Outcome, Pool
+from ascendet.dev.jobs import Job, Outcome, Pool, count_slots
 from ascendet.dev.reports import Counts, Report
 from ascendet.dev.suites import SUITES, Suite
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host
-from ascendet.wheels import install, native
 
 LINT = "lint"
 
@@ -52,8 +52,8 @@ def execute(args: argparse.Namespace) -> None:
             found=args.tests,
             hint="; ".join(f"make test-{name} TESTS='{' '.join(tests[name])}'" for name in tests),
         )
-    found = _run(_plan(stack, names, tests), names)
-    print("\n".join(reports.times(found)))
+    found = _run(stack, names, tests)
+    print("\n".join(reports.describe_times(found)))
     total = reports.total(found.values())
     print(total, flush=True)
     failed = {name: report for name, report in found.items() if not _succeeded(name, report.counts)}
@@ -100,13 +100,11 @@ class Part:
     read: Callable[[Outcome], Report]
 
 
-def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
-    """Run all parts; what each printed is shown when it ends. One alone prints to the terminal."""
+def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> dict[str, Report]:
+    """Run the suites and return the reports by suite; print the output of each process when it ends."""
     found = dict.fromkeys(names, Report())
-    if len(names) == 1:
-        parts = list(parts)
-        if len(parts) == 1:
-            parts = [dataclasses.replace(parts[0], job=dataclasses.replace(parts[0].job, log=None))]
+    folder = paths.BUILD / "report"
+    folder.mkdir(parents=True, exist_ok=True)
 
     def show(part: Part, outcome: Outcome) -> None:
         report = part.read(outcome)
@@ -114,31 +112,51 @@ def _run(parts: Iterable[Part], names: Sequence[str]) -> dict[str, Report]:
         text = part.job.log.read_text(encoding="utf-8", errors="replace") if part.job.log else ""
         print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
 
-    with Pool(native.count_jobs()) as pool:
-        # Parts are made as we go: a stack's environment takes minutes where nothing is cached, and what needs
-        # none runs meanwhile.
-        futures = [pool.submit(part.job, functools.partial(show, part)) for part in parts]
+    with Pool(count_slots()) as pool:
+        futures = []
+        installed = False
+        for name in names:
+            for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
+                old.unlink()
+            if name != LINT and SUITES[name].installed and not installed:
+                _install(stack, pool)  # what needs none of it runs meanwhile
+                installed = True
+            parts = list(
+                _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+            )
+            for part in parts:
+                alone = len(names) == len(parts) == 1
+                job = dataclasses.replace(part.job, log=None) if alone else part.job
+                shown = dataclasses.replace(part, job=job)
+                futures.append(pool.submit(job, functools.partial(show, shown)))
         for future in futures:
             future.result()
     return found
 
 
-def _plan(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> Iterator[Part]:
-    """Yield the parts of the suites."""
-    folder = paths.BUILD / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
-            old.unlink()
-        yield from (
-            _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
+def _install(stack: Stack, pool: Pool) -> None:
+    """Create the stack's environment with our wheels in it, which takes minutes if nothing is cached."""
+    job = Job(
+        name="install",
+        command=[sys.executable, "-m", "ascendet", "install", "--stack", stack.name],
+        environ={**os.environ, "PYTHONPATH": str(paths.ROOT / "scripts")},
+        cwd=paths.ROOT,
+        log=None,
+        waits=True,
+    )
+    outcomes: list[Outcome] = []
+    pool.submit(job, outcomes.append).result()
+    if any(outcome.exit_code for outcome in outcomes):
+        raise AscendetError(
+            "tests-failed",
+            f"the environment of {stack.name} cannot be made",
+            found="its message is above",
+            hint="make install",
         )
 
 
 def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Iterator[Part]:
-    """Yield a suite's processes: one, or one per file."""
-    if suite.installed:
-        install.ensure(stack)
+    """Yield the parts of a suite: one, or one for each file."""
     python, environ = (
         (venv.ensure_tools(), dict(os.environ))
         if suite.python == "tools"

@@ -1,1 +1,1 @@
-"""Python environments and the simulated CANN inside them."""
+"""Python environments, and the simulated CANN in them."""

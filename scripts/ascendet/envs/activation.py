@@ -1,4 +1,4 @@
-"""What a program needs around it to run in a stack's environment: the CANN tree and the variables that it sets."""
+"""Find a stack's CANN tree, and the environment variables for a program that runs in the stack's environment."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ascendet.machine.host import NpuKind
 
 
 def find_cann(stack: Stack, npu: NpuKind | None = None) -> host.CannTree:
-    """Return the CANN tree that the stack runs on: the machine's, or the one of cann_sim in the environment.
+    """Return the stack's CANN tree: for real NPUs the machine's, for simulated ones that of cann_sim.
 
-    `npu` says which of the two, None: what `host.npu_kind` says.
+    `npu` says which NPUs are used; None means those that `host.npu_kind` chooses.
     """
     if (npu or host.npu_kind()) == "real":
         tree = host.find_cann()
-        assert tree is not None, "npu_kind() says real only with a tree"
+        assert tree is not None, "npu_kind() is real only with a tree"
         return tree
     home = process.run(
         [venv.stack_python(stack), "-m", "cann_sim", "home"],
         error="install-failed",
-        what="cann_sim does not answer",
+        what="cann_sim is not installed completely in the stack's environment",
         hint=f"rm -r {paths.shorten(venv.stack_home(stack))} && make env STACK={stack.name}",
     )
     return host.CannTree(home=Path(home.strip()), version=None)
 
 
 def find_cann_libraries(stack: Stack) -> tuple[str, Path]:
-    """Whose CANN libraries the stack runs on ("CANN", "cann_sim"), and their folder."""
+    """Return whose CANN libraries the stack uses ("CANN" or "cann_sim"), and their folder."""
     return "cann_sim" if host.npu_kind() == "sim" else "CANN", find_cann(stack).home / "lib64"
 
 
 def stack_environ(stack: Stack, npu: NpuKind | None = None) -> dict[str, str]:
-    """Return the variables for a program that runs in the stack's environment on its CANN tree, `find_cann`'s.
+    """Return the environment variables for a program that runs in the stack's environment, on the tree of `find_cann`.
 
-    The tree's own `set_env.sh` sets them, the same way for a real and for a simulated tree.
+    The tree's `set_env.sh` sets them, in the same way for a real and for a simulated tree.
     """
     npu = npu or host.npu_kind()
     home = find_cann(stack, npu).home
     environ = {name: value for name, value in os.environ.items() if name not in venv.FOREIGN}
     if npu == "real":
-        # The driver is outside the toolkit, and set_env.sh leaves it to the image.
+        # The driver is not part of the toolkit; in images, the Dockerfile adds it, not set_env.sh.
         driver = Path("/usr/local/Ascend/driver/lib64")
         folders = [
             str(folder) for folder in (driver, driver / "common", driver / "driver") if folder.is_dir()
@@ -57,12 +57,12 @@ def stack_environ(stack: Stack, npu: NpuKind | None = None) -> dict[str, str]:
         for name in [
             name for name in environ if name.startswith("ASCEND_") and name.endswith(("PATH", "HOME"))
         ]:
-            del environ[name]  # left over from another tree
+            del environ[name]  # set for another tree
         libraries = environ.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
         own = [part for part in libraries if part and not (Path(part) / "libascendcl.so").exists()]
         if own:
             environ["LD_LIBRARY_PATH"] = os.pathsep.join(own)
-    environ = sourced(home, environ)
+    environ = source_set_env(home, environ)
     _prepend(environ, "PATH", [str(venv.stack_home(stack) / "bin")])
     environ["VIRTUAL_ENV"] = str(venv.stack_home(stack))
     return environ
@@ -72,8 +72,8 @@ def _prepend(environ: dict[str, str], name: str, folders: list[str]) -> None:
     environ[name] = os.pathsep.join([*folders, *filter(None, [environ.get(name)])])
 
 
-def sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
-    """`environ` after sourcing the tree's `set_env.sh`."""
+def source_set_env(home: Path, environ: dict[str, str]) -> dict[str, str]:
+    """Source the tree's `set_env.sh` in a shell with the variables `environ`, and return the shell's variables."""
     script = host.set_env_script(home)
     if script is None:
         raise AscendetError(
@@ -82,7 +82,7 @@ def sourced(home: Path, environ: dict[str, str]) -> dict[str, str]:
             expected=f"{home}/set_env.sh",
             hint="make doctor",
         )
-    # CANN's scripts read unset variables, hence no `set -u`; what they print must not mix with env's output.
+    # CANN's scripts read unset variables, so `set -u` cannot be used; their output must not mix with that of env.
     command = ["bash", "-c", 'source "$1" >&2 && exec env --null', "bash", str(script)]
     done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=False)
     if done.returncode:

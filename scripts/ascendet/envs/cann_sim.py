@@ -1,4 +1,4 @@
-"""The stage `cann-sim`: the simulated CANN in the stack's environment, and what it shows."""
+"""`make cann-sim`: build the simulated CANN into the stack's environment, and show its devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ configure_parser = env.configure_parser
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build and install cann_sim, whatever NPU says, then show its devices."""
+    """Build and install cann_sim, whatever NPU is, then show its devices."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack, "sim")
     home = activation.find_cann(stack, "sim").home

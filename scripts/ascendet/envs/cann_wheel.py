@@ -1,4 +1,4 @@
-"""The wheel of cann_sim, compiled against the torch pair of a stack."""
+"""Build the wheel of cann_sim against the torch pair of a stack."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NAME = "cann_sim"
 
 
 def digest() -> str:
-    """Return the digest of what cann_sim is built from: not of the table that is made with it."""
+    """Return the digest of the sources of cann_sim, without COVERAGE.md, which is generated with it."""
     return files.digest_tree(paths.WHEELS / NAME, without={"COVERAGE.md"})
 
 
 def find_inputs(stack: Stack) -> dict[str, object]:
-    """Return what the wheel depends on: its sources, the torch pair, this machine."""
+    """Return the inputs that the wheel depends on: its sources, the torch pair, the architecture."""
     return {
         "source": digest(),
         "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
@@ -34,7 +34,7 @@ def find_inputs(stack: Stack) -> dict[str, object]:
 
 
 def build(stack: Stack) -> Path:
-    """Build the wheel against the torch pair in the stack's environment, unless that was done, and return its path."""
+    """Build the wheel against the torch pair in the stack's environment, unless it is built, and return its path."""
     with manifest.stage(f"wheelhouse/{NAME}", find_inputs(stack), cached=True) as stage:
         if not stage.fresh:
             compile_wheel(stack, stage.path, {})
@@ -43,7 +43,7 @@ def build(stack: Stack) -> Path:
 
 
 def compile_wheel(stack: Stack, output: Path, environ: Mapping[str, str]) -> Path:
-    """Compile a wheel into the folder `output`, with these variables beside ours, and return its path."""
+    """Compile a wheel into the folder `output`, with additional environment variables, and return its path."""
     print("cann_sim: compiling the simulated CANN", flush=True)
     with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
         copy = Path(folder, "cann_sim")  # setuptools writes into the source folder
@@ -51,7 +51,7 @@ def compile_wheel(stack: Stack, output: Path, environ: Mapping[str, str]) -> Pat
         shutil.copytree(paths.WHEELS / NAME, copy, ignore=ignored)
         command = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}", "wheel", "--no-build-isolation"]
         command += ["--no-deps", "--no-index", "--wheel-dir", str(output), str(copy)]
-        # torch must not load torch_npu here: that needs the CANN libraries that are only now built.
+        # torch must not load torch_npu here, which needs the CANN libraries that are being built.
         complete = (
             {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
         )

@@ -1,4 +1,4 @@
-"""The stage `env`: a stack's virtual environment with the locked wheels and, without NPUs, cann_sim."""
+"""`make env`: create a stack's virtual environment with the locked wheels and, for simulated NPUs, cann_sim."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Create or repair the stack's environment and say what it holds."""
+    """Create or repair the stack's environment, and print what it holds."""
     stack = Stack.load(args.stack)
     ensure_base(stack)
     npu = "cann_sim" if host.npu_kind() == "sim" else f"CANN {activation.find_cann(stack).version}"
@@ -32,7 +32,7 @@ def execute(args: argparse.Namespace) -> None:
 def ensure_base(stack: Stack, npu: NpuKind | None = None) -> Path:
     """Create a stack's environment without our wheels, or repair it, and return its interpreter.
 
-    It holds torch, the locked wheels and, where `npu` (None: what `host.npu_kind` says) is "sim", cann_sim.
+    It holds torch, the locked wheels and, for simulated NPUs, cann_sim; by default `host.npu_kind` chooses the NPUs.
     """
     locks = [lockfiles.packages_lock(stack.packages), lockfiles.torch_lock(stack, platform.machine())]
     home = venv.stack_home(stack)

@@ -1,7 +1,7 @@
-"""Virtual environments: the tool's own, and one per stack with the locked wheels and layers on top of them.
+"""Virtual environments: one for the tool, and one for each stack, with the locked wheels and layers on top of them.
 
-An environment cannot be built under another name and renamed (its scripts hold its path), so its manifest is
-what is written last: without one, or with another lock's digest in it, the environment is made anew.
+An environment cannot be renamed, because its scripts hold its path. Therefore its manifest is written as the last step,
+and an environment without a manifest, or with one for other locks, is created again.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from ascendet.supply import index, lockfiles
 TOOLS_PYTHON = "3.11"
 
 
-# Variables for another Python than our environments', where byte code may, and must, be kept: an import of torch_npu
-# takes seconds less with it.
+# Variables that are meant for another Python and are not passed on. Our environments must keep byte code, which saves
+# seconds at each import of torch_npu.
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 
 
 def tools_home() -> Path:
-    """The tool's own environment."""
+    """Return the folder of the tools environment."""
     return paths.BUILD / "venv" / "tools"
 
 
 def stack_home(stack: Stack) -> Path:
-    """The environment of a stack."""
+    """Return the folder of a stack's environment."""
     return paths.BUILD / "venv" / stack.name
 
 
 def stack_python(stack: Stack) -> Path:
-    """The interpreter of a stack's environment."""
+    """Return the interpreter of a stack's environment."""
     return stack_home(stack) / "bin" / "python"
 
 
 def ensure_tools() -> Path:
-    """Make the tools environment if it is missing or stale; its interpreter."""
+    """Create the tools environment if it is missing or stale and return its interpreter."""
     home = tools_home()
     locked = paths.LOCK / "tools.txt"
     ensure(home, TOOLS_PYTHON, [locked], {})
     return home / "bin" / "python"
 
 
-# The key of what a layer holds, and the function that installs it.
+# A layer's key, which changes with its content, and the function that installs it.
 Layer = tuple[str, Callable[[], None]]
 
 
 def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
-    """Install what is missing or stale among `layers` (by name) on top of the stack's base."""
+    """Install the layers (by name) that are missing or stale on top of the stack's environment."""
     home = stack_home(stack)
     content = manifest.read(home) or {}
     if _missing(content, layers):
@@ -66,23 +66,23 @@ def ensure_layers(stack: Stack, layers: Mapping[str, Layer]) -> None:
 
 
 def install_wheels(stack: Stack, wheels: list[Path]) -> None:
-    """Install wheel files that we built into the stack's environment, in the place of older ones."""
+    """Install wheels that we built into the stack's environment, replacing older ones."""
     uv_install(stack_python(stack), ["--no-index", "--reinstall", *map(str, wheels)])
 
 
 def local_wheels(lock_file: Path) -> Path:
-    """Where a bundle puts all files of a lock; where they are, no index is asked."""
+    """Return the folder for all files of a lock, which a bundle fills; if they are there, no index is used."""
     return paths.CACHE / "wheels" / files.digest(lock_file)[:16]
 
 
 def has_wheels(lock_file: Path) -> bool:
-    """Whether all files of a lock are in its folder."""
+    """Return whether the folder `local_wheels` has all files of a lock."""
     present = [path for path in local_wheels(lock_file).glob("*") if not path.name.startswith(".")]
     return len(present) >= len(lockfiles.pins(lock_file.read_text(encoding="utf-8"))) > 0
 
 
 def tools_pip() -> list[str]:
-    """The command that runs the locked pip."""
+    """Return the command that runs the locked pip, after creating the tools environment if it is missing."""
     return [str(ensure_tools()), "-m", "pip"]
 
 
@@ -90,13 +90,13 @@ def tools_pip() -> list[str]:
 
 
 def ensure(home: Path, python: str, locks: list[Path], layers: Mapping[str, Layer]) -> None:
-    """Make the environment `home` hold exactly the locks, plus the layers."""
+    """Create or repair the environment `home`, so that it has exactly the packages of the locks, and the layers."""
     missing = [path for path in locks if not path.exists()]
     if missing:
         raise AscendetError("lock-missing", f"{paths.shorten(missing[0])} is missing", hint=lockfiles.COMMAND)
     base = manifest.digest_inputs(
         {
-            "home": str(home),  # scripts hold it: a moved clone needs a new environment
+            "home": str(home),  # the scripts hold this path, so a moved clone needs a new environment
             "python": python,
             "locks": {path.name: files.digest(path) for path in locks},
         }
@@ -117,7 +117,7 @@ def _stale(home: Path, base: str) -> bool:
 
 
 def _missing(content: Mapping[str, object], layers: Mapping[str, Layer]) -> list[str]:
-    """The names of layers that the manifest does not state with the same key."""
+    """Return the names of the layers that the manifest does not list with the same key."""
     installed = content.get("layers")
     known = installed if isinstance(installed, dict) else {}
     return [name for name, (key, _) in layers.items() if known.get(name) != key]
@@ -127,17 +127,17 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     tools = home == tools_home()
     interpreter = _interpreter(python)
     if home.exists():
-        print(f"{paths.shorten(home)}: its locks changed or it is incomplete; making it anew", flush=True)
+        print(f"{paths.shorten(home)}: creating it again: its locks changed or it is incomplete", flush=True)
         shutil.rmtree(home)
     else:
-        print(f"{paths.shorten(home)}: making it", flush=True)
+        print(f"{paths.shorten(home)}: creating it", flush=True)
     if not tools:
         files.check_space(home.parent, needs.disk_gib() * 2**30)
     command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     process.run(
         command,
         error="install-failed",
-        what=f"{interpreter} cannot make a virtual environment",
+        what=f"{interpreter} cannot create a virtual environment",
         hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
     )
     inside = home / "bin" / "python"
@@ -151,7 +151,7 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
 
 
 def _install_layers(home: Path, layers: Mapping[str, Layer]) -> None:
-    """Install each missing layer; while that goes on, the manifest does not name it."""
+    """Install each missing layer; the manifest lists it only after that."""
     content = dict(manifest.read(home) or {})
     installed = content.get("layers")
     known: dict[str, object] = dict(installed) if isinstance(installed, dict) else {}
@@ -165,21 +165,21 @@ def _install_layers(home: Path, layers: Mapping[str, Layer]) -> None:
 
 
 def _pip_install(python: Path, requirements: list[str]) -> None:
-    """Install into the environment of `python` with its own pip: only the tools, which bring uv for all others."""
+    """Install into the environment of `python` with its own pip; used only for the tools, which contain uv."""
     command = [str(python), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
-    # Byte code is written at the first import, of what is imported.
+    # Without --compile: byte code is written when a module is first imported.
     command += ["--no-compile", "--cache-dir", str(paths.CACHE / "pip"), "--no-warn-script-location"]
-    # The user's configuration says where packages come from, but not into which environment they go.
+    # The user's configuration decides where packages come from, but must not change the environment they go to.
     elsewhere = ("PIP_REQUIRE_VIRTUALENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
     environ = {name: value for name, value in os.environ.items() if name not in elsewhere}
     _install([*command, *requirements], python, environ)
 
 
 def uv_install(python: Path, arguments: list[str]) -> None:
-    """`uv pip install --no-deps` for the interpreter `python`.
+    """Run `uv pip install --no-deps` for the interpreter `python`.
 
-    uv downloads and unpacks in parallel, and links what its cache has: torch's 6 GB take 40 s, not 120, and a second
-    environment takes one. So what lies in an environment is the cache's file: replace it, do not write into it.
+    uv downloads and unpacks in parallel, and links files from its cache: torch's 6 GB take 40 s, not 120, and a second
+    environment takes 1 s. A file in an environment is therefore the cache's file: replace it, never write to it.
 
     Raises
     ------
@@ -196,14 +196,14 @@ def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> No
         env=environ,
         capture=False,
         disks=[paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())],
-        room=256 * 2**20,  # what it had written is gone again by now
+        room=256 * 2**20,  # the installer has removed again what it had written
         error="install-failed",
         what=f"packages could not be installed into {paths.shorten(python.parent.parent)}",
         hint="check the network and pip's index (pip config list), then run the command again",
     )
 
 
-# uv reads no pip configuration. What a user has told pip about where packages come from is meant for us as well.
+# uv does not read pip's configuration, but the user's settings there about the origin of packages apply to us, too.
 _UV_NAMES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -216,7 +216,7 @@ _UV_NAMES = {
 
 
 def _uv_environ() -> dict[str, str]:
-    """The environment variables for uv: pip's settings under uv's names, where uv has none of its own."""
+    """Return the environment variables for uv, with pip's settings under uv's names if the user has not set these."""
     found = {
         uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
         for name, value in pip_settings().items()
@@ -227,25 +227,25 @@ def _uv_environ() -> dict[str, str]:
         **os.environ,
         "UV_CACHE_DIR": str(paths.CACHE / "uv"),
         "UV_PYTHON_DOWNLOADS": "never",
-        # Several indexes are equals for pip; what they serve is held to the locks' hashes anyway.
+        # pip treats several indexes equally; the hashes in the locks verify the files anyway.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
 
 
 def pip_settings() -> dict[str, str]:
-    """Return what the user has told pip about `pip install`: where packages come from, and how."""
+    """Return the user's settings for `pip install`, which say where packages come from."""
     return index.settings(tools_pip())
 
 
 def _interpreter(version: str) -> str:
-    """An interpreter of exactly this minor version: the locks' wheels are made for it."""
+    """Return an interpreter of exactly this minor version, for which the wheels in the locks are built."""
     if "{}.{}".format(*sys.version_info[:2]) == version:
         return str(getattr(sys, "_base_executable", sys.executable))
     found = shutil.which(f"python{version}")
     if found is None:
         raise AscendetError(
             "python-version",
-            "the locked wheels need another Python",
+            f"the locked wheels need Python {version}",
             expected=f"python{version} on the PATH",
             found=f"Python {platform.python_version()} ({sys.executable})",
             hint=f"install Python {version}, then: make PYTHON=/path/to/python{version} doctor",

@@ -133,9 +133,9 @@ def all_runs(target: Target) -> list[Path]:
 
 
 def find_finished(target: Target, inputs: dict[str, object], *, resume: bool = False) -> Path | None:
-    """Return a finished run of the same inputs; None where there is none, or where `resume` means a newer one.
+    """Return a finished run with the same inputs, or None; with `resume`, None also if a newer run can be resumed.
 
-    What is resumed keeps its mixed precision and learning rate, so the inputs do not tell whether it is meant.
+    A resumed run keeps its mixed precision and learning rate, so the inputs do not show which run is meant.
     """
     key = manifest.digest_inputs(inputs)
     for run in all_runs(target):

@@ -1,1 +1,1 @@
-"""What comes from outside: locks, pinned sources and their patches, fetched files."""
+"""Everything that comes from outside: locks, pinned sources and their patches, fetched files."""

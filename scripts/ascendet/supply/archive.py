@@ -1,4 +1,4 @@
-"""Zip archives, unpacked without trusting them: in parallel, every member's CRC-32 checked, resumable."""
+"""Unpack zip archives without trusting them: in parallel, resumable, checking each member's CRC-32."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ascendet import paths
 from ascendet.errors import AscendetError
 
 _CHUNK = 2**20
-# Reading, inflating, checking and writing all leave Python's lock alone; beyond that the disk decides.
+# Reading, inflating, checking and writing release Python's global lock, so threads help until the disk is the limit.
 _THREADS = min(16, 2 * (os.cpu_count() or 1))
 
-# What a member must be: its size in bytes and its CRC-32.
+# A member's size in bytes and its CRC-32.
 Content = tuple[int, int]
 
 
 def unpack(path: Path, folder: Path, *, top: str, limit: int) -> dict[str, Content]:
-    """Unpack the members below `top/`, or all where that is empty, into `folder`; return what they are, by name.
+    """Unpack the members below `top/` (all if that is empty) into `folder`; return their size and CRC-32 by name.
 
-    `folder` may hold what an earlier call left: members that are whole are not written again. `limit` is what all
-    members together may take, in bytes.
+    `folder` may hold members from an earlier call, and complete ones are not written again. `limit` is the largest
+    total size of the members, in bytes.
 
     Raises
     ------
     AscendetError
-        `archive-invalid`: not a zip, cut off, a wrong CRC-32, or a member that has no business there (an absolute
-        path, `..`, a link, outside `top`, twice, encrypted, or more than `limit` in all).
+        `archive-invalid`: the file is no zip or is truncated, a CRC-32 is wrong, the members are larger than `limit`,
+        or a member is not allowed (an absolute path, `..`, a link, outside `top`, encrypted, a name that occurs twice).
     """
     try:
         with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(_THREADS) as threads:
@@ -57,7 +57,7 @@ def unpack(path: Path, folder: Path, *, top: str, limit: int) -> dict[str, Conte
 def check_members(
     infos: Iterable[zipfile.ZipInfo], path: Path, *, top: str, limit: int
 ) -> dict[str, zipfile.ZipInfo]:
-    """The files among an archive's members by name below `top`, after a look at every one of them."""
+    """Check all members of an archive, and return those that are files by their name below `top`."""
     members: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for info in infos:
@@ -75,7 +75,7 @@ def check_members(
             continue
         below = str(name.relative_to(top)) if top else str(PurePosixPath(file_name(info)))
         if below in members or below == ".":
-            raise _invalid(path, f"member {info.filename!r} is there twice")
+            raise _invalid(path, f"member {info.filename!r} occurs twice")
         total += info.file_size
         if total > limit:
             raise _invalid(path, f"unpacks to more than {limit} bytes")
@@ -84,9 +84,9 @@ def check_members(
 
 
 def file_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name as the file system has it: bytes that are no UTF-8 stay as they are.
+    """Return a member's name for the file system; bytes that are not UTF-8 are kept.
 
-    Without the flag for UTF-8, zipfile takes a name for code page 437, which hardly anybody writes.
+    Without the flag for UTF-8, zipfile decodes a name as code page 437, which is rarely right.
     """
     if info.flag_bits & 0x800:
         return info.filename
@@ -94,13 +94,13 @@ def file_name(info: zipfile.ZipInfo) -> str:
 
 
 def _separates(info: zipfile.ZipInfo) -> bool:
-    r"""Return whether a backslash stands in a member's name as a character of its own: some tools' path separator.
+    r"""Return whether a member's name contains a backslash, which some tools use to separate folders.
 
-    In a name of GBK, Big5 or Shift-JIS the same byte (0x5C) is the second half of many characters.
+    In GBK, Big5 and Shift-JIS the same byte (0x5C) is also the second byte of many characters.
     """
     if info.flag_bits & 0x800:
         return "\\" in info.filename
-    # A byte from 0x81 on begins a character of two bytes in all three, except 0xA1 to 0xDF in Shift-JIS.
+    # In all three, a byte of 0x81 or more begins a character of two bytes, except 0xA1 to 0xDF in Shift-JIS.
     rest = re.sub(rb"[\x81-\xfe][\x40-\xfe]", b"", os.fsencode(file_name(info)))
     return b"\\" in rest
 
@@ -109,16 +109,19 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) ->
     if target.is_file() and content(target) == (member.file_size, member.CRC):
         return
     temp = target.with_name(f".tmp-{target.name}")
-    with archive.open(member) as source, temp.open("wb") as file:  # it checks size and CRC-32 as it reads
+    with (
+        archive.open(member) as source,
+        temp.open("wb") as file,
+    ):  # zipfile checks size and CRC-32 while it reads
         shutil.copyfileobj(source, file, _CHUNK)
     if temp.stat().st_size != member.file_size:
         raise zipfile.BadZipFile(f"member {member.filename!r} is not {member.file_size} bytes long")
-    temp.chmod(0o444)  # several runs share it
+    temp.chmod(0o444)  # several runs share the file
     temp.rename(target)
 
 
 def content(path: Path) -> Content:
-    """A file's size and CRC-32."""
+    """Return a file's size and CRC-32."""
     crc = size = 0
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
@@ -128,7 +131,7 @@ def content(path: Path) -> Content:
 
 
 def compare(folder: Path, expected: dict[str, Content]) -> list[str]:
-    """What is wrong with the files of `folder`, a sentence each."""
+    """Return a sentence for each file of `folder` that is missing or has another content than expected."""
 
     def look(item: tuple[str, Content]) -> str | None:
         name, wanted = item
@@ -149,7 +152,7 @@ def _invalid(path: Path, why: str) -> AscendetError:
     return AscendetError(
         "archive-invalid",
         f"{paths.shorten(path)} cannot be unpacked",
-        expected="a zip of regular files below one folder, whole",
+        expected="a complete zip of regular files below one folder",
         found=why,
         hint=f"rm '{paths.shorten(path)}', then run the command again",
     )

@@ -1,7 +1,8 @@
-"""The files that requirements/lock/data.toml names, and where they and the data sets are kept.
+"""The files that requirements/lock/data.toml lists, and the folders that hold them and the data sets.
 
-`root()` is what training sees; `store()` is where files stay. They differ unless ASCENDET_DATA is set: then links in
-the build folder lead to the cache, so that clones share one COCO and `make clean` does not cost 20 GB.
+`root()` is the folder that training reads; `store()` is the folder where files are kept. Both are ASCENDET_DATA if it
+is set. Otherwise links in the build folder point to the cache, so that clones share one COCO and `make clean` does not
+delete 20 GB.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """An entry of data.toml, with the file's field names; sizes in bytes."""
+    """An entry of data.toml; the fields have the names that they have there, sizes are in bytes."""
 
     name: str
     folder: str
@@ -45,31 +46,31 @@ class Asset:
 
     @property
     def path(self) -> Path:
-        """Where the file stays."""
+        """The file's path in the store."""
         return store() / self.folder / self.name
 
     @property
     def digests(self) -> dict[str, str]:
-        """What is known of the content, by algorithm; SHA-256 may be a prefix."""
+        """The known digests by algorithm; the SHA-256 may be only its beginning."""
         known = {"sha256": self.sha256, "md5": "" if self.sha256 and len(self.sha256) == 64 else self.md5}
         return {name: value for name, value in known.items() if value not in ("", UNKNOWN)}
 
     def sources(self, mirror: str) -> tuple[str, ...]:
-        """Addresses in the order to try; `mirror` is "", "cn", or the address of a folder that holds such files.
+        """Return the addresses in the order to try; `mirror` is "", "cn", or the address of a folder with such files.
 
         Raises
         ------
         AscendetError
-            `usage`: it is none of these.
+            `usage`: `mirror` is none of these.
         """
         if mirror.startswith(("https://", "http://")):
             return (f"{mirror.rstrip('/')}/{self.name}", *self.urls, *self.cn)
         if mirror not in ("", "cn"):
             raise AscendetError(
                 "usage",
-                "MIRROR says which mirror to try first",
-                expected="cn, or the address of a folder: https://…",
-                found=mirror,
+                "MIRROR must be cn or the address of a folder",
+                expected="cn, or https://…",
+                found=f"MIRROR={mirror}",
                 hint="MIRROR=cn",
             )
         return (*self.cn, *self.urls) if mirror == "cn" else (*self.urls, *self.cn)
@@ -79,30 +80,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a stage that fetches."""
     parser.add_argument("--mirror", default="", help="cn, or the address of a folder to try first")
     parser.add_argument("--accept-new", action="store_true", help="record digests that are unknown so far")
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def root() -> Path:
-    """The folder of the data sets as training sees it: `ASCENDET_DATA`, or the build folder's."""
+    """Return the folder of the data sets that training reads: `ASCENDET_DATA`, or data in the build folder."""
     return Path(os.environ.get("ASCENDET_DATA") or paths.BUILD / "data").absolute()
 
 
 def store() -> Path:
-    """The folder where fetched files and unpacked data sets stay: `ASCENDET_DATA`, or the cache's."""
+    """Return the folder that keeps fetched files and unpacked data sets: `ASCENDET_DATA`, or data in the cache."""
     return Path(os.environ.get("ASCENDET_DATA") or paths.CACHE / "data").absolute()
 
 
-def place(name: str) -> Path:
-    """The folder `name` as training sees it; where there is none it is made in the store, with a link to it.
+def ensure_folder(name: str) -> Path:
+    """Return the folder `name` that training reads; if it is missing, create it in the store, with a link to it.
 
     Raises
     ------
     AscendetError
-        `data-invalid`: something else is in the way.
+        `data-invalid`: another file or folder has this name.
     """
     seen, kept = root() / name, store() / name
     if not seen.is_dir():
-        with unwritable_named(kept):
+        with reporting_unwritable(kept):
             kept.mkdir(parents=True, exist_ok=True)
         if seen != kept:
             point(seen, kept)
@@ -110,25 +111,25 @@ def place(name: str) -> Path:
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to `target`, in one step."""
+    """Make `link` a symbolic link to `target`, in one step; raise `data-invalid` if it is a file or folder."""
     if link.exists() and not link.is_symlink():
         raise AscendetError(
             "data-invalid",
-            f"{paths.shorten(link)} is in the way of the data set",
-            expected="nothing, or the link that an earlier run made",
-            found="a folder or file that is not ours",
+            f"{paths.shorten(link)} exists already, so the data set cannot be linked there",
+            expected="no such file, or the link that an earlier run made",
+            found="another folder or file",
             hint=f"mv {paths.shorten(link)} <elsewhere>, or another ASCENDET_DATA",
         )
     if link.is_symlink() and link.resolve() == target.resolve():
         return
-    with unwritable_named(link):
+    with reporting_unwritable(link):
         link.parent.mkdir(parents=True, exist_ok=True)
         files.point(link, os.path.relpath(target, link.parent.resolve()))
 
 
 @contextlib.contextmanager
-def unwritable_named(path: Path) -> Iterator[None]:
-    """Turn the refusal to write into `error[data-invalid]`."""
+def reporting_unwritable(path: Path) -> Iterator[None]:
+    """Raise `data-invalid` if the block cannot write `path`; errors about a full disk are not changed."""
     try:
         yield
     except OSError as error:
@@ -136,14 +137,14 @@ def unwritable_named(path: Path) -> Iterator[None]:
             raise
         raise AscendetError(
             "data-invalid",
-            f"{paths.shorten(path)} cannot be made",
+            f"{paths.shorten(path)} cannot be created",
             found=str(error.strerror),
-            hint="ASCENDET_DATA=<a folder that can be written>, or none: then the build folder and the cache are used",
+            hint="ASCENDET_DATA=<a writable folder>, or unset it to use the build folder and the cache",
         ) from error
 
 
 def load() -> dict[str, Asset]:
-    """All entries of data.toml by name.
+    """Return all entries of data.toml by name.
 
     Raises
     ------
@@ -169,24 +170,24 @@ def _parse(name: str, table: Mapping[str, object]) -> Asset:
     asset = Asset(name=name, **(dict(table) | lists))  # type: ignore[arg-type]  # checked below
     urls = [*asset.urls, *asset.cn]
     if not urls or not all(isinstance(url, str) and url.startswith(("https://", "http://")) for url in urls):
-        raise ValueError(f"[{name}] needs addresses")
+        raise ValueError(f"[{name}] must have urls or cn, with addresses")
     if not isinstance(asset.bytes, int | None):
         raise ValueError(f"[{name}] bytes must be a number")
     digests = [asset.sha256, asset.md5, *asset.members.values()]
     if not all(re.fullmatch(r"|unknown|[0-9a-f]{8,64}", digest) for digest in digests) or not any(digests):
-        raise ValueError(f"[{name}] needs a digest in lower-case hex, or sha256 = {UNKNOWN!r}")
+        raise ValueError(f"[{name}] must have a digest in lower-case hex, or sha256 = {UNKNOWN!r}")
     return asset
 
 
 def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) -> list[Fetched]:
-    """Have these files in the store, as the lock names them; what had to be fetched.
+    """Fetch the files that are missing from the store and return those that were fetched.
 
     Raises
     ------
     AscendetError
-        `digest-unknown`: the lock has no digest, and the user has not said to take what comes; and fetch's errors.
+        `digest-unknown`: the lock has no digest of a file, and `accept_new` is not set. Also the errors of `fetch`.
     """
-    # Here, as it needs requests: bundle imports this module, and has no tools environment yet.
+    # Imported here because it needs requests: bundle imports this module without the tools environment.
     from ascendet.supply import fetch
 
     known = load()
@@ -194,7 +195,7 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
         if name not in known:
             raise AscendetError(
                 "data-lock-invalid",
-                f"requirements/lock/data.toml does not know {name}",
+                f"requirements/lock/data.toml has no entry {name}",
                 hint="make check-lock",
             )
     assets = [known[name] for name in names]
@@ -205,7 +206,7 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
         return []
     with contextlib.ExitStack() as stack:
         for asset in sorted(assets, key=lambda asset: asset.name):
-            with unwritable_named(asset.path):
+            with reporting_unwritable(asset.path):
                 asset.path.parent.mkdir(parents=True, exist_ok=True)
                 lock = asset.path.with_name(f".{asset.name}.lock")
                 stack.enter_context(files.holding_lock(lock, asset.name))
@@ -223,23 +224,23 @@ def ensure(names: Sequence[str], *, mirror: str = "", accept_new: bool = False) 
 
 
 def unknown_digest(assets: Sequence[Asset]) -> AscendetError:
-    """The error for files that nobody has published a digest of."""
+    """Return the error for files whose digest nobody has published."""
     return AscendetError(
         "digest-unknown",
-        f"no digest is known of {', '.join(asset.name for asset in assets)}",
+        f"no digest is known for {', '.join(asset.name for asset in assets)}",
         expected=f"a sha256 in {paths.shorten(paths.LOCK / 'data.toml')}",
         found=f'sha256 = "{UNKNOWN}"',
-        hint="the same command with ACCEPT_NEW=1 takes what the server sends and records its digest; commit that",
+        hint="run the command with ACCEPT_NEW=1 to accept its content and record its digest, then commit that",
     )
 
 
 def find(asset: Asset) -> Path | None:
-    """The file, if it is there and right. It is hashed when it is new to us, and after that when its date changes.
+    """Return the file's path if it exists and is verified, else None; it is hashed only if it is new or has changed.
 
     Raises
     ------
     AscendetError
-        `fetch-hash-mismatch`: it is there and wrong.
+        `fetch-hash-mismatch`: the file exists, but has another digest.
     """
     path = asset.path
     if not path.is_file():
@@ -254,7 +255,7 @@ def find(asset: Asset) -> Path | None:
 
 
 def verify(asset: Asset) -> str:
-    """Hash the file; its SHA-256, or `error[fetch-hash-mismatch]`."""
+    """Hash the file and return its SHA-256; raise `fetch-hash-mismatch` if a digest differs from the lock's."""
     names = {"sha256", *asset.digests}
     found = files.digests(asset.path, names)
     wrong = {name: value for name, value in asset.digests.items() if not found[name].startswith(value)}
@@ -262,12 +263,14 @@ def verify(asset: Asset) -> str:
         shown = paths.shorten(asset.path)
         raise AscendetError(
             "fetch-hash-mismatch",
-            f"{shown} is not the file that the lock names",
+            f"{shown} is not the file in requirements/lock/data.toml",
             expected="\n".join(f"{name}:{value}" for name, value in wrong.items()),
             found="\n".join(f"{name}:{found[name]}" for name in wrong),
             hint=f"mv '{shown}' <elsewhere>, then run the command again",
         )
-    with contextlib.suppress(OSError):  # a store that is mounted read-only is hashed anew
+    with contextlib.suppress(
+        OSError
+    ):  # a read-only store has no receipts; its files are hashed again each time
         _write_receipt(asset, found)
     return found["sha256"]
 
@@ -284,7 +287,7 @@ def _write_receipt(asset: Asset, digests: Mapping[str, str]) -> None:
 
 
 def record(name: str, sha256: str) -> None:
-    """Put a digest that was unknown into data.toml."""
+    """Write a digest that was unknown into data.toml."""
     path = paths.LOCK / "data.toml"
     text = path.read_text(encoding="utf-8")
     header = re.escape(name) if re.fullmatch(r"[\w-]+", name) else f'"{re.escape(name)}"'
@@ -295,12 +298,12 @@ def record(name: str, sha256: str) -> None:
     temp.write_text(changed, encoding="utf-8")
     temp.rename(path)
     print(
-        f"{paths.shorten(path)}: recorded sha256:{sha256} of {name}; commit it", file=sys.stderr, flush=True
+        f"{paths.shorten(path)}: recorded sha256:{sha256} for {name}; commit it", file=sys.stderr, flush=True
     )
 
 
 def digest_lines(digests: Mapping[str, str]) -> str:
-    r"""The SHA-256 of the lines "<sha256>  <name>", as sha256sum prints them, in the order of names.
+    r"""Return the SHA-256 of the lines "<sha256>  <name>", as sha256sum prints them, sorted by name.
 
     >>> digest_lines({"b": "1", "a": "0"}) == hashlib.sha256(b"0  a\n1  b\n").hexdigest()
     True

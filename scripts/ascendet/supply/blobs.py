@@ -1,4 +1,4 @@
-"""Lists of git blob ids: what a source consists of, wherever it was found."""
+"""Lists of git blob ids, which verify each file of a source, wherever it was found."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ascendet.errors import AscendetError
 
 
 def read(path: Path) -> dict[str, str]:
-    """Return a list of git blob ids by file name.
+    """Return the git blob ids in a list by file name.
 
     Raises
     ------
     AscendetError
-        `stack-invalid`: a line is not "<40 hex digits>  <relative path>", or there is none.
+        `stack-invalid`: a line is not "<40 hex digits>  <relative path>", or the list is empty.
     """
     try:
         return _parse_blobs(path.read_text(encoding="utf-8"))
@@ -40,14 +40,14 @@ def _parse_blobs(text: str) -> dict[str, str]:
             raise ValueError(f"not a line '<git blob id>  <path>': {line!r}")
         listed[found[2]] = found[1]
     if not listed:
-        raise ValueError("it names no file")
+        raise ValueError("the list is empty")
     return listed
 
 
 def move_to_listed_names(tree: Path, listed: Mapping[str, str]) -> None:
-    """Give each listed file that `tree` has under another name its own: a distribution may move files.
+    """Copy listed files that `tree` has under another name to their listed names, as a distribution may move files.
 
-    detectron2's packs configs/ below detectron2/model_zoo/.
+    detectron2's has configs/ below detectron2/model_zoo/.
     """
     missing = {name: blob for name, blob in listed.items() if not (tree / name).exists()}
     if not missing:

@@ -1,4 +1,4 @@
-"""The package indexes that the user has told pip about: what pip's configuration says, and links to single files."""
+"""Read pip's settings about package indexes, and find the links to single files there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEFAULT = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
 def settings(pip: Sequence[str]) -> dict[str, str]:
-    """Return what the user has told pip about `pip install`: where packages come from, and how."""
+    """Return the user's settings for `pip install`, which say where packages come from."""
     return read_config(
         process.run(
             [*pip, "config", "list"], what="pip cannot read its configuration", hint="pip config debug"
@@ -24,12 +24,13 @@ def settings(pip: Sequence[str]) -> dict[str, str]:
 
 
 def read_config(shown: str) -> dict[str, str]:
-    r"""Return the settings that hold for `pip install`, from what `pip config list` prints.
+    r"""Return the settings that apply to `pip install` from the output of `pip config list`.
 
     >>> read_config("global.index-url='https://a/simple'\n:env:.index-url='https://b/simple'\n")
     {'index-url': 'https://b/simple'}
     """
-    scopes: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}  # the later one wins
+    # A later scope has priority.
+    scopes: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in shown.splitlines():
         name, separator, value = line.partition("=")
         scope, _, key = name.rpartition(".")
@@ -39,26 +40,26 @@ def read_config(shown: str) -> dict[str, str]:
 
 
 def default(environ: Mapping[str, str] | None = None) -> str:
-    """Return the address of the index that this interpreter's pip uses where nobody configured one."""
+    """Return the address of the index that this interpreter's pip uses by default."""
     shown = process.run(
         [sys.executable, "-c", _DEFAULT],
         env=environ,
         error="lock-failed",
-        what="pip does not say which index is its default",
+        what="the default index of pip cannot be found",
         hint="set PIP_INDEX_URL",
     )
     return shown.strip()
 
 
 def links(index: str, project: str) -> list[str]:
-    """Return the addresses of a project's files on an index (PEP 503), with the hash in the fragment if it states one.
+    """Return the addresses of a project's files on an index (PEP 503), with the hash in the fragment if it is stated.
 
     Raises
     ------
     requests.RequestException
         The index does not answer, or does not have the project.
     """
-    import requests  # only the tools environment has it
+    import requests  # it is installed only in the tools environment
 
     page = f"{index.rstrip('/')}/{project}/"
     response = requests.get(page, timeout=60)
@@ -74,7 +75,7 @@ def find_link(configured: Mapping[str, str], project: str, file_name: str) -> st
     Raises
     ------
     AscendetError
-        `sdist-download-failed`: no index that can be asked by HTTP has it.
+        `sdist-download-failed`: no index has the file, or none can be reached by HTTP.
     """
     import requests
 
@@ -90,14 +91,14 @@ def find_link(configured: Mapping[str, str], project: str, file_name: str) -> st
             problems.append(f"a package index does not answer ({type(error).__name__})")
     raise AscendetError(
         "sdist-download-failed",
-        f"there is no link to {file_name}",
+        f"no package index has a link to {file_name}",
         found="\n".join(problems),
         hint="check the network and pip's index (pip config list), then run the command again",
     )
 
 
 class _Links(html.parser.HTMLParser):
-    """Collects the `href` of every link of a page."""
+    """Collects the `href` of all links in a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""The stage `lock`: what people wish (`stacks.toml`, `*.in`) turned into facts with hashes (`requirements/lock/`).
+"""`make relock`: resolve the requirements in `stacks.toml` and `*.in` and write `requirements/lock/`, with hashes.
 
-`make relock` is the only writer. Four kinds of files come out:
+Nothing else writes these files. There are four kinds:
 
 - `<packages>.txt`: pip-tools' resolution of `<packages>.in`, one file for both architectures;
-- `<stack>-torch-<machine>.txt`: torch, torchvision, torch_npu and the libraries that torch links, per
-  architecture. They are apart because torch_npu's x86_64 wheel asks for `torch==<version>+cpu`, which the
-  package index does not have, and because the two architectures need different files;
+- `<stack>-torch-<architecture>.txt`: torch, torchvision, torch_npu and the libraries that torch links, for one
+  architecture. They are separate because torch_npu's x86_64 wheel requires `torch==<version>+cpu`, which the package
+  index does not have, and because the two architectures need different files;
 - `sources.toml`: the source distributions that we build wheels from;
-- `images.toml`: the digests of the CANN images that were pulled; those that never were here keep what is locked.
+- `images.toml`: the digests of the CANN images that were pulled; an image that is not here keeps its locked digest.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tomllib
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ascendet import paths
 from ascendet.core import files, process
@@ -31,19 +32,19 @@ from ascendet.errors import AscendetError
 from ascendet.machine import arch, engine
 from ascendet.supply import assets, index, lock_check, lockfiles, sources
 
-# Newest first; all of them run on the glibc 2.34/2.35 of the CANN images and on Debian 12's 2.36.
+# The newest first; all of them run with the glibc 2.34 or 2.35 of the CANN images and with Debian 12's 2.36.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 
 
-# torch's x86_64 build links these. triton, which it also asks for, only compiles CUDA kernels; on NPU hosts
-# it would shadow triton-ascend.
+# Libraries that torch's x86_64 build links. It also requires triton, which only compiles CUDA kernels and would hide
+# triton-ascend on machines with NPUs; it is not locked.
 _LINKED = re.compile(r"nvidia-[a-z0-9-]+")
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where wishes and locks differ"
+        "--check", action="store_true", help="write nothing; fail if requirements and locks differ"
     )
 
 
@@ -55,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
     if problems:
         raise AscendetError(
             "lock-stale",
-            "requirements/lock does not agree with what it is made from",
+            "requirements/lock does not agree with stacks.toml and the *.in files",
             found="\n".join(problems),
             hint=lockfiles.COMMAND,
         )
@@ -68,7 +69,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def write_all() -> None:
-    """Write every lock; a file is replaced only when its new content is complete."""
+    """Write all locks; each file is replaced only when its new content is complete."""
     paths.LOCK.mkdir(parents=True, exist_ok=True)
     for name in lockfiles.package_lists():
         _say(f"{name}.txt")
@@ -87,7 +88,7 @@ def write_all() -> None:
 
 
 def _compile(name: str) -> None:
-    """Resolve `<name>.in` with pip-tools, starting from the versions that are locked now."""
+    """Resolve `<name>.in` with pip-tools, keeping the versions that are locked now where possible."""
     target = lockfiles.packages_lock(name)
     with tempfile.TemporaryDirectory(dir=paths.LOCK, prefix=".tmp-") as folder:
         output = Path(folder, target.name)
@@ -96,7 +97,7 @@ def _compile(name: str) -> None:
         command = [sys.executable, "-m", "piptools", "compile", f"requirements/{name}.in"]
         command += ["--quiet", "--generate-hashes", "--strip-extras", "--no-config", "--no-emit-options"]
         command += ["--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"]
-        # Replaces pip-tools' own list of unlocked packages (pip, setuptools): those two are locked as well.
+        # This replaces pip-tools' own list of packages not to lock (pip, setuptools), so these are locked, too.
         command += ["--unsafe-package", lockfiles.REPLACED, "--output-file", str(output)]
         process.run(
             command,
@@ -111,17 +112,18 @@ def _compile(name: str) -> None:
 
 
 def _torch_family(stack: Stack, machine: str) -> str:
-    """The text of `<stack>-torch-<machine>.txt`."""
+    """Return the text of `<stack>-torch-<architecture>.txt`."""
     npu = f"torch_npu=={stack.torch_npu}"
     plain = [f"torch=={stack.torch}", f"torchvision=={stack.torchvision}"]
-    # PyTorch's own CPU index has smaller x86_64 builds. Its address is the user's to give, as every index is.
+    # PyTorch's own CPU index has smaller x86_64 builds. The user gives its address, as for every index.
     cpu_index = os.environ.get("TORCH_INDEX_URL")
     found = None
     if machine == "x86_64" and cpu_index:
         found = _report([*(f"{wish}+cpu" for wish in plain), npu], stack, machine, cpu_index)
         if found is None:
             print(
-                "  TORCH_INDEX_URL has no such CPU build; locking the package index's build", file=sys.stderr
+                "  TORCH_INDEX_URL has no CPU build of this version; locking the package index's build",
+                file=sys.stderr,
             )
     if found is None:
         found = _report([*plain, npu], stack, machine)
@@ -149,8 +151,8 @@ def _torch_family(stack: Stack, machine: str) -> str:
 
 def _report(
     wanted: list[str], stack: Stack, machine: str, extra_index: str | None = None
-) -> dict[str, dict] | None:  # type: ignore[type-arg]
-    """What pip would install on `machine` for exactly these requirements, by name; None where it cannot."""
+) -> dict[str, dict[str, Any]] | None:
+    """Return what pip would install on an architecture for exactly these requirements, by name; None if it cannot."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [
@@ -174,7 +176,7 @@ def _report(
 
 
 def _requirements(item: Mapping[str, Mapping[str, list[str]]], machine: str) -> list[str]:
-    """The requirements that a wheel's metadata states for Linux on `machine`, without extras."""
+    """Return the requirements in a wheel's metadata for Linux on an architecture, without extras."""
     from packaging.requirements import Requirement
 
     found = []
@@ -191,7 +193,7 @@ def _sha256(item: Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]) -
 
 
 def _sources() -> str:
-    """The text of `sources.toml`: each source distribution's SHA-256, as the package index states it."""
+    """Return the text of `sources.toml`: each source distribution's SHA-256, as the package index states it."""
     lines = [f"# What we build wheels from. Written by `{lockfiles.COMMAND}` from requirements/stacks.toml."]
     for sdist in lockfiles.sdists():
         lines += ["", f'["{sdist}"]', f'sha256 = "{_index_hash(sources.project(sdist), sdist)}"']
@@ -199,7 +201,7 @@ def _sources() -> str:
 
 
 def _images() -> str:
-    """The text of `images.toml`: each CANN image's digest, as the registry stated it when the engine here pulled it."""
+    """Return the text of `images.toml`: each CANN image's digest, which the registry stated when it was pulled here."""
     path = paths.LOCK / "images.toml"
     locked = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = [
@@ -213,7 +215,7 @@ def _images() -> str:
 
 
 def _pulled_digest(name: str) -> str | None:
-    """The registry's digest of an image that a Docker engine here has; None without an engine or the image."""
+    """Return the registry's digest of a pulled image; None if there is no engine or it does not have the image."""
     try:
         images = engine.inspect("image", [name])
     except AscendetError:
@@ -224,7 +226,7 @@ def _pulled_digest(name: str) -> str | None:
 
 
 def _index_hash(project: str, file_name: str) -> str:
-    """The SHA-256 that pip's configured package index states for a file (PEP 503: in the link's fragment)."""
+    """Return the SHA-256 that pip's configured package index states for a file (PEP 503: in the link's fragment)."""
     for link in index.links(_pip_index(), project):
         url = urllib.parse.urlsplit(link)
         if url.path.rpartition("/")[2] == file_name and url.fragment.startswith("sha256="):
@@ -237,7 +239,7 @@ def _index_hash(project: str, file_name: str) -> str:
 
 
 def _record_hub_digests() -> None:
-    """Ask the model hub for digests that are unknown so far: its pointer to a large file states the SHA-256."""
+    """Record digests that are unknown so far from the model hub, whose pointer to a large file states the SHA-256."""
     import requests
 
     for asset in assets.load().values():
@@ -258,7 +260,7 @@ def _record_hub_digests() -> None:
 
 
 def _pip_index() -> str:
-    """The address of the package index that pip uses here."""
+    """Return the address of the package index that pip uses here."""
     asked = process.ask([sys.executable, "-m", "pip", "config", "get", "global.index-url"], env=_environ())
     if asked is not None:
         return asked.strip()
@@ -268,9 +270,9 @@ def _pip_index() -> str:
 
 
 def _environ() -> dict[str, str]:
-    """The environment for pip while locking: one index, no local folder of wheels, no configuration file.
+    """Return the environment variables for pip while locking: one index, no folder of wheels, no configuration file.
 
-    A lock must hold the public files' hashes, whatever else a developer's pip is set up to prefer.
+    A lock must hold the hashes of the public files, whatever else a developer's pip is configured to prefer.
     """
     extra = {"PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONSTRAINT"}
     environ = {name: value for name, value in os.environ.items() if name not in extra}

@@ -1,4 +1,4 @@
-"""Hold the locks to what they are made from: stacks.toml, the *.in files, requirements/README.md."""
+"""Check that the locks agree with stacks.toml, the *.in files and requirements/README.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}$")
 
 
 def check() -> list[str]:
-    """Every disagreement between stacks.toml, the *.in files, the locks and README.md, as sentences."""
+    """Return a sentence for each disagreement between stacks.toml, the *.in files, the locks and README.md."""
     missing = [name for name in lockfiles.lock_names() if not (paths.LOCK / name).exists()]
     if missing:
         return [f"lock/{name} is missing" for name in missing]
@@ -32,7 +32,7 @@ def check() -> list[str]:
         problems += _check_pins(name, lines)
     problems += [f"README.md gives no reason for {name}" for name in sorted(wished - listed)]
     problems += [
-        f"README.md gives a reason for {name}, which nothing asks for" for name in sorted(listed - wished)
+        f"README.md gives a reason for {name}, which no *.in file lists" for name in sorted(listed - wished)
     ]
     for stack in load_all().values():
         problems += _check_stack(stack)
@@ -42,7 +42,8 @@ def check() -> list[str]:
     sources = tomllib.loads((paths.LOCK / "sources.toml").read_text(encoding="utf-8"))
     expected = set(lockfiles.sdists())
     problems += [
-        f"lock/sources.toml: {name} is not what stacks.toml says" for name in sorted(expected ^ set(sources))
+        f"lock/sources.toml: {name} is in only one of it and stacks.toml"
+        for name in sorted(expected ^ set(sources))
     ]
     images = tomllib.loads((paths.LOCK / "images.toml").read_text(encoding="utf-8"))
     problems += [
@@ -68,7 +69,7 @@ def _check_pins(name: str, lines: Iterable[str]) -> list[str]:
         if version is None:
             problems.append(f"lock/{name}.txt lacks {wish.name}")
         elif not wish.specifier.contains(version, prereleases=True):
-            problems.append(f"lock/{name}.txt has {wish.name} {version}, {name}.in says {line}")
+            problems.append(f"lock/{name}.txt has {wish.name} {version}, {name}.in requires {line}")
     if lockfiles.REPLACED in locked:
         problems.append(
             f"lock/{name}.txt has {lockfiles.REPLACED}, which needs libGL; use {lockfiles.REPLACED}-headless"
@@ -110,15 +111,17 @@ def _check_data() -> list[str]:
         return [f"lock/data.toml: {error.found}"]
     wished = {name for stack in load_all().values() for name in stack.weights}
     listed = {name for name, asset in known.items() if asset.folder == "weights"}
-    return [f"lock/data.toml: {name} is not what stacks.toml says" for name in sorted(wished ^ listed)]
+    return [
+        f"lock/data.toml: {name} is in only one of it and stacks.toml" for name in sorted(wished ^ listed)
+    ]
 
 
 def _check_text(name: str) -> list[str]:
-    """A lock names no host and no local file, and every pin has a hash."""
+    """Return sentences about a lock that names a host or a local file, or has a pin without a hash."""
     text = (paths.LOCK / name).read_text(encoding="utf-8")
     problems = []
     if lockfiles.COMMAND not in text[:400]:
-        problems.append(f"lock/{name} does not say how to remake it")
+        problems.append(f"lock/{name} does not say that {lockfiles.COMMAND} writes it")
     if name != "data.toml" and re.search(
         r"://|^-|--(index|find|extra|trusted)| @ |/\w+/\w+/", text, re.MULTILINE
     ):
@@ -136,6 +139,6 @@ def _check_text(name: str) -> list[str]:
 
 
 def _listed_reasons() -> set[str]:
-    """The projects that requirements/README.md's table gives a reason for."""
+    """Return the projects for which the table in requirements/README.md gives a reason."""
     text = (paths.REQUIREMENTS / "README.md").read_text(encoding="utf-8")
     return {lockfiles.normalise(name) for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)}

@@ -1,6 +1,6 @@
-"""What is locked: the files in requirements/lock/, and what they are made from.
+"""The files in requirements/lock/, and the requirements that they are made from.
 
-No lock names a host: where files come from is the user's pip configuration, the hash is the authority.
+No lock names a host: the user's pip configuration says where files come from, and the hash verifies them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ascendet.machine import arch
 COMMAND = "make relock"
 
 
-# Not locked, though packages ask for it: it needs libGL, which a bare machine lacks. opencv-python-headless
-# gives the same module.
+# Not locked, although packages require it: it needs libGL, which a minimal system lacks. opencv-python-headless has the
+# same module.
 REPLACED = "opencv-python"
 
 
@@ -25,7 +25,7 @@ _PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) \\$", re.MULTILINE)
 
 
 def lock_names() -> list[str]:
-    """Every file that `make relock` writes; of data.toml only digests that are unknown so far."""
+    """Return the names of all files that `make relock` writes (in data.toml only digests that are unknown so far)."""
     names = [
         "sources.toml",
         "data.toml",
@@ -38,22 +38,22 @@ def lock_names() -> list[str]:
 
 
 def package_lists() -> list[str]:
-    """The names of all `*.in` files."""
+    """Return the names of all `*.in` files, without the suffix."""
     return list(dict.fromkeys(["tools", *(stack.packages for stack in load_all().values())]))
 
 
 def packages_lock(packages: str) -> Path:
-    """The lock of `<packages>.in`."""
+    """Return the path of the lock of `<packages>.in`."""
     return paths.LOCK / f"{packages}.txt"
 
 
 def torch_lock(stack: Stack, machine: str) -> Path:
-    """The torch family's lock for an architecture; `error[lock-missing]` where there is none."""
+    """Return the path of the torch family's lock for an architecture; raise `lock-missing` if there is none."""
     path = paths.LOCK / f"{stack.name}-torch-{machine}.txt"
     if not path.exists():
         raise AscendetError(
             "lock-missing",
-            f"the {stack.name} stack has no torch lock for this machine",
+            f"the {stack.name} stack has no torch lock for this architecture",
             expected=f"one of {', '.join(arch.KNOWN)}",
             found=machine,
             hint=COMMAND,
@@ -62,7 +62,7 @@ def torch_lock(stack: Stack, machine: str) -> Path:
 
 
 def pins(text: str) -> dict[str, str]:
-    r"""The pinned versions of a lock by normalised name.
+    r"""Return the pinned versions in a lock by normalised name.
 
     >>> pins("Foo.Bar==1.2 \\\n    --hash=sha256:00\n")
     {'foo-bar': '1.2'}
@@ -71,17 +71,17 @@ def pins(text: str) -> dict[str, str]:
 
 
 def normalise(name: str) -> str:
-    """A project name as PEP 503 compares it."""
+    """Return a project name normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def wishes(text: str) -> list[str]:
-    """The requirement lines of an `*.in` file."""
+    """Return the requirement lines of an `*.in` file."""
     return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
 
 
 def image_names() -> list[str]:
-    """The CANN images of all stacks, by name and tag."""
+    """Return the names and tags of the CANN images of all stacks."""
     return sorted({stack.base_image(soc) for stack in load_all().values() for soc in stack.soc})
 
 

@@ -1,7 +1,7 @@
-"""Patch series: `patches/<upstream>/NNNN-slug.patch`, applied in order, all or nothing, without fuzz.
+"""Patch series: apply `patches/<upstream>/NNNN-slug.patch` in order, all or none, without fuzz.
 
-Every patch says in its header why it exists, where upstream stands and when to remove it; the linter refuses
-one that does not, and `patches/README.md` is generated from those headers.
+The header of each patch says why it exists, what upstream's state is and when to remove it; `make patches` checks that
+it does, and generates `patches/README.md` from the headers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COMMAND = "make patches"
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """One patch file: its place, what its header says, the files that it changes."""
+    """One patch file: its path, the fields of its header, the files that it changes."""
 
     path: Path
     subject: str
@@ -46,16 +46,16 @@ class Patch:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the index is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the index is stale")
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Lint every series, write (or check) the index, and apply each series to its source if that is here."""
+    """Check every series, write (or check) the index, and apply each series to its source if that is in the cache."""
     problems = lint_all()
     if problems:
         raise AscendetError(
             "patch-invalid",
-            "a patch breaks the rules that are at the top of patches/README.md",
+            "a patch breaks the rules at the top of patches/README.md",
             found="\n".join(problems),
             hint="edit its header",
         )
@@ -68,7 +68,7 @@ def execute(args: argparse.Namespace) -> None:
     for upstream in series_names():
         count = len(load(upstream))
         pin = _pin(upstream)
-        source = sources.cached(upstream, pin) if pin else None
+        source = sources.find_cached(upstream, pin) if pin else None
         if pin is None or source is None:
             print(f"patches/{upstream}: {count} patches; their source is fetched by make {upstream}-wheel")
             continue
@@ -78,27 +78,27 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def series_names() -> list[str]:
-    """The upstreams that have a series."""
+    """Return the upstreams that have a series."""
     return sorted({path.parent.name for path in HOME.glob("*/*.patch")})
 
 
 def list_files(upstream: str) -> list[Path]:
-    """The patch files of a series in the order of application; none for an upstream without a series."""
+    """Return the patch files of a series in the order of application; none for an upstream without a series."""
     return sorted((HOME / upstream).glob("*.patch"))
 
 
 def digest(upstream: str) -> dict[str, str]:
-    """SHA-256 of every patch of a series, by file name: what a build records."""
+    """Return the SHA-256 of every patch of a series by file name, for a build's manifest."""
     return {path.name: files.digest(path) for path in list_files(upstream)}
 
 
 def load(upstream: str) -> list[Patch]:
-    """The series, parsed.
+    """Return the patches of a series.
 
     Raises
     ------
     AscendetError
-        `patch-invalid` where a header lacks something.
+        `patch-invalid`: a patch breaks the rules.
     """
     series = []
     for path in list_files(upstream):
@@ -115,7 +115,7 @@ def load(upstream: str) -> list[Patch]:
 
 
 def lint_all() -> list[str]:
-    """Every broken rule of every series, as `file:line: rule`."""
+    """Return a line `file:line: rule` for each broken rule in any series."""
     problems = []
     for upstream in series_names():
         slugs: dict[str, Path] = {}
@@ -125,11 +125,9 @@ def lint_all() -> list[str]:
             if name is None:
                 continue  # said by _parse
             if int(name[1]) != number:
-                problems.append(f"{paths.shorten(path)}:1: number is {name[1]}, its place is {number:04d}")
+                problems.append(f"{paths.shorten(path)}:1: number is {name[1]}, but must be {number:04d}")
             if name[2] in slugs:
-                problems.append(
-                    f"{paths.shorten(path)}:1: slug is also that of {paths.shorten(slugs[name[2]])}"
-                )
+                problems.append(f"{paths.shorten(path)}:1: {paths.shorten(slugs[name[2]])} has the same slug")
             slugs[name[2]] = path
         strays = [path for path in (HOME / upstream).iterdir() if path.suffix not in (".patch", ".md")]
         problems += [f"{paths.shorten(path)}:1: not a patch" for path in sorted(strays)]
@@ -137,12 +135,12 @@ def lint_all() -> list[str]:
 
 
 def apply(upstream: str, tree: Path) -> None:
-    """Apply the series to `tree`: every hunk where it says, or nothing at all.
+    """Apply the series to `tree`, every hunk exactly at its lines; if one fails, apply nothing.
 
     Raises
     ------
     AscendetError
-        `patch-does-not-apply`, naming the patch, the file and the line.
+        `patch-does-not-apply`, with the patch, the file and the line.
     """
     series = list_files(upstream)
     if not series:
@@ -154,7 +152,7 @@ def apply(upstream: str, tree: Path) -> None:
     patch, message = _first_failure(series, tree)
     raise AscendetError(
         "patch-does-not-apply",
-        f"{paths.shorten(patch)} does not apply to {tree.name}; the source was left as it was",
+        f"{paths.shorten(patch)} does not apply to {tree.name}; the source was not changed",
         expected="every hunk applies without fuzz",
         found=message,
         hint=f"correct or remove the patch, then: {_COMMAND}",
@@ -162,7 +160,7 @@ def apply(upstream: str, tree: Path) -> None:
 
 
 def render_index() -> str:
-    """The text of patches/README.md."""
+    """Return the text of patches/README.md."""
     lines = [
         "# Patches",
         "",
@@ -192,7 +190,7 @@ def render_index() -> str:
 
 
 def _pin(upstream: str) -> Upstream | None:
-    """Return what the first stack that has an upstream says about it."""
+    """Return an upstream's entry in the first stack that has it, or None."""
     return next(
         (stack.upstreams[upstream] for stack in load_all().values() if upstream in stack.upstreams), None
     )
@@ -204,7 +202,7 @@ def _source_name(upstream: str) -> str:
 
 
 def _parse(path: Path) -> tuple[list[str], Patch | None]:
-    """The rules that a patch file breaks, and the patch if its header is complete."""
+    """Return the rules that a patch file breaks, and the patch if its header is complete."""
     name = paths.shorten(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next((number for number, line in enumerate(lines) if line == "---"), None)
@@ -220,7 +218,7 @@ def _parse(path: Path) -> tuple[list[str], Patch | None]:
         if field:
             key = field[1]
             if key in fields:
-                problems.append(f"{name}:{number}: {key} stands there twice")
+                problems.append(f"{name}:{number}: the header has {key}: twice")
             fields[key] = field[2].strip()
         elif line.startswith(" ") and key:
             fields[key] += " " + line.strip()
@@ -256,9 +254,9 @@ def _parse(path: Path) -> tuple[list[str], Patch | None]:
 
 
 def _git_apply(tree: Path, series: list[Path], *, check: bool = False) -> subprocess.CompletedProcess[str]:
-    """`git apply` of all patches as one, which is what makes it all or nothing."""
+    """Run `git apply` once for all patches together, so that it applies all or none."""
     joined = "\n".join(path.read_text(encoding="utf-8") for path in series)
-    # Below a git repository, git would take paths as relative to that repository's root and skip the rest.
+    # In a folder of a git repository, git would treat paths as relative to that repository and skip other files.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environ |= {"GIT_CEILING_DIRECTORIES": str(tree.resolve().parent), "LC_ALL": "C"}
     command = ["git", "apply", "--whitespace=nowarn", *(["--check"] if check else []), "-"]
@@ -268,7 +266,7 @@ def _git_apply(tree: Path, series: list[Path], *, check: bool = False) -> subpro
 
 
 def _first_failure(series: list[Path], tree: Path) -> tuple[Path, str]:
-    """Which patch of a failing series is the one, and what git says about it: found out on a copy."""
+    """Return the first patch of a series that does not apply, and git's message, by applying them to a copy."""
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
         copy = Path(folder, tree.name)
         shutil.copytree(tree, copy)

@@ -1,10 +1,10 @@
-"""Pinned sources: fetched from one of several places, verified by content, unpacked without trusting their paths.
+"""Fetch pinned sources from one of several places, verify their content, and unpack them without trusting their paths.
 
-The content is the authority, the place is not: a source is what it is by the SHA-256 of its archive (locked in
-requirements/lock/sources.toml), by a git commit, or by a list of git blob ids, one for each file. What has none of
-them is not fetched at all. `SOURCE_MIRROR`, a folder of archives and bare git repositories, is asked first, then the
-package index, then the places that stacks.toml names. A file in the cache is verified again at every use: a damaged
-one is noticed, removed and fetched anew, never built from.
+The content decides, not the place: a source is verified by the SHA-256 of its archive (locked in
+requirements/lock/sources.toml), by a git commit, or by a list of git blob ids, one for each file. A source without any
+of them is not fetched. `SOURCE_MIRROR`, a folder of archives and bare git repositories, is tried first, then the
+package index, then the places that stacks.toml names. A file in the cache is verified at every use; a damaged one is
+removed and fetched again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ascendet.supply import blobs, index, unpack
 
 
 def locked_hash(sdist: str) -> str:
-    """The SHA-256 that the lock states for a source distribution.
+    """Return the SHA-256 that the lock states for a source distribution.
 
     Raises
     ------
     AscendetError
-        `sdist-unlocked`: no hash is an error, not a pass.
+        `sdist-unlocked`: the lock has no hash.
     """
     lock = paths.LOCK / "sources.toml"
     table = tomllib.loads(lock.read_text(encoding="utf-8")) if lock.exists() else {}
@@ -39,21 +39,21 @@ def locked_hash(sdist: str) -> str:
     if not isinstance(entry, dict) or "sha256" not in entry:
         raise AscendetError(
             "sdist-unlocked",
-            f"there is no hash for {sdist}",
+            f"{sdist} has no locked hash",
             expected=f'["{sdist}"] in {paths.shorten(lock)}',
             hint="make relock",
         )
     return str(entry["sha256"])
 
 
-def cached(name: str, pin: Upstream) -> Path | None:
-    """Return the source's archive in the cache if it is there and what its pin says, else None."""
+def find_cached(name: str, pin: Upstream) -> Path | None:
+    """Return the source's archive in the cache if it exists and matches the pin, else None."""
     path = _cache_path(name, pin)
     return path if path.is_file() and not (_problem(path, pin) or _damage(path, pin)) else None
 
 
 def fetch(sdist: str, pip: Sequence[str]) -> Path:
-    """Return the source distribution `sdist`, from the cache, or else fetched.
+    """Return the source distribution `sdist` from the cache; fetch it first if it is missing.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def fetch(sdist: str, pip: Sequence[str]) -> Path:
 
 
 def project(sdist: str) -> str:
-    """Return whose source distribution it is.
+    """Return the project's name in the file name of a source distribution.
 
     >>> project("pb1-detectron2-0.6.tar.gz")
     'pb1-detectron2'
@@ -74,31 +74,31 @@ def project(sdist: str) -> str:
 
 
 def obtain(name: str, pin: Upstream, pip: Sequence[str], folder: Path) -> Path:
-    """Unpack the source of the upstream `name` into `folder`, verified, and return its top folder.
+    """Fetch and verify the source of the upstream `name`, unpack it into `folder`, and return its top folder.
 
     Parameters
     ----------
     name
         The upstream's name in stacks.toml.
     pin
-        What the stack says about it.
+        The upstream's entry there.
     pip
-        Command of a pip whose interpreter can import what the distribution's setup.py imports (torch): pip
-        insists on running it, which it does only after the hash was checked.
+        The command of a pip whose interpreter can import what the distribution's setup.py imports (torch), because pip
+        runs setup.py. It does so only after checking the hash.
     folder
         An empty or missing folder.
 
     Raises
     ------
     AscendetError
-        `sdist-unlocked`, `sdist-download-failed`, `sdist-hash-mismatch`, `sdist-corrupt`; `stack-invalid` where the
-        list of blobs cannot be read.
+        `sdist-unlocked`, `sdist-download-failed`, `sdist-hash-mismatch`, `sdist-corrupt`. `stack-invalid`: the list of
+        blobs cannot be read.
     """
     return unpack_pinned(_fetch(name, pin, pip), pin, folder)
 
 
 def authority(pin: Upstream) -> dict[str, str]:
-    """Return what the source is verified by: a digest by the name of what it is a digest of."""
+    """Return the digests that a source is verified by: of its archive, its commit or its list of blobs, by name."""
     found = {}
     if pin.sdist:
         found[pin.sdist] = locked_hash(pin.sdist)
@@ -109,20 +109,20 @@ def authority(pin: Upstream) -> dict[str, str]:
     return found
 
 
-# -- from a place into the cache --
+# -- fetch into the cache --
 
-# Writes an archive to a path, or raises; by the name of the place.
+# The name of a place, and a function that writes the source's archive to a path, or raises.
 Place = tuple[str, Callable[[Path], None]]
 
 
 def _fetch(name: str, pin: Upstream, pip: Sequence[str]) -> Path:
-    """Return the archive of a source that is what its pin says."""
+    """Return the archive of a source that matches its pin, from the cache or the first place that has it."""
     final = _cache_path(name, pin)
     if final.is_file():
         problem = _problem(final, pin) or _damage(final, pin)
         if problem is None:
             return final
-        print(f"{final}: not what is pinned ({problem}); removed", flush=True)
+        print(f"{final}: removed, because it does not match its pin ({problem})", flush=True)
         final.unlink()
     failures: list[AscendetError] = []
     with files.disk_errors(final.parent):
@@ -149,7 +149,7 @@ def _fetch(name: str, pin: Upstream, pip: Sequence[str]) -> Path:
 
 
 def _failed(name: str, pin: Upstream, failures: Sequence[AscendetError]) -> AscendetError:
-    """Return the error for a source that no place has: the only failure, or the list of them."""
+    """Return the error for a source that no place has: the only failure, or one error that lists all failures."""
     if len(failures) == 1:
         return failures[0]
     wrong = any(error.name == "sdist-hash-mismatch" for error in failures)
@@ -163,7 +163,7 @@ def _failed(name: str, pin: Upstream, failures: Sequence[AscendetError]) -> Asce
 
 
 def _places(name: str, pin: Upstream, pip: Sequence[str]) -> Iterator[Place]:
-    """Yield where the source may be, in the order to try."""
+    """Yield the places of a source, in the order to try."""
     mirror = os.environ.get("SOURCE_MIRROR")
     if mirror:
         local = Path(mirror).expanduser().absolute() / _archive_name(name, pin)
@@ -189,23 +189,23 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _download(address: str, path: Path) -> None:
-    """Fetch a release archive; the caller verifies it."""
+    """Download a release archive, which the caller verifies."""
     from ascendet.supply import fetch  # needs requests, which only the tools environment has
 
     fetch.fetch([fetch.File(path=path, urls=(address,))])
 
 
 def _archive_commit(repository: str, name: str, pin: Upstream, path: Path) -> None:
-    """Write the tree of a git commit as an archive. git itself verifies that what it fetches is the commit."""
+    """Write the tree of a git commit as an archive. git itself verifies that it fetched this commit."""
     if pin.commit is None or len(pin.commit) != 40:
         raise AscendetError(
             "sdist-unlocked",
-            "a git repository can only be asked for a whole commit id",
+            "the commit must be a full id, to be fetched from a git repository",
             expected=f"40 hex digits as `commit` of {name} in requirements/stacks.toml",
             found=str(pin.commit),
             hint=f"git ls-remote {repository}",
         )
-    # No credential prompt, and no variable of a git that we run in.
+    # Without a credential prompt, and without the variables of a git process that may have started us.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environ |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
@@ -232,18 +232,18 @@ def _archive_commit(repository: str, name: str, pin: Upstream, path: Path) -> No
             repository,
             pin.commit,
         )
-        # The blobs as they are: nothing left out, nothing filled in, no line ends changed.
+        # Archive the blobs unchanged: none left out, nothing substituted, no line ends converted.
         (bare / "info").mkdir(exist_ok=True)
         (bare / "info/attributes").write_text("* -export-ignore -export-subst -text -eol -ident -filter\n")
         top = f"--prefix={name}-{pin.version}/"
         git("archive", "--format=tar.gz", top, f"--output={path}", pin.commit)
 
 
-# -- verifying --
+# -- verify --
 
 
 def _problem(archive: Path, pin: Upstream) -> str | None:
-    """Return why an archive is not what its pin says; None where it is."""
+    """Return why an archive does not match its pin, or None if it does."""
     if pin.sdist and not pin.blobs:
         found, expected = files.digest(archive), locked_hash(pin.sdist)
         return None if found == expected else f"sha256:{found}"
@@ -259,15 +259,15 @@ def _problem(archive: Path, pin: Upstream) -> str | None:
 
 
 def _damage(archive: Path, pin: Upstream) -> str | None:
-    """Return why an archive in the cache is not what git made of the commit; None where it is."""
+    """Return why an archive in the cache is not the one that git made from the commit, or None if it is."""
     if pin.sdist or pin.blobs:
-        return None  # its content was compared with them
+        return None  # `_problem` has compared its content
     written = (manifest.read(archive.parent) or {}).get("sha256")
-    return None if files.digest(archive) == written else "is not what was fetched"
+    return None if files.digest(archive) == written else "it has changed since it was fetched"
 
 
 def unpack_pinned(archive: Path, pin: Upstream, folder: Path) -> Path:
-    """Unpack a source; one with a list of blobs consists of exactly these files afterwards."""
+    """Unpack a source and return its top folder; with a list of blobs, verify these files and remove all others."""
     tree = unpack.unpack(archive, folder, links=bool(pin.commit or pin.blobs))
     if pin.blobs is None:
         return tree
@@ -287,26 +287,26 @@ def _archive_name(name: str, pin: Upstream) -> str:
 
 
 def _cache_path(name: str, pin: Upstream) -> Path:
-    """Return where the archive is kept: below the digest that it is verified by."""
+    """Return the archive's path in the cache, below the digest that verifies it."""
     known = authority(pin)
     key = known[pin.sdist] if pin.sdist else known[pin.blobs] if pin.blobs else known["commit"]
     return paths.CACHE / "sdist" / key / _archive_name(name, pin)
 
 
 def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
-    """Have pip download a source distribution."""
+    """Download a source distribution with pip, which checks its hash."""
     expected = locked_hash(sdist)
     version = sdist.removesuffix(".tar.gz").rpartition("-")[2]
     wish = path.with_name("requirements.txt")
     wish.write_text(f"{project(sdist)}=={version} --hash=sha256:{expected}\n", encoding="utf-8")
     command = [*pip, "download", "--no-deps", "--no-build-isolation", "--no-binary", project(sdist)]
     command += ["--require-hashes", "--requirement", str(wish), "--dest", str(path.parent), "--quiet"]
-    # setup.py is run for its metadata: torch must not load NPU libraries, which may not be there yet.
+    # pip runs setup.py for its metadata; torch must not load the NPU's libraries then, which may not exist yet.
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
         if "cannot declare direct URL dependencies" in done.stderr:
-            # What pip refuses to resolve it can still not download. Its link and its hash are all that we need.
+            # pip cannot download a project that it refuses to resolve; the file's link and hash are enough for us.
             _download(index.find_link(index.settings(pip), project(sdist), sdist), path)
             return
         got = re.search(r"DO NOT MATCH THE HASHES.*?\bGot\s+([0-9a-f]{64})", done.stderr, re.DOTALL)
@@ -324,10 +324,10 @@ def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
 def _mismatch(archive: str, pin: Upstream, found: str) -> AscendetError:
     return AscendetError(
         "sdist-hash-mismatch",
-        f"{archive} is not the source that is pinned; nothing was kept",
+        f"{archive} is not the pinned source; it was removed",
         expected=f"sha256:{locked_hash(pin.sdist)}"
         if pin.sdist
         else f"every file of requirements/{pin.blobs}",
         found=found,
-        hint="check where it came from (a mirror?); if upstream republished it, look at it, then: make relock",
+        hint="check its origin (a mirror?); if upstream republished it, check the changes, then: make relock",
     )

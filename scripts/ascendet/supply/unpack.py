@@ -1,4 +1,4 @@
-"""Unpack source archives, which may be hostile."""
+"""Unpack source archives without trusting them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ascendet.errors import AscendetError
 
-# mmcv and mmdet unpack to 10 MB and 3,000 files; what is far beyond that is no source distribution.
+# mmcv and mmdet unpack to 10 MB and 3,000 files; an archive that is far larger is no source distribution.
 _MAX_BYTES = 512 * 2**20
 
 
@@ -23,25 +23,25 @@ _MAX_MEMBERS = 50_000
 def unpack(sdist: Path, folder: Path, *, links: bool = False) -> Path:
     """Unpack an archive into the empty or missing `folder`, and return the one folder that it contains.
 
-    With `links`, symbolic links are left out, and how many is said (git repositories have some, between documents);
-    else they are refused.
+    With `links`, symbolic links are left out and their number is printed (git repositories have some, between
+    documents); otherwise they are an error.
 
     Raises
     ------
     AscendetError
-        `sdist-corrupt`: not a gzip-compressed tar, cut off, or with a member that has no business in a source
-        distribution (absolute path, `..`, link, device, no common top folder, too large).
+        `sdist-corrupt`: the archive is no gzip-compressed tar, is truncated or too large, has no common top folder, or
+        has a member that is not allowed (absolute path, `..`, link, device).
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with gzip.open(sdist) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             top = _extract(sdist, archive, folder, links=links)
-            while stream.read(2**20):  # to its end, where the checksum is
+            while stream.read(2**20):  # to its end, where gzip has its CRC-32
                 pass
     except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         raise _corrupt(sdist, str(error)) from error
     except OSError as error:
-        if error.errno is not None:  # the disk's trouble, not the archive's
+        if error.errno is not None:  # an error of the disk, not of the archive
             raise
         raise _corrupt(sdist, str(error)) from error
     return folder / top

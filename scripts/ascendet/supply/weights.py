@@ -1,4 +1,4 @@
-"""`make weights`: the checkpoints that a stack's models start from, in `assets.root()`/weights."""
+"""`make weights`: fetch the weights that a stack's models start from into `assets.root()`/weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Fetch what is missing of the stack's weights, and say where they are."""
+    """Fetch the stack's weights that are missing, and print where they are."""
     stack = Stack.load(args.stack)
     assets.ensure(stack.weights, mirror=args.mirror, accept_new=args.accept_new)
-    folder = assets.place("weights")
+    folder = assets.ensure_folder("weights")
     if args.json:
         print(json.dumps({"folder": str(folder), "files": list(stack.weights)}))
     for name in () if args.json else stack.weights:

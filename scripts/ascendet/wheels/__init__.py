@@ -1,1 +1,1 @@
-"""Our wheels: built natively or for another architecture, audited, installed."""
+"""Build our wheels, for this or another architecture, audit and install them."""

@@ -1,9 +1,9 @@
-"""Audit a wheel against the promises of `wheels/policy.toml`, and name every symbol's provider.
+"""`make audit`: audit a wheel against `wheels/policy.toml`, and find the library that provides each symbol.
 
-A wheel that imports on the machine that built it can fail on the next one, and an NPU build mostly
-does: an undefined symbol shows only at import, an unregistered operator only when it is called. All of that can
-be read from the file. The audit works on any wheel, also one that was built elsewhere. One whose name is that of a
-folder below wheels/ must keep the promises of that folder's wheel.toml as well.
+A wheel that can be imported on the machine that built it may fail on another one, and NPU builds often do: an undefined
+symbol is noticed only at import, an unregistered operator only when it is called. Both can be read from the file. The
+audit works on any wheel, also one that was built elsewhere. If the wheel's name is that of a folder below wheels/, the
+rules in that folder's wheel.toml apply, too.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ SCHEMA = 1
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("wheel", help="a wheel file, from wherever")
-    options.add_stack_option(parser, "the stack that it should fit")
+    parser.add_argument("wheel", help="a wheel file of any origin")
+    options.add_stack_option(parser, "the stack to compare it with")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     cross.add_machine_option(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Audit one wheel, print the report, fail where it breaks the policy."""
+    """Audit one wheel and print the report; raise `audit-failed` if a rule is broken."""
     stack = Stack.load(args.stack)
     if not args.wheel:
         raise AscendetError(
             "usage",
-            "WHEEL is not set",
-            expected="the path of a wheel, built by whomever",
+            "WHEEL must be the path of a wheel",
+            found="WHEEL is not set",
             hint=f"make audit WHEEL=path/to/name-….whl STACK={stack.name}",
         )
     env.ensure_base(stack)
@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def provider(stack: Stack, target: toolchain.Target) -> Provider:
-    """What the stack provides on a target: torch, torch_npu, and the CANN tree, real or simulated."""
+    """Return what the stack provides on a target: torch, torch_npu, and the CANN tree, real or simulated."""
     cann, cann_libraries = cross.find_cann_libraries(stack, target.machine)
     return Provider(
         versions={"torch": stack.torch, "torch_npu": stack.torch_npu},
@@ -72,18 +72,18 @@ def provider(stack: Stack, target: toolchain.Target) -> Provider:
 
 
 def audit(path: Path, against: Provider) -> dict[str, Any]:
-    """Check every rule of the policy.
+    """Check every rule of the policy and return the report.
 
     Returns
     -------
     dict
-        JSON-able: `schema`, `wheel`, `sha256`, `against`, `sound`, `rules` (name, ok, detail, fix) and
-        `symbols` (provider by undefined symbol).
+        JSON values: `schema`, `wheel`, `sha256`, `against`, `sound`, `rules` (name, ok, detail, fix) and `symbols`
+        (provider by undefined symbol).
 
     Raises
     ------
     AscendetError
-        `wheel-corrupt` where the file is no intact wheel.
+        `wheel-corrupt`: the wheel is damaged.
     """
     policy = tomllib.loads((paths.WHEELS / "policy.toml").read_text(encoding="utf-8"))
     wheel = wheelfile.read(path)
@@ -124,7 +124,7 @@ def audit(path: Path, against: Provider) -> dict[str, Any]:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The report for people: one line per rule, a second one where something is to do."""
+    """Return the report as text: one line for each rule, and a second line with the fix if it is broken."""
     against = report["against"]
     lines = [f"{report['wheel']}: audit for torch {against['torch']} + torch_npu {against['torch_npu']}"]
     for rule in report["rules"]:
@@ -137,13 +137,13 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def require_sound(report: Mapping[str, Any]) -> None:
-    """Raise `audit-failed` where a rule is broken."""
+    """Raise `audit-failed` if a rule is broken."""
     broken = [rule for rule in report["rules"] if not rule["ok"]]
     if broken:
         raise AscendetError(
             "audit-failed",
             f"{report['wheel']} breaks {len(broken)} of {len(report['rules'])} rules of wheels/policy.toml",
-            expected="every rule kept",
+            expected="no broken rule",
             found="\n".join(
                 f"{rule['name']}: {line}" for rule in broken for line in rule["detail"].splitlines()
             ),
@@ -163,15 +163,15 @@ def _tags(wheel: wheelfile.Wheel, against: Provider) -> Rule:
     )
     wanted = f"{against.python}-{against.python}-*_{against.machine}"
     shown = "-".join(wheel.tags)
-    return Rule("tags", fits, shown if fits else f"{shown} is not {wanted}", f"take the wheel for {wanted}")
+    return Rule("tags", fits, shown if fits else f"{shown} is not {wanted}", f"use the wheel for {wanted}")
 
 
 def _built_against(wheel: wheelfile.Wheel, against: Provider, ours: Spec | None) -> Iterator[Rule]:
-    """Compare the pair that a wheel says it was built against; our compiled wheels must say it."""
+    """Compare the torch pair that a wheel states it was built against; our compiled wheels must state one."""
     name = next((name for name in wheel.files if name.endswith("/_built_against.json")), None)
     if name is None:
         if ours and ours.native:
-            missing = "the wheel does not say what it was built against"
+            missing = "the wheel does not state the torch pair that it was built against"
             yield Rule("built-against", False, missing, elf.rebuild(ours))
         return
     try:
@@ -191,7 +191,7 @@ def _built_against(wheel: wheelfile.Wheel, against: Provider, ours: Spec | None)
 
 
 def _extension(ours: Spec | None, libraries: Sequence[str], broken: str) -> Rule:
-    """Check that the shared libraries are intact, and that the one is there which our wheel promises."""
+    """Check that the shared libraries are ELF files, and that the one in `[audit] extension` exists."""
     wanted = ours.audit.extension if ours else None
     found = not wanted or any(_is_extension(name, ours) for name in libraries)
     detail = broken or ", ".join(libraries) or "the wheel has no shared library"
@@ -203,7 +203,7 @@ def _is_extension(name: str, ours: Spec | None) -> bool:
 
 
 def _libraries(wheel: wheelfile.Wheel) -> tuple[dict[str, ELFFile], str]:
-    """The wheel's shared libraries by name, and a complaint about one that is none."""
+    """Return the wheel's shared libraries by name, and a sentence about the first that is no ELF file, or ""."""
     libraries = {}
     for name, content in wheel.files.items():
         if name.endswith(".so") or ".so." in name:

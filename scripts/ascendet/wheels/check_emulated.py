@@ -1,8 +1,8 @@
-"""`make check-aarch64`: another architecture's wheels at work on this machine, in an emulated processor.
+"""`make check-aarch64`: test another architecture's wheels on this machine, in an emulated processor.
 
-The stack's compiled wheels and cann_sim are cross-compiled and laid beside its locked wheels for that architecture, and
-the wheels' smoke tests run on the simulated NPU under QEMU's user emulation, with the C library and the Python of a
-Debian root of that architecture. What was seen is written to `wheels/<name>/AARCH64.md`.
+The stack's compiled wheels and cann_sim are cross-compiled and unpacked beside its locked wheels for that architecture.
+The wheels' smoke tests run on the simulated NPU under QEMU's user emulation, with the C library and the Python of a
+Debian root file system of that architecture. The results are written to `wheels/<name>/AARCH64.md`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ascendet.envs import activation, env
 from ascendet.machine import arch
 from ascendet.wheels import cross, wheel
 
-# The interpreter, and what torch's and OpenCV's wheels expect of the system.
+# The interpreter, and the system libraries that torch's and OpenCV's wheels need.
 _PACKAGES = ("python3.11", "libgomp1", "libstdc++6", "libgl1", "libglib2.0-0")
 
 
@@ -35,7 +35,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build for the architecture, run the smoke test in its emulation, and record what it printed."""
+    """Build for the architecture, run the smoke tests in its emulation, and record their output."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
     emulator = process.require(f"qemu-{args.machine}-static", "qemu-user-static")
@@ -54,11 +54,11 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _ensure_root(machine: str) -> Path:
-    """A Debian file system of the architecture. Its packages are unpacked, not configured: nothing of it runs."""
+    """Return a Debian root file system of an architecture; its packages are unpacked, but not configured."""
     inputs = {"packages": _PACKAGES, "machine": machine}
     with manifest.stage(f"cross/root-{machine}", inputs) as stage:
         if not stage.fresh:
-            print(f"a Debian root for {machine}", flush=True)
+            print(f"unpacking a Debian root file system for {machine}", flush=True)
             command = [
                 "mmdebstrap",
                 "--quiet",
@@ -74,27 +74,27 @@ def _ensure_root(machine: str) -> Path:
                 )
                 if file.is_file() and file.stat().st_size
             ]
-            # The mirrors that this machine itself uses; mmdebstrap's own choice where it is no Debian.
+            # Use this machine's mirrors; on another distribution there are none here, and mmdebstrap chooses one.
             process.run(
                 [*command, *sources],
                 capture=False,
                 disks=[stage.path],
-                what=f"mmdebstrap cannot make a root for {machine}",
+                what=f"mmdebstrap cannot create a Debian root file system for {machine}",
                 hint="check the network and /etc/apt/sources.list, then run the command again",
             )
-            shutil.rmtree(stage.path / "root" / "dev")  # the emulator uses this machine's
+            shutil.rmtree(stage.path / "root" / "dev")  # the emulator uses the machine's /dev
     return stage.final / "root"
 
 
 def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path, emulator: str) -> str:
-    """Run the wheel's smoke test on the emulated machine and return what it prints."""
+    """Run a wheel's smoke test under emulation and return its output."""
     tree = cross.ensure_cann_sim(stack, machine)
     site = cross.ensure_site(stack, machine)
     wheels = manifest.digest_inputs({spec.name: files.digest(built)})
     unpacked = paths.BUILD / "cross" / f"{spec.name}-{machine}-{wheels}"
     with zipfile.ZipFile(built) as archive:
-        archive.extractall(unpacked)  # our own
-    environ = activation.sourced(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
+        archive.extractall(unpacked)  # trusted: we built this wheel
+    environ = activation.source_set_env(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
     variables = {
         "PYTHONHOME": str(root / "usr"),
         "PYTHONPATH": os.pathsep.join(map(str, (unpacked, site, tree.parents[1]))),
@@ -107,13 +107,13 @@ def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path,
         [*command, str(spec.home / "smoke.py")],
         env=environ | variables,
         error="smoke-failed",
-        what=f"{spec.name} does not work on an emulated {machine}",
-        hint=f"the program is {paths.shorten(spec.home / 'smoke.py')}",
+        what=f"the smoke test of {spec.name} failed under emulation of {machine}",
+        hint=f"less {paths.shorten(spec.home / 'smoke.py')}",
     )
 
 
 def _record(spec: Spec, stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:
-    """The page that keeps what was seen."""
+    """Return the text of the page that records the result."""
     date = datetime.date.today().isoformat()
     size = built.stat().st_size / 1e6
     return f"""# {spec.name}'s NPU wheel for {machine}, seen at work

@@ -1,4 +1,4 @@
-"""Build a wheel twice, as differently as one machine can, and compare every byte."""
+"""`make check-repro`: build a wheel twice, in circumstances as different as one machine allows, and compare bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ascendet.envs import env
 from ascendet.errors import AscendetError
 from ascendet.wheels import wheelfile
 
-# Nobody's user and group: the second build runs under them where this one runs as root.
+# A user and group that nobody has: the second build runs as these if this process runs as root.
 _OTHER_ID = "61234"
 
 
@@ -28,12 +28,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build twice from nothing and fail where the two wheels differ."""
+    """Build a wheel twice from nothing; raise `not-reproducible` if the two files differ."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
     with tempfile.TemporaryDirectory(prefix="ascendet-repro-") as folder:
         first = _build(args.name, stack, Path(folder, "first"), [], {"TZ": "UTC", "LANG": "C"}, umask=0o022)
-        # Other folder, name, home, time zone, language, permissions, number of jobs, and user.
+        # With another folder, folder name, home, time zone, language, umask, number of jobs, and user.
         other = {"TZ": "Asia/Shanghai", "LANG": "zh_CN.UTF-8", "USER": "other", "MAX_JOBS": "1"}
         deep = Path(folder, "second", "in", "another folder")
         second = _build(args.name, stack, deep, _as_other_user(), other, umask=0o077)
@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def compare(first: Path, second: Path) -> None:
-    """Raise `not-reproducible`, naming the members that differ, unless two wheels are the same file."""
+    """Raise `not-reproducible` if two wheels differ; the error names the members that do."""
     if first.name == second.name and files.digest(first) == files.digest(second):
         return
     one, two = wheelfile.read(first).files, wheelfile.read(second).files
@@ -83,10 +83,10 @@ def _build(
 
 
 def _as_other_user() -> list[str]:
-    """A command that runs another one as somebody else who may still read our files; nothing unless root."""
+    """Return a command prefix that runs a program as another user who may read our files; empty if we are not root."""
     tool = shutil.which("setpriv")
     if os.geteuid() != 0 or tool is None:
-        print("not root, or no setpriv: both builds run as the same user")
+        print("both builds run as the same user, because this one is not root or setpriv is missing")
         return []
     rights = "+dac_override,+dac_read_search"
     return [

@@ -1,7 +1,7 @@
-"""A stack for another architecture: its locked wheels, its simulated CANN, and a target to compile for.
+"""Prepare a stack for another architecture: its locked wheels, its simulated CANN, and a target to compile for.
 
-The locks hold every file's hash for both architectures, so the other one's site-packages can be laid out here
-and serve as the sysroot of a cross compiler. Nothing of it runs on this machine, other than under emulation.
+The locks hold the hashes of all files for both architectures, so the other architecture's site-packages can be
+installed here, for a cross compiler. Its programs can run on this machine only under emulation.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from ascendet.wheels import toolchain
 def add_machine_option(parser: argparse.ArgumentParser) -> None:
     """Add `--machine`, the architecture to work for."""
     parser.add_argument(
-        "--machine", type=arch.parse, default="", help=f"{' or '.join(arch.KNOWN)}; this one where not given"
+        "--machine",
+        type=arch.parse,
+        default="",
+        help=f"the architecture, {' or '.join(arch.KNOWN)}; by default this machine's",
     )
 
 
 def target(stack: Stack, machine: str) -> toolchain.Target:
-    """What to compile for: this machine in the stack's environment, or another one from the stack's locks.
+    """Return the target to compile for: the stack's environment, or for another architecture its locked wheels.
 
-    CPython's headers are this machine's: on 64-bit Linux the only differences between architectures are in
-    pyconfig.h's description of long double, which no extension module reads.
+    CPython's headers are this machine's: on 64-bit Linux, architectures differ only in pyconfig.h's description of long
+    double, which no extension module reads.
 
     Raises
     ------
     AscendetError
-        `usage` where the architecture is none that is locked.
+        `usage`: the locks do not cover the architecture.
     """
     here = toolchain.host_target(stack)
     if machine == here.machine:
@@ -48,12 +51,12 @@ def target(stack: Stack, machine: str) -> toolchain.Target:
 
 
 def ensure_site(stack: Stack, machine: str) -> Path:
-    """The site-packages folder with all of the stack's locked wheels for `machine`."""
+    """Install the stack's locked wheels for an architecture, if needed, and return their site-packages folder."""
     locks = [lockfiles.packages_lock(stack.packages), lockfiles.torch_lock(stack, machine)]
     inputs = {"locks": {path.name: files.digest(path) for path in locks}, "python": stack.python}
     with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
         if not stage.fresh:
-            print(f"{stack.name}: the locked wheels for {machine}", flush=True)
+            print(f"{stack.name}: installing the locked wheels for {machine}", flush=True)
             options = [f"--python-platform={machine}-manylinux_2_28", f"--target={stage.path / 'site'}"]
             options += ["--only-binary=:all:", "--require-hashes"]
             options += [option for path in locks for option in ("--requirement", str(path))]
@@ -63,7 +66,7 @@ def ensure_site(stack: Stack, machine: str) -> Path:
 
 
 def ensure_cann_sim(stack: Stack, machine: str) -> Path:
-    """The simulated CANN's tree, cross-compiled for `machine`."""
+    """Cross-compile the simulated CANN for an architecture, if needed, and return its tree."""
     compiler = toolchain.find(machine)
     site = ensure_site(stack, machine)
     inputs = {
@@ -74,7 +77,7 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
     with manifest.stage(f"cross/cann_sim-{machine}", inputs) as stage:
         if not stage.fresh:
             with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
-                # sysconfig's own variable for cross builds; setup.py finds the pair by the module search path.
+                # sysconfig's variable for cross builds; setup.py finds the torch pair on PYTHONPATH.
                 environ = {
                     "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
                     "CXX": compiler.command,
@@ -82,15 +85,15 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
                 }
                 built = cann_wheel.compile_wheel(stack, Path(folder), environ)
                 with zipfile.ZipFile(built) as archive:
-                    archive.extractall(stage.path)  # our own, of a moment ago
-            for name in ("bin/npu-smi", "set_env.sh"):  # zipfile drops the mode
+                    archive.extractall(stage.path)  # trusted: we have just built this wheel
+            for name in ("bin/npu-smi", "set_env.sh"):  # zipfile does not restore the mode
                 (stage.path / "cann_sim/tree" / name).chmod(0o755)
             stage.record(stack=stack.name)
     return stage.final / "cann_sim" / "tree"
 
 
 def find_cann_libraries(stack: Stack, machine: str) -> tuple[str, Path]:
-    """Whose CANN libraries a wheel for `machine` is audited against, and their folder."""
+    """Return whose CANN libraries a wheel for an architecture is audited against, and their folder."""
     if machine == platform.machine():
         return activation.find_cann_libraries(stack)
     return "cann_sim", ensure_cann_sim(stack, machine) / "lib64"

@@ -1,4 +1,4 @@
-"""What a wheel's shared library must keep: the rules of the audit that read one ELF file."""
+"""The rules of the audit that read one ELF file, a wheel's shared library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ascendet.machine import arch
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """What a wheel is audited against.
+    """The versions and libraries that a wheel is audited against.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Provider:
     python
         Python tag, for example "cp311".
     machine
-        "x86_64" or "aarch64".
+        The architecture, "x86_64" or "aarch64".
     folders
-        Library folders by name of who brings them, in the order of search.
+        Library folders by the name of the project that they belong to, in the order of search.
     interpreter
         A file whose dynamic symbols are Python's C API: the interpreter or libpython.
     """
@@ -47,7 +47,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Rule:
-    """The outcome of one rule: what was seen, and what to do where it is broken."""
+    """The result of one rule: what was found, and how to fix it if the rule is broken."""
 
     name: str
     ok: bool
@@ -56,9 +56,9 @@ class Rule:
 
 
 def rebuild(ours: Spec | None) -> str:
-    """Return what to do where a wheel is not what it should be."""
+    """Return the command that builds the wheel again, as the fix for a broken rule."""
     if ours is None:
-        return "build it again, for this torch / torch_npu pair"
+        return "build it again for this torch / torch_npu pair"
     variables = " ".join(f"{name}={value}" for name, value in ours.environ.items())
     return f"{f'build it with {variables}; ' if variables else ''}build it with: make {ours.name}-wheel"
 
@@ -67,15 +67,15 @@ def rebuild(ours: Spec | None) -> str:
 
 
 def machine(name: str, library: ELFFile, against: Provider) -> Rule:
-    """Check that the library is for the architecture that it is audited for."""
+    """Check that the library is for the architecture of `against`."""
     elf_names = {known.elf: known.name for known in arch.KNOWN.values()}
     found = elf_names.get(library["e_machine"], library["e_machine"])
     detail = f"{name} is for {found}"
-    return Rule("machine", found == against.machine, detail, f"take the wheel for {against.machine}")
+    return Rule("machine", found == against.machine, detail, f"use the wheel for {against.machine}")
 
 
 def versions(name: str, library: ELFFile, limits: Mapping[str, str]) -> Rule:
-    """Check that no symbol version beyond `limits` (by prefix, such as GLIBC) is needed."""
+    """Check that the library needs no symbol version above `limits` (by prefix, such as GLIBC)."""
     highest: dict[str, tuple[int, ...]] = {}
     beyond = []
     for symbol, version, _ in _undefined(library):
@@ -86,7 +86,10 @@ def versions(name: str, library: ELFFile, limits: Mapping[str, str]) -> Rule:
         highest[prefix] = max(highest.get(prefix, ()), parts)
         limit = limits.get(prefix)
         if limit is None or parts > tuple(map(int, limit.split("."))):
-            beyond.append(f"{symbol} needs {version}, the limit is {limit or 'none of these'}")
+            beyond.append(
+                f"{symbol} needs {version}, "
+                + (f"the limit is {limit}" if limit else f"but no version of {prefix} is allowed")
+            )
     shown = ", ".join(f"{prefix} {'.'.join(map(str, parts))}" for prefix, parts in sorted(highest.items()))
     return Rule(
         "versions",
@@ -97,20 +100,20 @@ def versions(name: str, library: ELFFile, limits: Mapping[str, str]) -> Rule:
 
 
 def needed(name: str, library: ELFFile, allowed: Mapping[str, Sequence[str]]) -> Rule:
-    """Check that every library that it links is in the list `allowed`, by who brings it."""
+    """Check that each library that it links is in the lists `allowed` (by the project that it belongs to)."""
     known = {item for items in allowed.values() for item in items}
     found = _dynamic(library, "DT_NEEDED")
     strange = [item for item in found if item not in known]
     return Rule(
         "needed",
         not strange,
-        f"{', '.join(strange)}: not in the list" if strange else ", ".join(found),
+        f"{', '.join(strange)}: not in [needed]" if strange else ", ".join(found),
         "link only what wheels/policy.toml lists under [needed]",
     )
 
 
 def search_paths(name: str, library: ELFFile) -> Rule:
-    """Check that the library has no search path of its own, which would be the building machine's."""
+    """Check that the library has no search path, which would be a folder of the machine that built it."""
     found = [*_dynamic(library, "DT_RPATH"), *_dynamic(library, "DT_RUNPATH")]
     return Rule(
         "search-paths",
@@ -121,7 +124,7 @@ def search_paths(name: str, library: ELFFile) -> Rule:
 
 
 def stripped(name: str, library: ELFFile) -> Rule:
-    """Check that there is no debug information."""
+    """Check that the library has no debug information."""
     extra = [
         section.name
         for section in library.iter_sections()
@@ -131,7 +134,7 @@ def stripped(name: str, library: ELFFile) -> Rule:
 
 
 def build_paths(name: str, content: bytes, forbidden: Sequence[str]) -> Rule:
-    """Check that no folder of the building machine (a path below `forbidden`) is in the file's content."""
+    """Check that the file's content has no path below `forbidden`, a folder of the machine that built it."""
     roots = b"|".join(re.escape(root.encode()) for root in forbidden)
     found = sorted({match.decode() for match in re.findall(rb"(?:%s)[\w.+/-]{3,}" % roots, content)})
     return Rule(
@@ -147,7 +150,7 @@ def build_paths(name: str, content: bytes, forbidden: Sequence[str]) -> Rule:
 def symbols(
     name: str, library: ELFFile, against: Provider, system: Sequence[str], symbols: dict[str, str]
 ) -> Rule:
-    """Find a provider for every undefined symbol; adds them to `symbols`."""
+    """Check that each undefined symbol has a provider, and add the providers to `symbols`."""
     needed = _dynamic(library, "DT_NEEDED")
     search = _Search(against, [item for item in needed if item not in system])
     missing = []
@@ -161,7 +164,7 @@ def symbols(
         else:
             symbols[symbol] = found
     if missing:
-        lines = [f"nobody provides {shown}" for shown in _demangle(missing)]
+        lines = [f"no library provides {shown}" for shown in _demangle(missing)]
         fix = f"compare with {', '.join(against.folders)}: another torch / torch_npu pair?"
         return Rule("symbols", False, "\n".join(lines), fix)
     counts = Counter(provider.partition(" ")[0] for provider in symbols.values())
@@ -170,7 +173,7 @@ def symbols(
 
 
 def npu_ops(library: ELFFile, ours: Spec) -> Rule:
-    """Check that the library defines every operator that our wheel promises."""
+    """Check that the library defines all operators in the `[audit]` table of our wheel."""
     expected = ours.audit.operators
     table = library.get_section_by_name(".dynsym")
     assert isinstance(table, SymbolTableSection)
@@ -189,7 +192,7 @@ def npu_ops(library: ELFFile, ours: Spec) -> Rule:
 
 
 class _Search:
-    """Looks a symbol up as the dynamic linker would: in the libraries named, then in those that they name."""
+    """Looks symbols up as the dynamic linker does: in the named libraries, then in the libraries that these need."""
 
     def __init__(self, against: Provider, names: Sequence[str]) -> None:
         self.libraries: list[tuple[str, ELFFile]] = []
@@ -208,12 +211,12 @@ class _Search:
         self.libraries.append((f"python ({against.python})", ELFFile(against.interpreter.open("rb"))))
 
     def find(self, symbol: str) -> str | None:
-        """Who provides a symbol: `libc10.so (torch)`."""
+        """Return the provider of a symbol, such as `libc10.so (torch)`, or None."""
         return next((name for name, library in self.libraries if _defines(library, symbol)), None)
 
 
 def _defines(library: ELFFile, name: str) -> bool:
-    """Whether the library exports the symbol, found by its hash table: libtorch_cpu has 200,000 symbols."""
+    """Return whether the library exports a symbol; uses its hash table, because libtorch_cpu has 200,000 symbols."""
     for section in library.iter_sections():
         if isinstance(section, GNUHashSection | ELFHashSection):
             symbol = section.get_symbol(name)
@@ -222,7 +225,7 @@ def _defines(library: ELFFile, name: str) -> bool:
 
 
 def _undefined(library: ELFFile) -> Iterator[tuple[str, str | None, str | None]]:
-    """Every symbol that must come from elsewhere: name, version or None, the library that has the version."""
+    """Yield the undefined symbols (not weak ones): name, version or None, and the library that has the version."""
     table = library.get_section_by_name(".dynsym")
     indices = library.get_section_by_name(".gnu.version")
     needs = library.get_section_by_name(".gnu.version_r")
@@ -252,7 +255,7 @@ def _dynamic(library: ELFFile, tag: str) -> list[str]:
 
 
 def _demangle(names: Sequence[str]) -> list[str]:
-    """C++ names as people write them, with the mangled one, where c++filt is installed."""
+    """Return C++ names in readable form, each with its mangled name; unchanged if c++filt is not installed."""
     tool = shutil.which("c++filt")
     if tool is None:
         return list(names)

@@ -1,4 +1,4 @@
-"""The stack's environment made complete: our wheels, built and audited, on top of the locked ones."""
+"""`make install`: build and audit the stack's own wheels, and install them on top of the locked ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ configure_parser = env.configure_parser
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build and install the stack's wheels and say what the environment holds."""
+    """Build and install the stack's wheels, and print what the environment holds."""
     stack = Stack.load(args.stack)
     ensure(stack)
     content = manifest.read(venv.stack_home(stack)) or {}
@@ -25,7 +25,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def ensure(stack: Stack) -> Path:
-    """Make the stack's environment with our wheels in it; its interpreter."""
+    """Create or repair the stack's environment with our wheels in it, and return its interpreter."""
     python = env.ensure_base(stack)
     for name in stack.wheels:
         wheel.install(name, stack)

@@ -1,9 +1,9 @@
 """Compile a PyTorch C++ extension quickly, and to the same bytes every time.
 
-A stock build parses torch's headers once per source file, writes debug information that nobody ships, and starts
-anew when a timestamp changes. Here sources are grouped into a few translation units, the units share one
-precompiled header, and a unit's object is named by a hash of everything that goes into it, so that only what
-really changed is compiled again, in whatever folder the source lies this time.
+A stock build parses torch's headers once per source file, writes debug information that nobody needs, and starts again
+when a timestamp changes. Here the sources are grouped into a few translation units, the units share one precompiled
+header, and a hash of all inputs names a unit's object. Only units with changed inputs are therefore compiled again,
+even if the source is in another folder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MEMORY_PER_JOB = 2 * 2**30
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*["<]([^">]+)[">]', re.MULTILINE)
 
 
-# What pybind11 put into the name under which torch and its extensions share types.
+# Part of the name under which pybind11 shares types between torch and its extensions.
 _PYBIND11_ABI = re.compile(rb"_gcc_libstdcpp(_cxxabi\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """What to compile: upstream's own statement (see wheels/record.py) and our flags.
+    """An extension to compile: the facts from upstream's setup.py (see wheels/record.py), and our flags.
 
     Folders start with `{tree}` (the source) or `{site}` (torch's site-packages).
     """
@@ -60,23 +60,23 @@ class Unit:
 
     @property
     def text(self) -> str:
-        """The unit as C++."""
+        """The unit's C++ source."""
         return "".join(f'#include "{source}"\n' for source in self.sources)
 
 
 @dataclass(kw_only=True)
 class Log:
-    """What a build did, for its manifest: names of units compiled now, and of those whose object was there."""
+    """The names of the units that a build compiled, and of those whose object it reused, for the manifest."""
 
     compiled: list[str] = field(default_factory=list)
     reused: list[str] = field(default_factory=list)
 
 
 def make_units(sources: Sequence[str], groups: Mapping[str, Mapping[str, object]]) -> list[Unit]:
-    """Distribute upstream's sources over units.
+    """Group upstream's sources into units and return these.
 
-    `groups` has, by unit name, `sources` (patterns as of `PurePath.match`) and `precompiled`. The first group
-    that matches a source has it, in the order of the patterns; a source that none matches becomes its own unit.
+    `groups` has, by unit name, `sources` (patterns for `PurePath.match`) and `precompiled`. A source belongs to the
+    first group that matches it, in the order of the patterns; a source that no group matches is a unit of its own.
     """
     rest = list(sources)
     units = []
@@ -107,8 +107,8 @@ def build(
 ) -> Log:
     """Compile and link `extension` from the source in `tree` to the shared library `output`.
 
-    `header` is the text of the precompiled header, which most units include first. `store` is the folder of
-    objects and precompiled headers, kept between builds; one build at a time uses it, another one waits.
+    `header` is the text of the precompiled header, which most units include first. `store` is the folder of objects and
+    precompiled headers, which is kept between builds; a second build waits until the first has finished with it.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def build(
 
 
 class _Build:
-    """One run of the compiler over what is missing in the store."""
+    """One build, which compiles the units that are missing in the store."""
 
     def __init__(
         self, extension: Extension, header: str, tree: Path, target: Target, compiler: Compiler, store: Path
@@ -140,19 +140,19 @@ class _Build:
         self.flags = [
             *("-fPIC", "-pipe", *extension.flags),
             *(f"-D{macro}" for macro in extension.macros),
-            # As torch.utils.cpp_extension.BuildExtension defines them.
+            # The macros that torch.utils.cpp_extension.BuildExtension defines.
             *(
                 "-DTORCH_API_INCLUDE_EXTENSION_H",
                 "-D_GLIBCXX_USE_CXX11_ABI=1",
                 f"-DTORCH_EXTENSION_NAME={name}",
             ),
             *_pybind11_macros(target),
-            # No warnings about sources that are not ours; no debug information, which nobody ships.
+            # No warnings, because the sources are not ours; no debug information, because it is not shipped.
             *("-w", "-g0"),
         ]
         self.locations = [
             *("-I.", *(f"-I{folder}" for folder in self.includes), f"-I{target.python_include}"),
-            # No path of this machine in any byte: __FILE__ in torch's headers becomes site-packages/….
+            # Keep paths of this machine out of the library: __FILE__ in torch's headers becomes site-packages/….
             f"-ffile-prefix-map={target.site}=site-packages",
             f"-ffile-prefix-map={self.store}=store",
         ]
@@ -177,12 +177,12 @@ class _Build:
         return log
 
     def _key(self, unit: Unit) -> str:
-        """The hash of everything that the unit's object depends on."""
+        """Return the hash of everything that a unit's object depends on."""
         text = self.header + unit.text if unit.precompiled else unit.text
         return _digest(self.common, unit.name, unit.text, str(unit.precompiled), *self._included(text))[:32]
 
     def _included(self, text: str) -> list[str]:
-        """Name and hash of every file of the tree that `text` may include (conditions are not looked at)."""
+        """Return name and hash of each file of the tree that `text` may include, whatever its #if conditions are."""
         seen: set[str] = set()
         queue = self._includes_of(text.encode(), ".")
         while queue:
@@ -193,7 +193,7 @@ class _Build:
         return [f"{name}\0{files.digest(self.tree / name)}" for name in sorted(seen)]
 
     def _includes_of(self, content: bytes, folder: str) -> list[str]:
-        """The files of the tree that a source in `folder` includes itself."""
+        """Return the files of the tree that a source in `folder` includes directly."""
         found = []
         for match in _INCLUDE.finditer(content):
             for place in (folder, ".", *self.includes):
@@ -204,14 +204,14 @@ class _Build:
         return found
 
     def _compile(self, missing: Sequence[tuple[Unit, Path]]) -> None:
-        """Compile, with as many processes as there are processors and memory for them.
+        """Compile the missing units, with as many processes as processors and memory allow.
 
-        The units without the precompiled header go along with the making of that header.
+        Units that do not use the precompiled header are compiled at the same time as the header.
         """
         early = [item for item in missing if not item[0].precompiled]
         late = [item for item in missing if item[0].precompiled]
         folder = self.store / f"header-{_digest(self.common, *self._included(self.header))[:32]}"
-        with concurrent.futures.ThreadPoolExecutor(count_jobs()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(_jobs()) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
             try:
                 if late:
@@ -228,7 +228,7 @@ class _Build:
                 raise
 
     def _precompile(self, folder: Path) -> None:
-        """Make the precompiled header, and remove those of other inputs: one is 350 MB."""
+        """Compile the precompiled header, and remove those for other inputs, because each takes 350 MB."""
         if (folder / "all.hpp.gch").exists():
             return
         for other in self.store.glob("header-*"):
@@ -242,7 +242,7 @@ class _Build:
         source = f".ascendet-unit-{unit.name}.cpp"
         (self.tree / source).write_text(unit.text, encoding="utf-8")
         included = ["-include", str(header)] if header else []
-        # The seed makes the names of internal symbols depend on the unit alone.
+        # With the seed, the names of internal symbols depend only on the unit.
         arguments = [*included, f"-frandom-seed={unit.name}", "-c", source]
         with files.replacing(final) as temp:
             self._run(unit.name, [*arguments, "-o", str(temp)])
@@ -264,7 +264,7 @@ class _Build:
         command = [self.compiler.command, *([*self.flags, *self.locations] if compiling else []), *arguments]
         environ = os.environ | {"LC_ALL": "C", "TZ": "UTC", "SOURCE_DATE_EPOCH": "0"}
         for variable in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH"):
-            environ.pop(variable, None)  # they would make another object under the same name
+            environ.pop(variable, None)  # these would change the object, but not its name
         done = subprocess.run(
             command, cwd=self.tree, env=environ, capture_output=True, text=True, check=False
         )
@@ -278,14 +278,14 @@ class _Build:
         errors = [line for line in done.stderr.splitlines() if re.search(r"error|undefined", line)]
         raise AscendetError(
             "compile-failed",
-            f"{self.extension.module}: {name} {'runs out of memory' if killed else 'does not compile'}",
+            f"{self.extension.module}: {name} {'ran out of memory' if killed else 'does not compile'}",
             found="\n".join(errors[:3]) or f"exit code {done.returncode}",
-            hint="MAX_JOBS=1 and the same command" if killed else f"less {paths.shorten(log)}",
+            hint="run the command again with MAX_JOBS=1" if killed else f"less {paths.shorten(log)}",
         )
 
 
-def count_jobs() -> int:
-    """Return how many compilers or tests to run at once: `$MAX_JOBS`, else what processors and free memory allow."""
+def _jobs() -> int:
+    """Return how many compilers to run at the same time: `$MAX_JOBS`, else what CPUs and memory allow."""
     asked = os.environ.get("MAX_JOBS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
@@ -295,21 +295,21 @@ def count_jobs() -> int:
 
 
 def _pybind11_macros(target: Target) -> list[str]:
-    """The macros by which an extension shares pybind11's types with torch, read from torch's library.
+    """Return the macros by which an extension shares pybind11's types with torch, from torch's library.
 
-    torch.utils.cpp_extension asks torch itself; here torch may be another machine's.
+    torch.utils.cpp_extension gets them by importing torch, which is impossible here for another architecture.
     """
     library = target.site / "torch/lib/libtorch_python.so"
     found = {match.decode() for match in _PYBIND11_ABI.findall(library.read_bytes())}
     if len(found) > 1:
         raise AscendetError(
             "wheel-invalid",
-            f"{library.name} names several pybind11 ABIs",
-            expected="one",
+            f"{library.name} has several pybind11 ABIs",
+            expected="one ABI",
             found=", ".join(sorted(found)),
             hint="report this with the torch version",
         )
-    if not found:  # pybind11 3 has no such macros any more
+    if not found:  # pybind11 3 no longer has such macros
         return []
     values = {"COMPILER_TYPE": "_gcc", "STDLIB": "_libstdcpp", "BUILD_ABI": found.pop()}
     return [f'-DPYBIND11_{name}="{value}"' for name, value in values.items()]

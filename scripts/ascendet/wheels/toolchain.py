@@ -1,4 +1,4 @@
-"""What an extension is compiled with and for: GCC, and the Python and torch of a target."""
+"""Find the compiler for an extension, and the target's Python and torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(json.dumps([sysconfig.get_path("include"), interpreter, get("EXT_SUFFIX")]
 
 @dataclass(frozen=True, kw_only=True)
 class Compiler:
-    """A GNU C++ compiler: the command, and what it calls itself (part of every object's name)."""
+    """A GNU C++ compiler: its command, and its version line without the command, which is part of each object's key."""
 
     command: str
     identity: str
@@ -36,20 +36,20 @@ class Compiler:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What an extension is built for.
+    """The architecture, torch pair and Python that an extension is built for.
 
     Attributes
     ----------
     machine
-        "x86_64" or "aarch64".
+        The architecture, "x86_64" or "aarch64".
     site
-        A site-packages folder that holds this machine's torch and torch_npu.
+        A site-packages folder with torch and torch_npu for that architecture.
     python_include
-        Folder of Python.h.
+        The folder of Python.h.
     interpreter
-        A file that exports Python's C API: the interpreter, or libpython where there is one.
+        A file that exports Python's C API: libpython if there is one, else the interpreter.
     suffix
-        Of extension modules, for example ".cpython-311-x86_64-linux-gnu.so".
+        The suffix of extension modules, for example ".cpython-311-x86_64-linux-gnu.so".
     """
 
     machine: str
@@ -60,7 +60,7 @@ class Target:
 
 
 def find(machine: str) -> Compiler:
-    """The C++ compiler for a machine: `$CXX`, else `<machine>-linux-gnu-g++`, else (for this machine) `g++`.
+    """Return the C++ compiler for an architecture: `$CXX` or g++ for this one, else `<architecture>-linux-gnu-g++`.
 
     Raises
     ------
@@ -84,8 +84,8 @@ def find(machine: str) -> Compiler:
         raise AscendetError(
             "compiler-missing",
             f"{command} is not GNU's C++ compiler",
-            expected="GCC, as torch and torch_npu were built with",
-            found=(shown.splitlines() or ["no answer to --version"])[0],
+            expected="GCC, with which torch and torch_npu were built",
+            found=(shown.splitlines() or ["no output for --version"])[0],
             hint="unset CXX",
         )
     if version < needs.MIN_GCC:
@@ -96,16 +96,16 @@ def find(machine: str) -> Compiler:
             found=f"GCC {'.'.join(map(str, version))}",
             hint=f"install a newer {package}, or set CXX to one",
         )
-    # Without the path: the same compiler elsewhere makes the same objects.
+    # Without the path, because the same compiler in another folder makes the same objects.
     return Compiler(command=command, identity=shown.splitlines()[0].partition(" ")[2])
 
 
 def host_target(stack: Stack) -> Target:
-    """What runs on this machine in the stack's environment, which must be there."""
+    """Return the target for this machine, with the Python and torch of the stack's environment, which must exist."""
     asked = process.run(
         [venv.stack_python(stack), "-ISc", _ABOUT_PYTHON],
         error="install-failed",
-        what="the stack's Python does not answer",
+        what="the Python of the stack's environment does not run",
         hint=f"rm -r {paths.shorten(venv.stack_home(stack))} && make env STACK={stack.name}",
     )
     include, interpreter, suffix = json.loads(asked)
@@ -119,9 +119,9 @@ def host_target(stack: Stack) -> Target:
 
 
 def identify(target: Target, project: str) -> str:
-    """A hash over the files that an installed project consists of, the same wherever it is installed.
+    """Return a hash over the files of an installed project, which is the same wherever it is installed.
 
-    Taken from the hashes that its wheel's RECORD states, without what pip adds.
+    It is computed from the hashes in the wheel's RECORD, without the files that pip adds.
     """
     (record,) = target.site.glob(f"{project}-*.dist-info/RECORD")
     lines = record.read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
-"""Build our wheels: a pinned, patched source, or one of our own, into one file that is the same every time.
+"""`make <name>-wheel`: build a wheel from a pinned, patched source or one of our own, to the same bytes every time.
 
-`wheels/<name>/wheel.toml` says what a wheel is made of. Pure ones are built by pip and packed again; one with a
-`[native]` table is compiled by us (`native`) and audited (`audit`) before it gets its final name.
+`wheels/<name>/wheel.toml` describes the wheel. A pure wheel is built by pip and packed again. A wheel with a `[native]`
+table is compiled by `native` and audited by `audit` before it gets its final name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from ascendet import paths
 from ascendet.core import files, manifest, options, process
@@ -23,9 +24,9 @@ from ascendet.core.stack import Stack, Upstream
 from ascendet.envs import activation, cann_wheel, env, venv
 from ascendet.errors import AscendetError
 from ascendet.supply import patches, sources
-from ascendet.wheels import audit, cross, native, toolchain, wheelfile
+from ascendet.wheels import audit, cross, elf, native, toolchain, wheelfile
 
-# Asks a source's setup.py what it would build.
+# The program that asks a source's setup.py what it would build.
 _RECORD = paths.WHEELS / "record.py"
 _LICENCES = ("LICENSE", "LICENSES.md", "LICENSE.txt", "NOTICE")
 
@@ -38,13 +39,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--into",
         type=Path,
         metavar="FOLDER",
-        help="build there, whatever is built already, and install nothing: to compare and to measure builds",
+        help="build into this folder, even if the wheel is built already, and install nothing: for comparing builds",
     )
     cross.add_machine_option(parser)
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Build, audit, install and smoke-test the wheel, as far as that is not done yet, and say where it is."""
+    """Build, audit, install and smoke-test the wheel, skipping steps that are done already, and print its path."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
     if args.into:
@@ -60,10 +61,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def install(name: str, stack: Stack) -> Path:
-    """Build the wheel and install it into the stack's environment, where it must pass its smoke test; its path.
-
-    The environment must be there; if it has this very wheel, tested, it stays as it is.
-    """
+    """Build a wheel and return its path; install and smoke-test it in the stack's environment unless that has it."""
     built = build(name, stack)
 
     def install_and_test() -> None:
@@ -75,7 +73,7 @@ def install(name: str, stack: Stack) -> Path:
 
 
 def _smoke_test(name: str, stack: Stack) -> None:
-    """Run `wheels/<name>/smoke.py`, where there is one, in the stack's environment on its NPUs."""
+    """Run `wheels/<name>/smoke.py`, if it exists, in the stack's environment on its NPUs."""
     program = paths.WHEELS / name / "smoke.py"
     if not program.exists():
         return
@@ -83,21 +81,21 @@ def _smoke_test(name: str, stack: Stack) -> None:
         [venv.stack_python(stack), program],
         env=activation.stack_environ(stack),
         error="smoke-failed",
-        what=f"{name} is installed, but does not work",
-        hint=f"the whole message: {venv.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
+        what=f"{name} is installed, but its smoke test failed",
+        hint=f"for its complete output: {venv.stack_python(stack)} {paths.shorten(program)} (after set_env.sh)",
     )
     print(shown, end="", flush=True)
 
 
 def build(name: str, stack: Stack, machine: str | None = None) -> Path:
-    """The wheel `name` for a stack whose environment is there, built unless it is there too; its path.
+    """Build a wheel for a stack, unless it is built already, and return its path; the stack's environment must exist.
 
-    `machine` is the architecture to build for, where it is not this one.
+    `machine` is the architecture to build for, by default this machine's.
 
     Raises
     ------
     AscendetError
-        Every way in which a source, patch, compiler, disk or audit can fail has its own name.
+        The errors of sources, patches, compilers, disks and the audit.
     """
     spec = Spec.load(name)
     if spec.environment:
@@ -112,7 +110,7 @@ def build(name: str, stack: Stack, machine: str | None = None) -> Path:
 
 
 def build_into(folder: Path, name: str, stack: Stack) -> Path:
-    """Build the wheel into `folder`, with the objects of compiled ones in `folder`/objects; its path."""
+    """Build the wheel into `folder`, with its objects in `folder`/objects if it is compiled, and return its path."""
     spec = Spec.load(name)
     folder.mkdir(parents=True, exist_ok=True)
     with files.disk_errors(folder):
@@ -129,7 +127,7 @@ def _version(spec: Spec, stack: Stack) -> str:
 
 
 def _upstream(spec: Spec, stack: Stack) -> Upstream | None:
-    """Return the stack's pin of the wheel's source; None for a source of ours.
+    """Return the stack's pin of the wheel's source; None for a source in this repository.
 
     Raises
     ------
@@ -141,7 +139,7 @@ def _upstream(spec: Spec, stack: Stack) -> Upstream | None:
     if spec.upstream not in stack.upstreams:
         raise AscendetError(
             "wheel-invalid",
-            f"the {stack.name} stack does not say which {spec.upstream} to build",
+            f"the {stack.name} stack has no upstream {spec.upstream}",
             expected=f"{spec.upstream} in [stacks.{stack.name}.upstreams]",
             found=", ".join(stack.upstreams),
             hint="edit requirements/stacks.toml, or another STACK",
@@ -155,22 +153,23 @@ def _authority(spec: Spec, stack: Stack) -> dict[str, str] | None:
 
 
 def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
-    """What every wheel depends on: its recipe, its source, its patches, and the code that builds it."""
+    """Return the inputs that every wheel depends on: wheel.toml, source, patches, and the code that builds it."""
     code = [spec.home / "wheel.toml", Path(__file__), Path(wheelfile.__file__)]
     if spec.native:
         code += [_RECORD, paths.WHEELS / "policy.toml", Path(native.__file__), Path(audit.__file__)]
+        code += [Path(toolchain.__file__), Path(elf.__file__)]
         code += [spec.home / spec.native.guard] if spec.native.guard else []
     return {
         "source": files.digest_tree(spec.home / spec.path) if spec.path else None,
         "upstream": _authority(spec, stack),
         "patches": patches.digest(spec.patches) if spec.patches else {},
         "code": {path.name: files.digest(path) for path in code},
-        "zlib": zlib.ZLIB_RUNTIME_VERSION,  # compresses to other bytes in another version
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,  # another version may compress to other bytes
     }
 
 
 def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
-    """The patched source, unpacked or copied into `folder`."""
+    """Unpack or copy the wheel's source into `folder`, apply its patches, and return its top folder."""
     pin = _upstream(spec, stack)
     if pin and spec.upstream:
         pip = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}"]
@@ -214,7 +213,7 @@ def _pip_wheel(spec: Spec, stack: Stack, tree: Path, output: Path) -> Path:
         env=environ,
         disks=[tree],
         what=f"pip cannot build {spec.name}",
-        hint=f"look at wheels/{spec.name} and patches/{spec.patches or spec.name}",
+        hint=f"check wheels/{spec.name} and patches/{spec.patches or spec.name}",
     )
     return _only_wheel(output)
 
@@ -248,7 +247,7 @@ def _build_native(spec: Spec, stack: Stack, target: toolchain.Target) -> Path:
 
 
 def _built_against(spec: Spec, stack: Stack, compiler: toolchain.Compiler) -> dict[str, object]:
-    """What the installed wheel says about itself; nothing in it depends on the machine."""
+    """Return the facts that the wheel states about its build; none of them depends on the machine."""
     return {
         "version": _version(spec, stack),
         "torch": stack.torch,
@@ -268,7 +267,7 @@ def _write_native(
     output: Path,
     store: Path,
 ) -> native.Log:
-    """Write the wheel and its audit into `output`; a wheel that breaks the policy is an error."""
+    """Write the wheel and its audit into `output`; raise `audit-failed` if it breaks the policy."""
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
         tree = _source(spec, stack, Path(folder))
         log = _compile(spec, stack, target, compiler, tree, output, store)
@@ -287,7 +286,7 @@ def _compile(
     output: Path,
     store: Path,
 ) -> native.Log:
-    """Compile the extension in `tree` and write the whole wheel into `output`."""
+    """Compile the extension in `tree` and write the complete wheel into `output`."""
     assert spec.native is not None
     recorded = _record(spec, target, tree)
     extension = native.Extension(
@@ -327,8 +326,8 @@ def _compile(
     return log
 
 
-def _record(spec: Spec, target: toolchain.Target, tree: Path) -> dict:  # type: ignore[type-arg]  # JSON
-    """What the source's own setup.py would build."""
+def _record(spec: Spec, target: toolchain.Target, tree: Path) -> dict[str, Any]:
+    """Return what the source's setup.py would build."""
     assert spec.native is not None
     command = [sys.executable, "-W", "ignore", str(_RECORD), str(target.site)]
     shown = process.run(
@@ -336,8 +335,8 @@ def _record(spec: Spec, target: toolchain.Target, tree: Path) -> dict:  # type: 
         cwd=tree,
         env=os.environ | dict(spec.environ),
         error="wheel-invalid",
-        what=f"{spec.name}'s setup.py does not say what it would build",
-        hint=f"look at {paths.shorten(_RECORD)} and patches/{spec.patches or spec.name}",
+        what=f"{paths.shorten(_RECORD)} cannot find out what {spec.name}'s setup.py would build",
+        hint=f"check {paths.shorten(_RECORD)} and patches/{spec.patches or spec.name}",
     )
     content = json.loads(shown)
     assert isinstance(content, dict)

@@ -1,4 +1,4 @@
-"""The wheel format: write an archive that is the same every time, read one without trusting it."""
+"""Read and write wheels: reading does not trust the file, writing gives the same bytes every time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ascendet.errors import AscendetError
 
-# The first moment that a zip archive can hold. A wheel's date says nothing; the manifest beside it does.
+# The earliest date that a zip archive can hold. The manifest beside a wheel has the date of the build.
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MAX_BYTES = 4 * 2**30
 # PEP 427, with the local version's "+" and a build tag.
@@ -28,10 +28,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
-    """A wheel that was read and is intact.
-
-    `files` holds every member but RECORD; `tags` the file name's (python, abi, platform).
-    """
+    """A verified wheel: `files` has all members except RECORD, `tags` the (python, abi, platform) of its file name."""
 
     path: Path
     name: str
@@ -42,10 +39,10 @@ class Wheel:
 
 
 def write(folder: Path, name: str, version: str, tag: str, files: Mapping[str, bytes]) -> Path:
-    """Write a wheel into `folder`: sorted, dated alike, with its RECORD.
+    """Write a wheel with its RECORD into `folder`, with sorted members and a constant date, and return its path.
 
-    `tag` is for example "cp311-cp311-linux_x86_64"; `files` holds contents by archive name, the dist-info's
-    METADATA and WHEEL among them, but not RECORD.
+    `tag` is for example "cp311-cp311-linux_x86_64". `files` holds the members' contents by name, with the dist-info's
+    METADATA and WHEEL, but without RECORD.
     """
     name = name.replace("-", "_")
     path = folder / f"{name}-{version}-{tag}.whl"
@@ -58,7 +55,7 @@ def write(folder: Path, name: str, version: str, tag: str, files: Mapping[str, b
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in whole.items():
             info = zipfile.ZipInfo(member, _DATE)
-            info.create_system = 3  # Unix, also when written elsewhere
+            info.create_system = 3  # Unix, on any system
             info.external_attr = (0o100755 if member.endswith(".so") else 0o100644) << 16
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content, compresslevel=9)
@@ -66,13 +63,14 @@ def write(folder: Path, name: str, version: str, tag: str, files: Mapping[str, b
 
 
 def read(path: Path) -> Wheel:
-    """Read a wheel and check that it is what its RECORD says.
+    """Read a wheel, verify it by its RECORD, and return it.
 
     Raises
     ------
     AscendetError
-        `wheel-corrupt`: cut off, a checksum or hash that differs, a file that RECORD does not name or that is
-        missing, a member outside, no or several dist-info folders, a name that is no wheel's.
+        `wheel-corrupt`: the file is truncated or its name is no wheel's; a CRC-32 or digest differs; RECORD lists a
+        missing file, or does not list a member; a member's path is not allowed; or there is not exactly one dist-info
+        folder.
     """
     named = _NAME.fullmatch(path.name)
     if named is None:
@@ -85,11 +83,11 @@ def read(path: Path) -> Wheel:
             names = [info.filename for info in infos if not info.is_dir()]
             files = {name: archive.read(name) for name in names}
     except FileNotFoundError:
-        raise _corrupt(path, "there is no such file") from None
+        raise _corrupt(path, "the file does not exist") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise _corrupt(path, str(error)) from error
     if len(names) != len(files):
-        raise _corrupt(path, "a member is there twice")
+        raise _corrupt(path, "a member occurs twice")
     for name in names:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name:
@@ -100,12 +98,14 @@ def read(path: Path) -> Wheel:
     dist_info = folders.pop()
     for needed in ("METADATA", "WHEEL", "RECORD"):
         if f"{dist_info}/{needed}" not in files:
-            raise _corrupt(path, f"no {needed}")
+            raise _corrupt(path, f"{needed} is missing")
     _check_record(path, files, f"{dist_info}/RECORD")
     del files[f"{dist_info}/RECORD"]
     stated = email.parser.BytesHeaderParser().parsebytes(files[f"{dist_info}/METADATA"])
     if stated["Version"] != named["version"]:
-        raise _corrupt(path, f"METADATA says version {stated['Version']}, the file name {named['version']}")
+        raise _corrupt(
+            path, f"METADATA has version {stated['Version']}, the file name has {named['version']}"
+        )
     return Wheel(
         path=path,
         name=str(stated["Name"]),
@@ -117,7 +117,7 @@ def read(path: Path) -> Wheel:
 
 
 def metadata(arguments: Mapping[str, object], version: str) -> bytes:
-    """The text of METADATA for what a setup.py passes to `setup()`.
+    """Return the text of METADATA for the arguments that a setup.py passes to `setup()`.
 
     >>> print(metadata({"name": "x", "install_requires": ["regex;sys_platform=='win32'"]}, "1").decode(), end="")
     Metadata-Version: 2.1
@@ -142,7 +142,7 @@ def metadata(arguments: Mapping[str, object], version: str) -> bytes:
 
 
 def wheel_metadata(tag: str, *, pure: bool) -> bytes:
-    """The text of the dist-info's WHEEL."""
+    """Return the text of the dist-info's WHEEL."""
     lines = [
         "Wheel-Version: 1.0",
         "Generator: ascendet",
@@ -153,7 +153,7 @@ def wheel_metadata(tag: str, *, pure: bool) -> bytes:
 
 
 def with_version(wheel: Wheel, version: str) -> dict[str, bytes]:
-    """The wheel's files under another version: METADATA and the dist-info's name."""
+    """Return the wheel's files with another version, in METADATA and in the dist-info's name."""
     renamed = f"{wheel.dist_info.partition('-')[0]}-{version}.dist-info"
     files = {}
     for member, content in wheel.files.items():
@@ -172,12 +172,12 @@ def _check_record(path: Path, files: Mapping[str, bytes], record: str) -> None:
         if member == record or member.startswith(record + "."):  # signatures are not listed
             continue
         if member not in stated:
-            raise _corrupt(path, f"RECORD does not name {member}")
+            raise _corrupt(path, f"RECORD does not list {member}")
         if stated[member] != f"sha256={_base64(content)}":
-            raise _corrupt(path, f"{member} is not what RECORD says")
+            raise _corrupt(path, f"{member} has another digest than in RECORD")
     missing = sorted(stated.keys() - files.keys())
     if missing:
-        raise _corrupt(path, f"RECORD names {missing[0]}, which is missing")
+        raise _corrupt(path, f"RECORD lists {missing[0]}, which is missing")
 
 
 def _base64(content: bytes) -> str:
@@ -195,7 +195,7 @@ def _strings(value: object) -> Iterable[str]:
 def _corrupt(path: Path, why: str) -> AscendetError:
     return AscendetError(
         "wheel-corrupt",
-        f"{path.name} is not an intact wheel",
+        f"{path.name} is damaged, or not a wheel",
         expected="a zip archive whose files are those of its RECORD",
         found=why,
         hint="download or build it again",
