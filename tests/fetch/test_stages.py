@@ -196,7 +196,7 @@ def test_killed_while_unpacking(coco: Coco, monkeypatch: pytest.MonkeyPatch) -> 
     assert (folder / "val2017" / f"{1:012d}.jpg").stat().st_ino == kept
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "size", "no image"])
+@pytest.mark.parametrize("damage", ["missing", "extra", "size", "no picture"])
 def test_images_are_held_to_the_annotations(
     coco: Coco, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -207,7 +207,7 @@ def test_images_are_held_to_the_annotations(
         del files[name]
     else:
         other = {"extra": f"val2017/{99:012d}.jpg"}.get(damage, name)
-        files[other] = b"no image" if damage == "no image" else image_file(50)
+        files[other] = b"no picture" if damage == "no picture" else image_file(50)
     body = zip_file(files)
     coco.server.files["/zips/val2017.zip"] = body
     text = coco.lock.read_text()
@@ -215,7 +215,12 @@ def test_images_are_held_to_the_annotations(
     text = text.replace(f"bytes = {len(old)}\n", f"bytes = {len(body)}\n")
     coco.lock.write_text(text.replace(hashlib.sha256(old).hexdigest(), hashlib.sha256(body).hexdigest()))
     shown = fails(capsys, "data-invalid", "data", "--dataset", "coco-val")
-    words = {"missing": "is missing", "extra": "not listed", "size": "is 70 x 80", "no image": "no image"}
+    words = {
+        "missing": "is missing",
+        "extra": "not listed",
+        "size": "is 70 x 80",
+        "no picture": "is no picture",
+    }
     assert words[damage] in shown
     assert not (assets.root() / "coco" / "val2017").exists()
 

@@ -449,7 +449,7 @@ def test_damaged_images_end_a_training_or_are_skipped_as_configured(annotated, t
     assert good[0]["img"].shape == (40, 60, 3)
     photo = tmp_path / "train" / "1.jpg"
     photo.write_bytes(photo.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"damaged image .*1\.jpg"):
+    with pytest.raises(DataError, match=r"damaged picture .*1\.jpg"):
         annotated()[0]
     skipping = annotated(ignore_empty=True)
     assert skipping[0]["img_path"] != str(photo)

@@ -197,7 +197,7 @@ code = sys.argv[1]
 folder = Path.cwd()
 with Pool(1) as pool:
     job = Job(name="x", command=[sys.executable, "-c", code], environ=os.environ, cwd=folder, log=folder / "x.log")
-    pool.submit(job, lambda _: print("told")).result()
+    pool.submit(job, lambda _: print("told"))
 """
 
 
@@ -210,13 +210,12 @@ def test_an_interrupt_ends_all_children(tmp_path: Path, number: signal.Signals, 
     code = """
 import signal, subprocess, sys, time
 from pathlib import Path
-child = subprocess.Popen(["sleep", "300"], start_new_session=True)
-Path("child").write_text(str(child.pid) + "\\n")
 try:
+    child = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    Path("child").write_text(str(child.pid) + "\\n")
     time.sleep(300)
 finally:
     Path("cleaned").touch()
-    child.kill()
 """
     if stubborn:
         code = code.replace("try:", "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry:")

@@ -180,7 +180,7 @@ def _take(cache: Path, temp: Path) -> bool:
 
 
 def _give(final: Path, cache: Path) -> None:
-    """Copy a finished folder into the cache; if that fails, print the reason and go on without."""
+    """Copy a finished folder into the cache; if that fails, print the reason and continue without it."""
     temp = cache.parent / f"{files.TEMP}{cache.name}-{os.getpid()}"
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

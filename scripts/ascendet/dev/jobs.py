@@ -1,7 +1,8 @@
-"""Run several programs at the same time, each with its log and its CPU time; all of them end when this process does."""
+"""Run programs beside each other: each with its own log and its CPU time, and nothing of them outlives us."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import signal
@@ -15,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-# An environment variable that marks a job and all processes that it starts, whatever their session or parent is.
+# In the environment of a job and so of all that it starts, whatever session or parent that has.
 _MARK = "ASCENDET_JOB"
 _KILLS = 250
-_ASKED = (signal.SIGTERM, signal.SIGHUP)  # sent by another process only to us, not by the terminal to all
-_GRACE = 20.0  # seconds in which pytest can end its fixtures: a Docker engine, network namespaces
+_LOOK = 0.5  # seconds
+_ASKED = (signal.SIGTERM, signal.SIGHUP)  # by another process, which the terminal's own job knows nothing of
+_GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, network namespaces
 
 
 def count_slots() -> int:
@@ -35,9 +37,9 @@ class Job:
     Parameters
     ----------
     log
-        The file for its output; None for the terminal.
+        Where its output goes; None leaves it on the terminal.
     waits
-        Whether it mostly waits, and may run beside the others without taking one of their slots.
+        Whether it runs beside the others without taking one of their places.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of a job: exit code, seconds by the clock, and CPU seconds including its children's."""
+    """How a job ended; seconds by the clock, and of processors, its children's among them."""
 
     exit_code: int
     seconds: float
@@ -59,38 +61,57 @@ class Outcome:
 
 @dataclass
 class Pool:
-    """Runs as many jobs at the same time as there are `slots`, and in addition those that mostly wait.
+    """Runs as many jobs at once as there are `slots`, and those that wait beside them.
 
-    Use it in a `with` statement: the jobs end when the block ends, for any reason.
+    Use it in a `with` statement: whatever ends the block, the jobs end with it.
     """
 
     slots: int
     _running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _futures: list[Future[None]] = field(default_factory=list)
     _stopped: bool = False
 
     def __enter__(self) -> Pool:
-        """Accept jobs from now on; treat SIGTERM and SIGHUP like Ctrl-C."""
+        """Start to take jobs; SIGTERM and SIGHUP are then what Ctrl-C is."""
         self._computing = ThreadPoolExecutor(self.slots)
         self._waiting = ThreadPoolExecutor()
-        # SIGINT, too: a shell makes background processes ignore it, and jobs would inherit that.
+        # SIGINT too: a shell starts what runs in the background without it, and jobs would inherit that.
         handlers = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_ASKED, _interrupt)}
         self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait for the jobs; after an exception, end them."""
-        if error is not None:
-            self._stop(asked=bool(error.args))
-        for executor in (self._computing, self._waiting):
-            executor.shutdown(cancel_futures=error is not None)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Wait for the jobs, or, after an exception, end them."""
+        try:
+            if error is None:
+                self.wait(*self._futures)
+        except BaseException as later:
+            error = later
+            raise
+        finally:
+            if error is not None:
+                self._stop(asked=bool(error.args))
+            for executor in (self._computing, self._waiting):
+                executor.shutdown(cancel_futures=error is not None)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def submit(self, job: Job, then: Callable[[Outcome], None]) -> Future[None]:
-        """Run a job when a slot is free, then call `then` with its outcome, never for two jobs at the same time."""
+        """Run a job when there is a place for it, and call `then`, one at a time."""
         executor = self._waiting if job.waits else self._computing
-        return executor.submit(self._run, job, then)
+        self._futures.append(executor.submit(self._run, job, then))
+        return self._futures[-1]
+
+    def wait(self, *futures: Future[None]) -> None:
+        """Wait for jobs; raise what `then` raised.
+
+        Not without a limit: a signal that comes just before the thread sleeps would be seen when it wakes.
+        """
+        for future in futures:
+            while not future.done():
+                concurrent.futures.wait([future], timeout=_LOOK)
+            future.result()
 
     def _run(self, job: Job, then: Callable[[Outcome], None]) -> None:
         mark = uuid.uuid4().hex
@@ -107,8 +128,7 @@ class Pool:
                     stdin=subprocess.DEVNULL if log else None,
                     stdout=log,
                     stderr=subprocess.STDOUT if log else None,
-                    start_new_session=log
-                    is not None,  # without a log it stays in the terminal's, for a debugger
+                    start_new_session=log is not None,  # a debugger needs the terminal's
                 )
                 self._running[mark] = job, process
             _, status, usage = os.wait4(process.pid, 0)
@@ -127,20 +147,25 @@ class Pool:
                 )
 
     def _stop(self, *, asked: bool) -> None:
-        """End all jobs as Ctrl-C does; kill them after a while, or at a second Ctrl-C.
+        """End all jobs as Ctrl-C does, and after a while, or at a second Ctrl-C, by force.
 
-        `asked` is False after a Ctrl-C, which the terminal has also sent to the job that runs in its session.
+        `asked` is False where it was a Ctrl-C, which the terminal's own job has got, too.
         """
         with self._lock:
             self._stopped = True
             for job, process in self._running.values():
                 if job.log or asked:
-                    process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(
+                            process.pid, signal.SIGINT
+                        )  # send_signal() would take the exit code from wait4()
         with contextlib.suppress(KeyboardInterrupt):
             deadline = time.monotonic() + _GRACE
             while self._running and time.monotonic() < deadline:
                 time.sleep(0.1)
-        _kill_marked(set(self._running))
+        with self._lock:
+            left = set(self._running)
+        _kill_marked(left)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
@@ -148,21 +173,21 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _kill_marked(marks: set[str]) -> None:
-    """Kill all processes with one of these marks, repeatedly, because one may have started another meanwhile."""
+    """Kill every process with one of these marks; again, as one may have started another meanwhile."""
     for _ in range(_KILLS):
         pids = [pid for pid, mark in _marked() if mark in marks]
         if not pids:
             return
         for pid in pids:
-            with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
 def _marked() -> Iterator[tuple[int, str]]:
-    """Yield (process id, mark) of the processes with a mark; a process that has ended no longer has an environment."""
+    """Yield the processes with a mark; one that has ended and is not yet waited for has no environment any more."""
     for file in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # the process has just ended, or belongs to another user
+        with contextlib.suppress(OSError):  # it ended while we looked, or is another user's
             for entry in file.read_bytes().split(b"\0"):
                 if entry.startswith(_MARK.encode() + b"="):
                     yield int(file.parent.name), entry.partition(b"=")[2].decode()

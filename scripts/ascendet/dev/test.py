@@ -113,7 +113,6 @@ def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> 
         print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
 
     with Pool(count_slots()) as pool:
-        futures = []
         installed = False
         for name in names:
             for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
@@ -128,9 +127,7 @@ def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> 
                 alone = len(names) == len(parts) == 1
                 job = dataclasses.replace(part.job, log=None) if alone else part.job
                 shown = dataclasses.replace(part, job=job)
-                futures.append(pool.submit(job, functools.partial(show, shown)))
-        for future in futures:
-            future.result()
+                pool.submit(job, functools.partial(show, shown))
     return found
 
 
@@ -145,7 +142,7 @@ def _install(stack: Stack, pool: Pool) -> None:
         waits=True,
     )
     outcomes: list[Outcome] = []
-    pool.submit(job, outcomes.append).result()
+    pool.wait(pool.submit(job, outcomes.append))
     if any(outcome.exit_code for outcome in outcomes):
         raise AscendetError(
             "tests-failed",

@@ -324,7 +324,7 @@ def _download_sdist(sdist: str, pip: Sequence[str], path: Path) -> None:
 def _mismatch(archive: str, pin: Upstream, found: str) -> AscendetError:
     return AscendetError(
         "sdist-hash-mismatch",
-        f"{archive} is not the pinned source; it was removed",
+        f"{archive} is not the pinned source; it was not used",
         expected=f"sha256:{locked_hash(pin.sdist)}"
         if pin.sdist
         else f"every file of requirements/{pin.blobs}",

@@ -32,7 +32,7 @@ Job = tuple[str, str, str]  # operator, dtype, mode
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("--state", type=Path, required=True, help="file that keeps the results between runs")
-    parser.add_argument("--seconds", type=float, help="end after about that long; run again to go on")
+    parser.add_argument("--seconds", type=float, help="end after about this time; run again to continue")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one operator in one dtype")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="OP", help="OpInfo names to run, known or not"

@@ -1,4 +1,4 @@
-"""Read images of any kind (also grey, CMYK, 16-bit, rotated by EXIF); a damaged file raises an error that names it."""
+"""Read pictures of any kind (also grey, CMYK, 16-bit, rotated by EXIF); a damaged one raises an error with its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class ImageError(RunError):
-    """A file is not a complete image; the message names the file and the reason."""
+    """A file is not a complete picture; the message names the file and the reason."""
 
     default_name = "image-damaged"
 
@@ -33,7 +33,7 @@ def printable(name: str) -> str:
 
 
 def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pixels:
-    """Return an image's pixels, shape (height, width, 3), BGR, turned as its EXIF orientation says.
+    """Return a picture's pixels, shape (height, width, 3), BGR, turned as its EXIF orientation says.
 
     Parameters
     ----------
@@ -43,13 +43,13 @@ def decode(content: bytes, name: str, size: tuple[int, int] | None = None) -> Pi
     name
         The name that error messages use.
     size
-        (height, width) according to the annotations. If the image has this size only before it is turned, it is not
+        (height, width) according to the annotations. If the picture has this size only before it is turned, it is not
         turned: its annotations were drawn on the stored pixels.
 
     Raises
     ------
     ImageError
-        The file is empty, truncated, not an image, or of another size than annotated.
+        The file is empty, truncated, not a picture, or of another size than annotated.
     """
     if not content:
         raise ImageError(f"{name}: the file is empty")

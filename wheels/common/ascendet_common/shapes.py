@@ -4,11 +4,11 @@ Runs in a stack's environment (numpy, OpenCV, shapely, pycocotools), as a progra
 
     python shapes.py --out FOLDER --seed 0 --train 600 --val 120
 
-Triangles, rectangles and stars of many sizes overlap on a textured background; they are rotated, and the image's edge
+Triangles, rectangles and stars of many sizes overlap on a textured background; they are rotated, and the picture's edge
 cuts some of them. As in photographs, each class has its own surface (stripes, blotches, dots) and a typical range of
 colours, and the background is paler than the objects. An annotation covers the visible part of an object, in several
-pieces if other objects divide it. Some images hold a swarm of tiny objects, annotated as one crowd region (RLE,
-`iscrowd` 1). As in COCO, some images have no object or only a crowd, some objects are about 4 px wide, and masks are
+pieces if other objects divide it. Some pictures hold a swarm of tiny objects, annotated as one crowd region (RLE,
+`iscrowd` 1). As in COCO, some pictures have no object or only a crowd, some objects are about 4 px wide, and masks are
 polygons or RLE. Equal arguments and library versions give equal bytes.
 """
 
@@ -39,10 +39,10 @@ TINY_RADIUS = (2.0, 3.0)
 TINY_AREA = 5**2  # below this an object counts as tiny, in pixels
 MIN_VISIBLE = 0.7  # share of an object's area that other objects must leave visible
 HUE_SPREAD = 1 / 6  # largest deviation from a class's hue, to both sides, in turns of the colour wheel
-EMPTY_SHARE = 0.05  # share of the images that have no object
-CROWD_SHARE = 0.12  # share of the images that have a crowd
-ALONE_SHARE = 0.15  # share of the crowds that are alone in their image
-TINY_SHARE = 0.05  # share of the images that have one tiny object
+EMPTY_SHARE = 0.05  # share of the pictures that have no object
+CROWD_SHARE = 0.12  # share of the pictures that have a crowd
+ALONE_SHARE = 0.15  # share of the crowds that are alone in their picture
+TINY_SHARE = 0.05  # share of the pictures that have one tiny object
 RLE_SHARE = 0.1  # share of the objects whose mask is stored as RLE, not as polygons
 SUPERSAMPLE = 4
 
@@ -205,7 +205,7 @@ def _polygons(shape: BaseGeometry) -> Iterator[Polygon]:
 
 
 def paint(rng: np.random.Generator, things: list[Thing], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return the scene as an image, (height, width, 3), BGR."""
+    """Return the scene as a picture, (height, width, 3), BGR."""
     image = _coloured(rng, _ground(rng, height, width), _colour(rng, rng.uniform(0, 1), (0.0, 0.35)))
     for thing in things:
         hue = CATEGORIES[thing.category].hue + rng.uniform(-1, 1) * HUE_SPREAD
@@ -287,7 +287,7 @@ def make_split(out: Path, split: str, count: int, seed: int) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        # An image depends on its own seed only, so a larger split begins with the smaller one's images.
+        # A picture depends on its own seed only, so a larger split begins with the smaller one's images.
         rng = np.random.default_rng([seed, int.from_bytes(split.encode(), "big"), index])
         height, width = IMAGE_SIZES[int(rng.integers(len(IMAGE_SIZES)))]
         things = make_scene(rng, height, width)
@@ -313,12 +313,12 @@ def make_split(out: Path, split: str, count: int, seed: int) -> None:
 
 
 def check_split(out: Path, split: str) -> dict[str, int]:
-    """Check a written split (all images exist, each area and box matches its mask) and return counts of its content.
+    """Check a written split (all pictures exist, each area and box matches its mask) and return counts of its content.
 
     Raises
     ------
     ValueError
-        An image or annotation is wrong; the message names the first one.
+        A picture or annotation is wrong; the message names the first one.
     """
     content = json.loads((out / "annotations" / f"instances_{split}.json").read_text(encoding="utf-8"))
     images = {image["id"]: image for image in content["images"]}
@@ -374,7 +374,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train", type=int, default=600, help="images in the train split")
     parser.add_argument("--val", type=int, default=120, help="images in the val split")
     args = parser.parse_args(argv)
-    cv2.setNumThreads(1)  # images are small; threads only cost
+    cv2.setNumThreads(1)  # pictures are small; threads only cost
     counts = {}
     for split, count in (("train", args.train), ("val", args.val)):
         make_split(args.out, split, count, args.seed)

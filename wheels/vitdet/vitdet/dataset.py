@@ -1,4 +1,4 @@
-"""COCO data sets that are checked before training starts, and images that are checked when they are read."""
+"""COCO data sets that are checked before training starts, and pictures that are checked when they are read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class CheckedCocoDataset(CocoDataset):
     Raises
     ------
     DataError
-        The annotation file is no COCO instances file, has no images (for training: none that can be used), names
-        images that do not exist, or has other classes than the model. mmdet would silently number the classes by their
-        order in the file, or leave some out.
+        The annotation file is no COCO instances file, has no pictures (for training: none that can be used), names
+        pictures that do not exist, or has other classes than the model. mmdet would silently number the classes by
+        their order in the file, or leave some out.
     """
 
     def COCOAPI(self, file: str) -> COCO:  # mmdet's name for what reads a file
@@ -44,7 +44,7 @@ class CheckedCocoDataset(CocoDataset):
         return coco
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return the annotations after checking them against the images and the classes."""
+        """Return the annotations after checking them against the pictures and the classes."""
         try:
             entries = super().load_data_list()
         except DataError:
@@ -76,16 +76,16 @@ class CheckedCocoDataset(CocoDataset):
         return kept
 
     def __getitem__(self, draw: int | Draw) -> dict[str, Any]:
-        """Return what the pipeline makes of the image of an index, or of a draw, which also seeds the augmentation."""
+        """Return the pipeline's result for the picture of an index, or of a draw, which also seeds the augmentation."""
         with reporting():  # an exception of a data loader's worker reaches the training as text only
             return super().__getitem__(seed_draw(draw) if isinstance(draw, tuple) else draw)
 
 
 @TRANSFORMS.register_module()
 class LoadCheckedImage(LoadImageFromFile):
-    """mmcv's loading, but a damaged image ends the run with `DataError`: mmcv reads a truncated JPEG as partly grey.
+    """mmcv's loading, but a damaged picture ends the run with `DataError`: mmcv reads a truncated JPEG as partly grey.
 
-    With `ignore_empty` a training logs the damaged image and takes another one; an evaluation cannot.
+    With `ignore_empty` a training logs the damaged picture and takes another one; an evaluation cannot.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,8 +94,8 @@ class LoadCheckedImage(LoadImageFromFile):
             image = read(results["img_path"], (results["height"], results["width"]))
         except ImageError as error:
             if not self.ignore_empty:
-                raise DataError(f"damaged image {error}", name="image-damaged") from None
-            print_log(f"skipped a damaged image: {error}", logger="current", level=30)
+                raise DataError(f"damaged picture {error}", name="image-damaged") from None
+            print_log(f"skipped a damaged picture: {error}", logger="current", level=30)
             return None
         results["img"] = image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]

@@ -92,14 +92,14 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, pixels: Pixels, name: str, watch: Watch) -> tuple[DetDataSample, list[dict[str, Any]]]:
-        """Return the detections in an image.
+        """Return the detections in a picture.
 
         Parameters
         ----------
         pixels
             Shape (height, width, 3), BGR, uint8.
         name
-            The image's name in messages.
+            The picture's name in messages.
         watch
             Measures all stages except `read`.
 
@@ -112,7 +112,7 @@ class Detector:
         Raises
         ------
         ImageError
-            The image cannot be scaled because it is thousands of times wider than high, or the reverse.
+            The picture cannot be scaled because it is thousands of times wider than high, or the reverse.
         """
         shape = pixels.shape[:2]
         with watch("preprocess"):

@@ -1,10 +1,10 @@
 """Masks as bitmaps that are created only when they are used: equal to mmdet's, in less memory and time.
 
 Flipping, resizing to the nearest pixel, cropping and padding select whole rows and columns. A mask of an augmented
-image is therefore the annotated mask plus a selection of its rows and columns. Augmentation steps change only the
+picture is therefore the annotated mask plus a selection of its rows and columns. Augmentation steps change only the
 selections; without this, large-scale jitter would create a bitmap of up to 2048 x 2048 pixels per object and step. The
 annotated masks stay run-length encoded, and are decoded one object at a time, within the object's box: the bitmaps of
-an aerial image of 4000 x 5000 pixels with hundreds of objects would take gigabytes.
+an aerial photograph of 4000 x 5000 pixels with hundreds of objects would take gigabytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DeferredMasks(BitmapMasks):
 
     @classmethod
     def of(cls, annotated: Sequence[dict[str, Any]], height: int, width: int) -> DeferredMasks:
-        """Return the masks as annotated; raise ValueError if one does not belong to an image of height x width."""
+        """Return the masks as annotated; raise ValueError if one does not belong to a picture of height x width."""
         for rle in annotated:
             if list(rle["size"]) != [height, width]:
                 raise ValueError(f"a mask of {rle['size']} pixels in an image of {[height, width]}")
@@ -123,7 +123,7 @@ class DeferredMasks(BitmapMasks):
 
     @classmethod
     def cat(cls, masks: Sequence[BitmapMasks]) -> BitmapMasks:
-        """Join the masks of several images, all of one size."""
+        """Join the masks of several pictures, all of one size."""
         return BitmapMasks.cat(masks)
 
     def get_bboxes(self, dst_type: str | type = "hbox") -> Any:
@@ -188,7 +188,7 @@ def within(chosen: Choice, low: int, count: int) -> tuple[int, Chosen]:
 def decode_columns(rle: dict[str, Any], left: int, count: int) -> Bitmaps:
     """Return `count` columns of a mask from `left` on, (count, height); pycocotools can only decode the whole image.
 
-    Raises ValueError if the runs do not have as many pixels as an image of `rle["size"]`.
+    Raises ValueError if the runs do not have as many pixels as a picture of `rle["size"]`.
     """
     height, width = rle["size"]
     ends = run_lengths(rle["counts"]).cumsum()

@@ -1,6 +1,6 @@
-"""Fit a recipe to any number of devices: images per device, gradient accumulation, learning rate, schedule.
+"""Fit a recipe to any number of devices: pictures per device, gradient accumulation, learning rate, schedule.
 
-A configuration states its schedule in optimizer steps of `auto_scale_lr.base_batch_size` images, and the batch of one
+A configuration states its schedule in optimizer steps of `auto_scale_lr.base_batch_size` pictures, and the batch of one
 device. `stretch` adapts the schedule to another data set or number of epochs; `fit` converts steps to iterations (one
 forward and backward pass of every device) for the number of devices.
 """
@@ -30,7 +30,7 @@ _PART = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How `ranks` devices share the images of one optimizer step."""
+    """How `ranks` devices share the pictures of one optimizer step."""
 
     recipe: int
     ranks: int
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def effective(self) -> int:
-        """Images per optimizer step."""
+        """Pictures per optimizer step."""
         return self.ranks * self.per_rank * self.accumulated
 
     @property
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def iterations(self) -> float:
-        """Iterations that process as many images as one step of the recipe."""
+        """Iterations that process as many pictures as one step of the recipe."""
         return self.recipe / (self.ranks * self.per_rank)
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Batch:
 
 
 def choose_batch(recipe: int, ranks: int, per_rank: int) -> Batch:
-    """Return the batch with the most images per rank, up to `per_rank`, that equals the recipe's, or the nearest batch.
+    """Return the batch with the most pictures per rank, up to `per_rank`, that equals the recipe's, or the nearest one.
 
     >>> print(choose_batch(64, 4, 4))
     64 images per step = 4 devices x 4 images x 4 accumulated (recipe: 64)
@@ -121,7 +121,7 @@ def stretch(cfg: Config, pictures: int) -> None:
 def fit(cfg: Config, ranks: int) -> Batch:
     """Change a training's configuration for `ranks` devices, in place, and return the batch that it uses.
 
-    The number of images that the training sees stays. Checkpoints and validations happen at the end of an optimizer
+    The number of pictures that the training sees stays. Checkpoints and validations happen at the end of an optimizer
     step, because a checkpoint cannot hold partly accumulated gradients. If the schedule counts epochs and an epoch is
     not a multiple of the accumulation, the checkpoint misses the gradients of the remainder.
     """
@@ -218,7 +218,7 @@ class RecipeHook(Hook):
     Parameters
     ----------
     images
-        Images per iteration, on all devices.
+        Pictures per iteration, on all devices.
     lr
         The learning rate that the schedule starts from.
     shown
@@ -236,7 +236,7 @@ class RecipeHook(Hook):
         progress.write("note", text=f"recipe: {self.shown}, learning rate {self.lr:g}")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Store the images per iteration and the learning rate in the checkpoint."""
+        """Store the pictures per iteration and the learning rate in the checkpoint."""
         checkpoint["meta"].update(images_per_iteration=self.images, lr=self.lr)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

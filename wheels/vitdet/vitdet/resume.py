@@ -1,6 +1,6 @@
-"""Training that can stop after any step and resume exactly: order of images, random numbers, loops.
+"""Training that can stop after any step and resume exactly: order of pictures, random numbers, loops.
 
-mmengine 0.10 can resume only at the end of an epoch, or loads all earlier images again. Here each image is drawn as
+mmengine 0.10 can resume only at the end of an epoch, or loads all earlier pictures again. Here each picture is drawn as
 (seed, epoch, index), which also seeds its augmentation in the process that loads it; each iteration seeds the random
 numbers of the model; and a loop that resumes asks the sampler for the rest of the epoch.
 """
@@ -36,8 +36,8 @@ Draw = tuple[int, int, int]
 class ResumableSampler(DefaultSampler):
     """mmengine's sampler, shuffled by seed and epoch, which can also start within an epoch.
 
-    It passes draws (seed, epoch, index) to a `CheckedCocoDataset`. `skip` is the number of this rank's images to leave
-    out of the next pass, and of that pass only.
+    It passes draws (seed, epoch, index) to a `CheckedCocoDataset`. `skip` is the number of this rank's pictures to
+    leave out of the next pass, and of that pass only.
     """
 
     skip = 0
@@ -49,7 +49,7 @@ class ResumableSampler(DefaultSampler):
 
 
 def seed_draw(draw: Draw) -> int:
-    """Seed the generators that augmentations use for one image of one epoch, and return the image's index."""
+    """Seed the generators that augmentations use for one picture of one epoch, and return the picture's index."""
     random.seed("{} {} {}".format(*draw))
     np.random.seed(draw)  # mmcv's transforms use numpy's generator
     return draw[2]
@@ -97,7 +97,7 @@ class _SkippedItems:
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """mmengine's loop over iterations, but a resumed training does not load earlier images again."""
+    """mmengine's loop over iterations, but a resumed training does not load earlier pictures again."""
 
     def run(self) -> Any:
         """Run the loop; continue from the current iteration when resuming."""

@@ -1,4 +1,4 @@
-// ACL operators that move or convert data: what torch_npu's contiguous() and dtype casts turn into.
+// ACL operators that move or convert data; torch_npu calls them for contiguous() and for conversions of dtypes.
 // Prototypes: CANN's operator IR (array_ops.h, selection_ops.h, split_combination_ops.h, transformation_ops.h).
 
 #include "compute/pch.h"
@@ -78,7 +78,7 @@ void reduce_sum(OpCall &op) {
     op.output(0).copy_(op.input(0).sum(op.ints(1), op.get_bool("keep_dims", false)).view(op.output(0).sizes()));
 }
 
-// OneHot(x, depth, on_value, off_value), attribute axis: what torch_npu makes of one_hot. An index outside gets no 1.
+// OneHot(x, depth, on_value, off_value), attribute axis; torch_npu uses it for one_hot. An index out of range gets no 1.
 void one_hot(OpCall &op) {
     op.require(op.get_int("axis", -1) == -1, "axis must be -1 here");
     const at::Tensor index = op.input(0).to(at::kLong).unsqueeze(-1);

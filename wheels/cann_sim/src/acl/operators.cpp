@@ -19,7 +19,7 @@ namespace cann_sim {
 
 namespace {
 
-// Made by whichever Registration comes first.
+// Created by the first Registration that is initialised; the order between files is not defined.
 std::unordered_map<std::string, OpFunction> &table() {
     static std::unordered_map<std::string, OpFunction> t;
     return t;

@@ -35,7 +35,7 @@ std::unordered_map<c10::OperatorName, c10::KernelFunction> &torch_npus_kernels()
 
 const c10::KernelFunction *cpu_fallback = nullptr;  // torch_npu's: a copy to the host, the CPU's kernel, a copy back
 
-thread_local int depth = 0;  // an operator that a counted one calls is part of it
+thread_local int depth = 0;  // of counted operators; only the outermost is counted, not those that it calls
 
 void append_tensor(std::string &text, const at::Tensor &tensor) {
     if (is_npu(tensor)) {

@@ -42,7 +42,7 @@ c10::impl::OperatorEntry &entry_of(const c10::OperatorHandle &op) { return entry
 
 namespace {
 
-// torch_npu's own kernels stay for these (and for every view, which the schema tells).
+// Operators that keep torch_npu's own kernels (as all views do, which are recognised by their schema).
 const std::unordered_set<std::string> kKeep = {
     // allocation and storage
     "aten::empty.memory_format", "aten::empty_strided", "aten::empty_like", "aten::new_empty",

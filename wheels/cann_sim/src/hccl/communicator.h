@@ -35,7 +35,7 @@ enum class Op : uint8_t {
 
 const char *name_of(Op op);
 
-// What all ranks of a call must agree upon. `count` is 0 where ranks may differ in it (the V operations).
+// The arguments that must be equal on all ranks of a call. `count` is 0 for operations in which it may differ (…V).
 struct Call {
     Op op;
     uint8_t phase;   // distinguishes the messages of one call
@@ -109,21 +109,21 @@ public:
     // Sends what send_receive() left behind, as far as that goes without waiting. False: a call is under way,
     // which does the same.
     bool try_flush();
-    // Descriptors that wait for room to send.
+    // Descriptors of connections whose outbox waits for room in the socket.
     std::vector<int> congested();
 
 private:
     struct Peer {
         Socket socket;
-        bool reads_me = false;     // it may be given an address instead of a payload
-        bool mid_message = false;  // a part of a message is gone
+        bool reads_me = false;     // it can read our memory, so an address can be sent instead of a payload
+        bool mid_message = false;  // a message to it is sent in part
         pid_t pid = 0;
-        Header header{};  // of the message that arrives
+        Header header{};  // of the message that is arriving
         size_t header_got = 0;
-        std::deque<std::vector<char>> outbox;  // messages (or rests of them) that wait for room to send
-        size_t outbox_sent = 0;                // bytes of the first one that are gone
-        uint32_t acknowledgements = 0;         // that it owes us
-        uint64_t sent = 0;                     // point-to-point messages, to number them
+        std::deque<std::vector<char>> outbox;  // messages, or parts of them, that wait for room in the socket
+        size_t outbox_sent = 0;                // bytes of the first one that are sent
+        uint32_t acknowledgements = 0;         // that we still expect from it
+        uint64_t sent = 0;                     // number of point-to-point messages so far
         uint64_t received = 0;
         bool congested() const { return !outbox.empty(); }
     };
@@ -140,18 +140,18 @@ private:
         Call call;
         void *data;
         uint64_t bytes;
-        bool defer;            // leave a payload that is given by address to read_remote() and acknowledge()
-        uint64_t address = 0;  // set if it was
+        bool defer;            // do not read a payload that came as an address: the caller does, with read_remote()
+        uint64_t address = 0;  // of such a payload
     };
 
     // Progress of one exchange with one peer.
     struct Lane {
         std::vector<Outgoing *> outgoing;
         std::vector<Incoming *> incoming;
-        size_t out = 0;         // messages that are gone
-        size_t in = 0;          // messages that are here
-        uint64_t out_done = 0;  // bytes of the current one, header included
-        uint64_t in_done = 0;   // payload bytes of the current one
+        size_t out = 0;         // number of messages sent
+        size_t in = 0;          // number of messages received
+        uint64_t out_done = 0;  // bytes sent of the current message, with its header
+        uint64_t in_done = 0;   // payload bytes received of the current message
         bool parked = false;    // a message has arrived that belongs to a later call
 
         bool sending() const { return out < outgoing.size(); }

@@ -63,7 +63,7 @@ bool Communicator::send_some(uint32_t index, Lane &lane) {
         const ssize_t sent = sendmsg(peer.socket.fd(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent < 0) {
             if (would_block()) return progress;
-            // It may have told us why before it closed the connection.
+            // The peer may have sent the reason before it closed the connection.
             while (!lane.parked && receive_some(index, lane)) {
             }
             lost(index, "while sending");
@@ -106,7 +106,7 @@ bool Communicator::accept_message(uint32_t index, Lane &lane) {
     const Call &theirs = header.call;
     if (!lane.receiving()) {
         if (peer.acknowledgements == 0) return false;
-        // It went on without taking what this call sent.
+        // The peer has begun another call without receiving what this call sent.
         throw Error(HCCL_E_PARA, kRanksDisagree,
                     "tag[" + current_ + "_" + name_ + "]: remote rank [" + std::to_string(index) + "] called " +
                         describe(theirs) + " instead of " + current_);

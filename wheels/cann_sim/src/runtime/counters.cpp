@@ -29,12 +29,12 @@ struct Signature {
 
 struct DeviceMemory {
     int64_t now = 0, peak = 0;
-    std::map<int64_t, int64_t> blocks, peak_blocks;  // size of a block: how many are held
-    // After the last launch: what a program frees while it ends is not what it needs.
+    std::map<int64_t, int64_t> blocks, peak_blocks;  // number of blocks by size
+    // Bytes after the last launch: memory that a program frees while it ends was needed before.
     int64_t final = 0, tensors = 0, tensors_peak = 0;
 };
 
-// What a step is summed up as.
+// The counters of one step.
 struct Totals {
     uint64_t launches = 0, host_waits = 0, h2d_bytes = 0, d2h_bytes = 0, new_signatures = 0, collective_bytes = 0,
              cpu_fallbacks = 0;
@@ -52,7 +52,7 @@ struct Counters {
     Totals &step() { return steps.back(); }
 };
 
-thread_local bool device_is_idle = false;  // nothing was issued since this thread waited
+thread_local bool device_is_idle = false;  // this thread has issued nothing since it last waited for the device
 
 std::mutex mutex;
 Counters counters;

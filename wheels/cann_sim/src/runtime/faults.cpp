@@ -37,26 +37,26 @@ enum class Kind {
 
 struct Fault {
     Kind kind;
-    std::string op;      // of corrupt
-    double amount = 0;   // the call that it strikes at, a factor, or MB/s
+    std::string op;      // the operator, for corrupt
+    double amount = 0;   // number of the call that fails, a factor, or MB/s
     int device = -1;     // logical id; -1: any
-    uint64_t calls = 0;  // that it has seen
+    uint64_t calls = 0;  // counted so far
     bool struck = false;
 
     bool concerns(int current) const { return device < 0 || device == current; }
 
-    // Counts one call; true from the one on that the fault strikes at.
+    // Counts one call; true for the call with number `amount` and all later ones.
     bool strikes() {
         struck = struck || static_cast<double>(++calls) >= amount;
         return struck;
     }
-    // Counts one call; true at the one that the fault strikes at.
+    // Counts one call; true only for the call with number `amount`.
     bool strikes_once() { return static_cast<double>(++calls) == amount; }
 };
 
 struct Form {
     Kind kind;
-    const char *head;  // up to the number; corrupt has the operator in between
+    const char *head;  // the text before the number; for corrupt, the operator stands between the two
 };
 
 constexpr Form kForms[] = {

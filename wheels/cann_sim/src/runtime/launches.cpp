@@ -1,4 +1,4 @@
-// libascendcl.so: who wants to know of launches.
+// libascendcl.so: keeps the number of watchers of launches, and has the kernels wrapped while there is one.
 
 #include "runtime/launches.h"
 
@@ -15,7 +15,7 @@ unsigned watchers = 0;
 bool wrapped = false;
 const PluginHooks *hooks = nullptr;
 
-// Under the mutex.
+// The caller holds the mutex.
 void apply() {
     const bool wanted = watchers != 0;
     if (hooks != nullptr && wanted != wrapped) {

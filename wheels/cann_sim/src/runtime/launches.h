@@ -1,4 +1,4 @@
-// Launches are reported while somebody wants to know of them; the compute plug-in wraps its kernels for that time only.
+// Launches are reported only while there is a watcher; the compute plug-in wraps its kernels for that time.
 #pragma once
 
 #include "runtime/abi.h"
@@ -7,13 +7,13 @@ namespace cann_sim {
 
 enum class Watcher : unsigned { kCounters = 1, kFaults = 2, kProfiler = 4 };
 
-// `who` wants to know of launches from now on, or no longer.
+// Adds or removes the watcher `who`.
 void watch_launches(Watcher who, bool wanted);
 
 // Waits for what torch_npu has queued on its own thread.
 void finish_queued();
 
-// What only the compute plug-in can do; it fills this in when it is loaded.
+// Functions of the compute plug-in, which it sets when it is loaded.
 struct PluginHooks {
     void (*wrap_operators)();    // every launch is reported
     void (*unwrap_operators)();  // none is

@@ -1,5 +1,5 @@
-// What the simulated host is set to be, which device a thread uses and what failed last. Everything else in this folder
-// may depend on it, and it on nothing.
+// The settings of the simulated host, the device that a thread uses, and the last error. All other files in this folder
+// may include this one, and it includes none of them.
 #pragma once
 
 #include <string>
