@@ -1,7 +1,8 @@
-"""`make test`: all suites (`suites.py`), each in the environment that it needs, and one closing line with the counts.
+"""`make test`: run all suites (`suites.py`), each in the environment that it needs, and print a line with the counts.
 
-As many processes run at once as there are processors, and beside them those that mostly wait. What each prints is in
-build/report and is shown in one piece when it ends; where there is only one, it prints to the terminal.
+As many processes run at the same time as there are CPUs; processes that mostly wait run in addition. The output of each
+process goes to build/report and is shown in one piece when the process ends; a process that is alone prints to the
+terminal.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     options.add_stack_option(parser)
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
-        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
+        "suites", nargs="*", choices=[LINT, *SUITES, []], help="suites to run; by default those of make test"
     )
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
+    """Run the suites, also after one has failed, then print the slowest tests and the closing line."""
     stack = Stack.load(args.stack)
     tests = suites.parse_tests(args.tests)
     names = args.suites or list(tests) or _default()
@@ -67,7 +68,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _default() -> list[str]:
-    """Return what `make test` runs on this machine."""
+    """Return the names of the suites that `make test` runs on this machine."""
     real = host.npu_kind() == "real"
     wanted = [
         suite for suite in SUITES.values() if suite.when == "always" or (suite.when == "real NPUs" and real)
@@ -76,13 +77,13 @@ def _default() -> list[str]:
 
 
 def _succeeded(name: str, counts: Counts) -> bool:
-    """Tell whether a suite did: what nothing passed of is not tested, but where its packages may be out of reach."""
+    """Return whether a suite succeeded: none failed, and one passed (or was skipped, if its packages are optional)."""
     optional = name != LINT and SUITES[name].when == "named"
     return not counts.failed and bool(counts.passed or (optional and counts.skipped))
 
 
 def _again(name: str, report: Report) -> str:
-    """Return the command that runs what failed again."""
+    """Return the command that runs the failed tests of a suite again."""
     if name == LINT:
         return "make lint"
     return f"make test-{name}" + (f" TESTS='{' '.join(sorted(report.failed))}'" if report.failed else "")
@@ -93,7 +94,7 @@ def _again(name: str, report: Report) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A process of a suite, and how to read from its end what it said."""
+    """A process of a suite, and the function that reads its report after it has ended."""
 
     suite: str
     job: Job
@@ -119,7 +120,7 @@ def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> 
             for old in [*folder.glob(f"{name}.*"), *folder.glob(f"{name}-*")]:
                 old.unlink()
             if name != LINT and SUITES[name].installed and not installed:
-                _install(stack, pool)  # what needs none of it runs meanwhile
+                _install(stack, pool)  # suites that do not need it run meanwhile
                 installed = True
             parts = list(
                 _lint(folder) if name == LINT else _pytest(SUITES[name], stack, tests.get(name, []), folder)
@@ -149,7 +150,7 @@ def _install(stack: Stack, pool: Pool) -> None:
     if any(outcome.exit_code for outcome in outcomes):
         raise AscendetError(
             "tests-failed",
-            f"the environment of {stack.name} cannot be made",
+            f"the environment of {stack.name} could not be created",
             found="its message is above",
             hint="make install",
         )
@@ -162,7 +163,7 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         if suite.python == "tools"
         else (venv.stack_python(stack), activation.stack_environ(stack))
     )
-    # Processes that run at once have a processor each.
+    # Processes that run at the same time have one CPU each.
     environ |= {
         "PYTHONPATH": str(paths.ROOT / "scripts"),
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
@@ -188,7 +189,7 @@ def _read_pytest(file: Path, outcome: Outcome) -> Report:
 
 
 def _lint(folder: Path) -> Iterator[Part]:
-    """Yield the linters: style, types, shell scripts, C++, and the files that are made from others."""
+    """Yield the linters: style, types, shell scripts, C++, and the files that are generated from others."""
     python = venv.ensure_tools()
     bin_folder = python.parent
     commands: dict[str, list[str | Path]] = {
@@ -218,7 +219,7 @@ def _read_lint(outcome: Outcome) -> Report:
 
 
 def _tracked(*patterns: str) -> list[Path]:
-    """Return the files that git knows, or would add."""
+    """Return the files that git tracks or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
     listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
     return [paths.ROOT / name for name in listed.splitlines()]
