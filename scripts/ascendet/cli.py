@@ -82,7 +82,7 @@ STAGES: dict[str, StageCommand] = {
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),
     "docs": StageCommand(
-        "dev.docs", "host", "write the pages of docs/ that are made from tables, or check them"
+        "dev.docs", "host", "write the pages of docs/ that are generated from tables, or check them"
     ),
     "test": StageCommand("dev.test", "tools", "run the linters and the test suites"),
     "bench": StageCommand("dev.bench", "tools", "run a benchmark in the stack's environment"),

@@ -1,7 +1,7 @@
-"""`make docs`: the pages of docs/ that are made from tables, in English and Chinese.
+"""`make docs`: generate the pages of docs/ that come from tables, in English and Chinese.
 
-docs/errors.toml says what the names of errors.py mean, docs/settings.toml which variables are read. The code holds the
-rest: exit codes, the Makefile's defaults. So a page cannot say what the code does not.
+docs/errors.toml explains the names of errors.py, docs/settings.toml the variables that are read. Exit codes and the
+Makefile's defaults are read from the code, so that the pages agree with it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _WORDS = {
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -71,7 +71,7 @@ def execute(args: argparse.Namespace) -> None:
     Raises
     ------
     AscendetError
-        `docs-stale`: with `--check`, a page is not what its table says.
+        `docs-stale`: with `--check`, a page differs from the text that its table gives.
     """
     pages = render()
     stale = [
@@ -101,7 +101,7 @@ def render() -> dict[Path, str]:
 
 
 def load(name: str) -> Table:
-    """Read a table of docs/."""
+    """Return the content of docs/<name>.toml."""
     return tomllib.loads((HOME / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -130,7 +130,7 @@ def _head(name: str, page: str, language: Language) -> list[str]:
 
 
 def _troubleshooting(table: Table, language: Language) -> str:
-    """Return the page of errors: a heading, and so an anchor, per name."""
+    """Return the page of errors; each name is a heading and thereby an anchor."""
     words, lines = _WORDS[language], _head("errors", "troubleshooting", language)
     group = 0
     for name, code in [*EXIT_CODES.items(), *ELSEWHERE.items()]:
@@ -146,7 +146,7 @@ def _troubleshooting(table: Table, language: Language) -> str:
 
 
 def _settings(table: Table, language: Language) -> str:
-    """Return the page of variables: a table per section."""
+    """Return the page of variables, with a table for each section."""
     words, lines = _WORDS[language], _head("settings", "settings", language)
     defaults = makefile_defaults()
     for section, about in table["section"].items():

@@ -25,7 +25,7 @@ _GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, networ
 
 
 def count_slots() -> int:
-    """Return how many programs to run at once: `$MAX_JOBS`, else as many as there are processors for us."""
+    """Return how many programs may run at the same time: `$MAX_JOBS`, else the number of CPUs of this process."""
     asked = os.environ.get("MAX_JOBS", "")
     return int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
 
