@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from ascendet_common import progress
+from ascendet_common import fallback, progress
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels, printable
 from ascendet_common.images import read as read_image
@@ -222,6 +222,7 @@ def main() -> None:
     forget()
     with reporting():
         detector = Detector(launch.load_config(args), os.environ["CHECKPOINT"])
+        fallback.watch()
         files = json.loads(args.images.read_text(encoding="utf-8"))
         out = Path(os.environ["WORK_DIR"])
         content = detect_all(detector, files, out, args.score, args.bad)
