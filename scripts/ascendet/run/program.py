@@ -20,10 +20,9 @@ from typing import Any
 from ascendet import paths
 from ascendet.containers import container
 from ascendet.machine import engine
-from ascendet.run import diagnose
+from ascendet.run import diagnose, folders
 from ascendet.run.target import Target
 
-PROGRESS = "progress.jsonl"  # written by wheels/common
 _SAME_REQUEST = 2.0  # seconds
 _POLL = 0.2  # seconds
 
@@ -83,7 +82,7 @@ def execute(run: Run) -> None:
     with (
         run.log.open("a", encoding="utf-8") as file,
         _passing_interrupts(children, name) as interrupted,
-        _showing_progress(work / PROGRESS),  # before the program can write a row
+        _showing_progress(work / folders.PROGRESS),  # before the program can write a row
         subprocess.Popen(
             command,
             env=dict(environ),

@@ -152,6 +152,11 @@ def _authority(spec: Spec, stack: Stack) -> dict[str, str] | None:
     return sources.authority(pin) if pin else None
 
 
+def _patches(spec: Spec, stack: Stack) -> dict[str, str]:
+    pin = _upstream(spec, stack)
+    return patches.digest(spec.patches, pin.version if pin else None) if spec.patches else {}
+
+
 def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
     """Return the inputs that every wheel depends on: wheel.toml, source, patches, and the code that builds it."""
     code = [spec.home / "wheel.toml", Path(__file__), Path(wheelfile.__file__)]
@@ -162,7 +167,7 @@ def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
     return {
         "source": files.digest_tree(spec.home / spec.path) if spec.path else None,
         "upstream": _authority(spec, stack),
-        "patches": patches.digest(spec.patches) if spec.patches else {},
+        "patches": _patches(spec, stack),
         "code": {path.name: files.digest(path) for path in code},
         "zlib": zlib.ZLIB_RUNTIME_VERSION,  # another version may compress to other bytes
     }
@@ -179,7 +184,7 @@ def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info")
         shutil.copytree(spec.home / (spec.path or "."), tree, ignore=ignored)
     if spec.patches:
-        patches.apply(spec.patches, tree)
+        patches.apply(spec.patches, tree, pin.version if pin else None)
     return tree
 
 
@@ -255,7 +260,7 @@ def _built_against(spec: Spec, stack: Stack, compiler: toolchain.Compiler) -> di
         "cann": stack.cann,
         "compiler": compiler.identity,
         "sdist": _authority(spec, stack),
-        "patches": patches.digest(spec.patches) if spec.patches else {},
+        "patches": _patches(spec, stack),
     }
 
 
@@ -299,8 +304,7 @@ def _compile(
     )
     units = native.make_units(recorded["sources"], spec.native.units)
     header = "".join(f'#include "{name}"\n' for name in spec.native.header)
-    package, _, module = spec.native.module.rpartition(".")
-    package = package.replace(".", "/")
+    package, _, module = spec.native.module.replace(".", "/").rpartition("/")
     library = tree / f"{module}{target.suffix}"
     log = native.build(
         extension, units, header, tree=tree, target=target, compiler=compiler, output=library, store=store
@@ -338,9 +342,7 @@ def _record(spec: Spec, target: toolchain.Target, tree: Path) -> dict[str, Any]:
         what=f"{paths.shorten(_RECORD)} cannot find out what {spec.name}'s setup.py would build",
         hint=f"check {paths.shorten(_RECORD)} and patches/{spec.patches or spec.name}",
     )
-    content = json.loads(shown)
-    assert isinstance(content, dict)
-    return content
+    return dict(json.loads(shown))
 
 
 def _only_wheel(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from ascendet_common import fallback
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.detect import Detections, Detector, detect_all
 from ascendet_common.errors import forget, reporting
@@ -180,6 +181,7 @@ def main() -> None:
             draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
             synchronize=_synchronize,
         )
+        fallback.watch()
         files = json.loads(args.images.read_text(encoding="utf-8"))
         detect_all(detector, files, Path(os.environ["WORK_DIR"]), args.score, args.bad)
 
