@@ -217,6 +217,18 @@ def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_pat
     )
 
 
+def test_a_rank_that_saves_nothing_reads_its_losses_before_the_first_rank_saves(monkeypatch):
+    """Comparing losses is a collective, and mmengine calls a checkpoint's hooks on the first rank only."""
+    read = []
+    hook = LossHook()
+    monkeypatch.setattr(hook, "read", read.append)
+    monkeypatch.setattr("mmengine.dist.utils.is_main_process", lambda *_: False)
+    runner = object.__new__(RecipeRunner)
+    runner._hooks = [hook]
+    runner.save_checkpoint("folder", "interrupted.pth", meta={}, by_epoch=False)
+    assert read == [runner]
+
+
 def test_weights_that_are_not_finite_are_not_saved(capsys):
     hook, runner = LossHook(), _runner()
     hook.before_train(runner)

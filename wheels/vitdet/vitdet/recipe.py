@@ -142,6 +142,13 @@ class RecipeRunner(Runner):
             _choose_start(cfg)
         return super().from_cfg(cfg)
 
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save on the first rank, after all ranks have read their losses: only together can they compare them."""
+        for hook in self.hooks:
+            if isinstance(hook, LossHook):
+                hook.read(self)
+        super().save_checkpoint(*args, **kwargs)
+
     def train(self) -> Any:
         """Train. If an exception follows a loss that was not finite, report the loss as the reason."""
         try:
