@@ -268,10 +268,11 @@ class Trainer:
         Weights that are not finite, which gradients can make although the losses were finite, end all ranks instead.
         """
         state = {key: value.cpu() for key, value in self.model.state_dict().items()}
-        spoilt = [key for key, value in state.items() if not value.isfinite().all()]
+        names = [name for name, _ in self.model.named_parameters()]
+        spoilt = [name for name in names if not state[name].isfinite().all()]
         if spoilt:  # on every rank: they have the same
             self._end(
-                f"{len(spoilt)} of {len(state)} weights are not finite after iteration {self.done}, {spoilt[0]} "
+                f"{len(spoilt)} of {len(names)} weights are not finite after iteration {self.done}, {spoilt[0]} "
                 f"among them; learning rate {self.optimizer.param_groups[0]['lr']:.3g} (LR={self.plan.lr:g})"
             )
         if not self.rank.first:
