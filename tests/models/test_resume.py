@@ -217,11 +217,11 @@ def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_pat
     )
 
 
-def test_a_rank_that_saves_nothing_reads_its_losses_before_the_first_rank_saves(monkeypatch):
+def test_all_ranks_check_losses_and_weights_before_the_first_rank_saves(monkeypatch):
     """Comparing losses is a collective, and mmengine calls a checkpoint's hooks on the first rank only."""
     read = []
     hook = LossHook()
-    monkeypatch.setattr(hook, "read", read.append)
+    monkeypatch.setattr(hook, "check", read.append)
     monkeypatch.setattr("mmengine.dist.utils.is_main_process", lambda *_: False)
     runner = object.__new__(RecipeRunner)
     runner._hooks = [hook]
@@ -232,9 +232,10 @@ def test_a_rank_that_saves_nothing_reads_its_losses_before_the_first_rank_saves(
 def test_weights_that_are_not_finite_are_not_saved(capsys):
     hook, runner = LossHook(), _runner()
     hook.before_train(runner)
-    weights = {"good": torch.ones(2), "count": torch.tensor(3), "bad": torch.tensor([1.0, np.nan])}
+    weights = {"good": torch.ones(2), "other": torch.tensor([3.0]), "bad": torch.tensor([1.0, np.nan])}
+    runner.model = torch.nn.ParameterDict(weights)
     with pytest.raises(SystemExit) as ended:
-        hook.before_save_checkpoint(runner, {"state_dict": weights})
+        hook.check(runner)
     assert ended.value.code == EXIT_LOSS_NOT_FINITE
     assert (
         "1 of 3 weights are not finite after iteration 0, bad among them; learning" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from ascendet_common.resume import EXIT_LOSS_NOT_FINITE
 from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -74,15 +75,20 @@ class LossHook(RuntimeInfoHook):
         super().before_val(runner)
         self.read(runner)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Read the losses and check the weights: gradients can spoil them even if every loss was finite."""
+    def check(self, runner: Runner) -> None:
+        """Read the losses and check the weights: gradients can spoil them even if every loss was finite.
+
+        All ranks must call this before one of them saves a checkpoint. Parameters are the same on all of them, so all
+        find the same.
+        """
         self.read(runner)
-        checkpoint["message_hub"] = runner.message_hub.state_dict()  # with the losses that were just read
-        bad = [name for name, value in checkpoint["state_dict"].items() if not value.isfinite().all()]
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        weights = dict(model.named_parameters())
+        bad = [name for name, value in weights.items() if not value.isfinite().all()]
         if bad:
             lr = runner.optim_wrapper.param_groups[0]
             end_all_ranks(
-                f"{len(bad)} of {len(checkpoint['state_dict'])} weights are not finite after iteration {self.done}, "
+                f"{len(bad)} of {len(weights)} weights are not finite after iteration {self.done}, "
                 f"{bad[0]} among them; {show_rate(lr['lr'], runner)}",
                 runner,
             )

@@ -143,10 +143,10 @@ class RecipeRunner(Runner):
         return super().from_cfg(cfg)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save on the first rank, after all ranks have read their losses: only together can they compare them."""
+        """Save on the first rank, after all ranks have checked losses and weights, which they must do together."""
         for hook in self.hooks:
             if isinstance(hook, LossHook):
-                hook.read(self)
+                hook.check(self)
         super().save_checkpoint(*args, **kwargs)
 
     def train(self) -> Any:
