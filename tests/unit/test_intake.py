@@ -366,3 +366,12 @@ def test_the_manifest_says_what_came_from_where(tmp_path: Path, capsys: pytest.C
         "annotations/instances_val2017.json",
     }
     assert len(str(facts["key"])) == 16
+
+
+def test_another_data_set_s_work_folder_stays(tmp_path: Path) -> None:
+    """`mine-too` is being taken in while `mine` is."""
+    others = [assets.store() / f".tmp-mine{rest}" for rest in ("-too+taking", "-too+0123")]
+    for other in others:
+        other.mkdir(parents=True)
+    take(custom.coco(tmp_path / "in"))
+    assert all(other.is_dir() for other in others)

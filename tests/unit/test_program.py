@@ -27,7 +27,9 @@ LOGS = {
     "port-in-use": "RuntimeError: HCCL function error: HcclGetRootInfo(&hcclID), error code is 7\n"
     "[rank0]: EI0019: [PID: 9] Failed to enable listening for the host network adapter socket. "
     "Reason: The IP address 10.0.0.1 and port 60000 have already been bound.\n",
-    "run-failed": "[rank0]: ValueError: something else\n",
+    # One rank's program fails, and the other one loses its peer.
+    "run-failed": "[rank0]: ValueError: something else\n"
+    "[rank1]: RuntimeError: OPS function error: HcclAllreduce, error code is 21\n",
 }
 STATED = {
     "interrupted": "saved interrupted.pth after iteration 7",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -116,8 +117,8 @@ def take_in(options: Options) -> Path:
             for folder in (final, seen):
                 if folder.is_symlink() or folder.exists():
                     raise _in_use(options, folder)
-            _remove(home.glob(f".tmp-{options.name}-*"), keep=_unpacked(options, inputs))
-            work = home / f".tmp-{options.name}-taking"
+            _remove(home.glob(f".tmp-{options.name}+*"), keep=_unpacked(options, inputs))
+            work = home / f".tmp-{options.name}+taking"
             work.mkdir()
             _fill(work, options, inputs)
             os.sync()  # flush all files at once, before the folder gets its name
@@ -146,7 +147,7 @@ def _remove(folders: Iterable[Path], keep: Path | None = None) -> None:
 
 def _unpacked(options: Options, inputs: Mapping[str, object]) -> Path:
     """Return the folder to unpack a zip into; a later call continues there."""
-    return assets.store() / f".tmp-{options.name}-{manifest.digest_inputs(inputs)}"
+    return assets.store() / f".tmp-{options.name}+{manifest.digest_inputs(inputs)}"
 
 
 def _inputs(options: Options) -> dict[str, object]:
@@ -242,7 +243,7 @@ def _unpack(options: Options, folder: Path) -> Path:
 def _check_kinds(options: Options, sources: list[Source]) -> None:
     """Raise `data-invalid` or `usage` unless there is exactly one source of a validation split: a file or VAL."""
     kinds = {source.kind for source in sources}
-    again = f"make data DATASET={options.name} FROM={shown(str(options.origin), 200)}"
+    again = f"make data DATASET={options.name} FROM={shlex.quote(shown(str(options.origin), 200))}"
     if not options.val and "val" not in kinds:
         raise AscendetError(
             "data-invalid",

@@ -61,6 +61,14 @@ _HARDWARE = (
 )
 
 
+# Exceptions that no device and no link causes; those of torch_npu and HCCL are RuntimeErrors.
+_PROGRAM_FAULT = re.compile(
+    r"^(\[rank\d+\]:? ?)?(\w+\.)*(Value|Type|Key|Index|Attribute|Import|ModuleNotFound|Assertion|ZeroDivision"
+    r"|NotImplemented|Name|Unicode\w*|FileNotFound|Permission)Error\b.*:",
+    re.MULTILINE,
+)
+
+
 def failure(program: str, code: int, log: Path) -> AscendetError:
     """Return the error for a program that ended with exit code `code`; its work folder holds `log`."""
     if code == EXIT_CODES["run-busy"]:
@@ -120,7 +128,7 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
         return "repair or remove it; " + (
             f"{again.command('infer', BAD='skip')} leaves it out"
             if program == "infer"
-            else "make data-check names all"
+            else "then make data again: a data set that was taken in must first be removed"
         )
     if name == "data-invalid":
         return f"{again.command('data-check')}, or another DATASET"
@@ -139,6 +147,9 @@ def _hardware(program: str, log: Path, text: str) -> AscendetError | None:
     if not hits:
         return None
     found, (name, what, hint) = min(hits, key=lambda hit: hit[0].start())
+    fault = _PROGRAM_FAULT.search(text)
+    if fault and fault.start() < found.start():
+        return None  # one rank's program failed, and the others lost their peer
     return AscendetError(
         name, what, found=found[0].strip()[:300], hint=f"{hint}; then: {_again(program, log)}"
     )

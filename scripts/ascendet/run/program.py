@@ -184,7 +184,8 @@ def describe_row(line: str) -> str:
     if row.get("loss") is not None:
         parts.append(f"loss {row['loss']:.4g}")
     for kind, value in (row.get("AP") or {}).items():
-        parts.append(f"{'box' if kind == 'bbox' else 'mask'} AP {value:.3f}")
+        shown = "-" if value < 0 else f"{value:.3f}"  # -1: the split has no object to measure it on
+        parts.append(f"{'box' if kind == 'bbox' else 'mask'} AP {shown}")
     if row.get("eta") is not None:
         minutes, seconds = divmod(int(row["eta"]), 60)
         parts.append(f"eta {minutes // 60}:{minutes % 60:02}:{seconds:02}")
