@@ -24,6 +24,7 @@ set_runtime() {
     default PYTORCH_NPU_ALLOC_CONF expandable_segments:True  # images of many sizes fragment fixed segments
     default HCCL_CONNECT_TIMEOUT 600                         # seconds; the first rank may still compile operators
     default HCCL_EXEC_TIMEOUT 1836                           # seconds; rank 0 writes checkpoints while others wait
+    default NPU_FALLBACK warn                                # an operator without an NPU kernel: warn, error or allow
     default MAX_RESTARTS 0                                   # how often torchrun starts the ranks again after one died
     # torch 2.8 shares one store between attempts: ranks that start again would meet at a communicator that is no more.
     ((MAX_RESTARTS == 0)) || default TORCH_DISABLE_SHARE_RDZV_TCP_STORE 1

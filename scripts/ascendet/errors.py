@@ -36,6 +36,7 @@ EXIT_CODES: dict[str, int] = {
     "hccl-link-down": 34,
     "loss-not-finite": 35,
     "program-missing": 36,
+    "npu-fallback": 37,
     "score-failed": 38,
     "config-unsupported": 39,
     "sdist-unlocked": 40,

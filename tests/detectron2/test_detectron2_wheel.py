@@ -120,7 +120,8 @@ def test_mixed_precision_trains_on_the_device_of_the_model(device: str, dtype: t
     with EventStorage() as storage:
         trainer.iter, trainer.storage = 0, storage
         first = [parameter.detach().clone() for parameter in model.parameters()]
-        trainer.run_step()
+        for _ in range(10):  # the first ones find a scale of the loss under which nothing overflows
+            trainer.run_step()
     assert model.types == {dtype}
     assert any(not before.equal(after) for before, after in zip(first, model.parameters(), strict=True))
 

@@ -286,9 +286,12 @@ def run(body: str, **environ: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_torch_and_torchvision_alone_find_them() -> None:
-    shown = run("""
-        import torch, torchvision
+@pytest.mark.parametrize(
+    "imports", ["torch, torchvision", "torchvision, torch", "ascendet_npu_ops, torch, torchvision"]
+)
+def test_torch_finds_them_whatever_is_imported_first(imports: str) -> None:
+    shown = run(f"""
+        import {imports}
         print(torchvision.ops.nms(torch.rand(9, 4).npu(), torch.rand(9).npu(), 0.5).device)
     """)
     assert "npu:0" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,20 @@ def test_state_is_kept_true(aim: Target) -> None:
         with pytest.raises(AscendetError), folders.keeping_state(run, {"key": "k"}):
             raise AscendetError(name, "what", hint="next")
         assert (manifest.read(run) or {})["state"] == state
+
+
+def test_the_manifest_names_what_was_computed_on_the_cpu(aim: Target) -> None:
+    run = make_run(aim, "1", "new")
+    nms, pool = ({"operator": f"torchvision::{name}", "line": "model.py:7"} for name in ("nms", "roi_pool"))
+    rows = [
+        {"phase": "train"},
+        *({"phase": "warning", "text": "slow", "fallback": one} for one in (nms, pool, nms)),
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    with folders.keeping_state(run, {}):
+        assert (manifest.read(run) or {})["cpu_fallbacks"] == []
+        (run / folders.PROGRESS).write_text(text + '{"phase": "tr', encoding="utf-8")
+    assert (manifest.read(run) or {})["cpu_fallbacks"] == [nms, pool]
 
 
 def test_training_that_leaves_no_checkpoint_has_failed(aim: Target) -> None:

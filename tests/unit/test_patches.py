@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ascendet.core import files
+from ascendet.core.stack import Upstream
 from ascendet.errors import AscendetError
 from ascendet.supply import patches
 
@@ -55,6 +56,24 @@ def test_applies_in_order_also_within_one_file(tree: Path) -> None:
     patches.apply("up", tree)
     assert (tree / "a.txt").read_text() == OLD.replace("line 3\n", "LINE THREE\n")
     assert [path.name for path in tree.iterdir()] == ["a.txt"]  # nothing beside it, no .orig, no .rej
+
+
+def test_a_patch_for_one_version_is_left_out_for_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = "Why: because\nUpstream: N/A ours\nRemove-when: never\nOnly-for: {}\n"
+    make_patch(1, "all", OLD, OLD.replace("line 3\n", "LINE 3\n"))
+    make_patch(2, "old", OLD, OLD.replace("line 12\n", "old\n"), header=header.format("1.0"))
+    make_patch(3, "new", OLD, OLD.replace("line 12\n", "new\n"), header=header.format("2.0"))
+    pins = {version: Upstream(version=version, sdist=f"up-{version}.tar.gz") for version in ("1.0", "2.0")}
+    monkeypatch.setattr(patches, "_pins", lambda _: list(pins.values()))
+    assert patches.lint_all() == []
+    assert list(patches.digest("up", "2.0")) == ["0001-all.patch", "0003-new.patch"]
+    patches.apply("up", tree, "2.0")
+    assert (tree / "a.txt").read_text() == OLD.replace("line 3\n", "LINE 3\n").replace("line 12\n", "new\n")
+    assert "- Only-for: 2.0" in patches.render_index()
+    pins.pop("1.0")
+    (problem,) = patches.lint_all()
+    assert "0002-old.patch" in problem
+    assert "Only-for: 1.0 is none of 2.0" in problem
 
 
 def test_upstream_without_a_series_stays_as_it_is(tree: Path) -> None:

@@ -80,6 +80,18 @@ def test_a_training_that_diverges_goes_on_at_half_the_rate(
     assert fails("loss-not-finite", execute, tmp_path).hint == f"make train {command}"
 
 
+def test_an_operator_without_an_npu_kernel_may_be_let_pass(script: Path, tmp_path: Path) -> None:
+    content = {
+        "name": "npu-fallback",
+        "what": "no kernel",
+        "found": "model.py:7",
+        "advice": {"NPU_FALLBACK": "warn"},
+    }
+    script.write_text(f"echo '{json.dumps(content)}' >{tmp_path}/error.json\nexit 1\n")
+    error = fails("npu-fallback", execute, tmp_path)
+    assert (error.exit_code, error.found, error.hint) == (37, "model.py:7", "make train NPU_FALLBACK=warn")
+
+
 def test_an_error_of_an_earlier_attempt_is_not_told_again(script: Path, tmp_path: Path) -> None:
     (tmp_path / "error.json").write_text('{"name": "data-invalid", "what": "before"}')
     script.write_text("echo '[rank0]: ValueError: now'\nexit 1\n")

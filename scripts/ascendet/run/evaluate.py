@@ -76,6 +76,7 @@ def execute(args: argparse.Namespace) -> None:
             "devices": list(aim.devices),
             **target.facts(aim, line),
             "seconds": round(time.monotonic() - clock, 1),
+            "cpu_fallbacks": folders.fallbacks(work),
             "metrics": numbers,
             "acceptance": verdicts,
         }

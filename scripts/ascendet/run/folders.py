@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from ascendet.errors import AscendetError
 from ascendet.run.target import Target
 
 LOG = "train.log"
+PROGRESS = "progress.jsonl"  # written by wheels/common
 
 
 @contextlib.contextmanager
@@ -45,6 +47,21 @@ def busy(folder: Path) -> AscendetError:
 def link_latest(run: Path) -> None:
     """Make `latest` beside the run point to it."""
     files.point(run.parent / "latest", run.name)
+
+
+def fallbacks(work: Path) -> list[dict[str, str]]:
+    """Return the operators without an NPU kernel that a program met, by `operator` and `line`, each once.
+
+    What NPU_FALLBACK=warn lets pass; NPU_FALLBACK=allow is not told of any.
+    """
+    file = work / PROGRESS
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # a kill left it half-written
+            fallback = json.loads(line).get("fallback")
+            if fallback and fallback not in found:
+                found.append(fallback)
+    return found
 
 
 # -- checkpoints --
@@ -219,7 +236,8 @@ def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
 
     def write(state: str, **more: object) -> None:
         seconds = round(past + time.monotonic() - clock, 1)
-        manifest.write(run, facts | {"state": state, "seconds": seconds} | more)
+        met = {"cpu_fallbacks": fallbacks(run)}
+        manifest.write(run, facts | {"state": state, "seconds": seconds} | met | more)
 
     with files.disk_errors(run):
         write("running")

@@ -72,6 +72,7 @@ def execute(args: argparse.Namespace) -> None:
             },
             "checkpoint": paths.shorten(checkpoint),
             **target.facts(aim, line),
+            "cpu_fallbacks": folders.fallbacks(work),
             "latency": results["latency"],
         }
         manifest.write(work, facts)

@@ -20,10 +20,9 @@ from typing import Any
 from ascendet import paths
 from ascendet.containers import container
 from ascendet.machine import engine
-from ascendet.run import diagnose
+from ascendet.run import diagnose, folders
 from ascendet.run.target import Target
 
-PROGRESS = "progress.jsonl"  # written by wheels/common
 _SAME_REQUEST = 2.0  # seconds
 _POLL = 0.2  # seconds
 
@@ -92,7 +91,7 @@ def execute(run: Run) -> None:
             errors="replace",
             start_new_session=True,
         ) as child,
-        _showing(work / PROGRESS),
+        _showing(work / folders.PROGRESS),
     ):
         children.append(child)
         if interrupted:  # while it was being started

@@ -33,6 +33,7 @@ RUNTIME = (
     "HCCL_EXEC_TIMEOUT",
     "HCCL_IF_BASE_PORT",
     "MAX_RESTARTS",
+    "NPU_FALLBACK",
 )
 
 

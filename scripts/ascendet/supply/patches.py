@@ -1,7 +1,8 @@
 """Patch series: `patches/<upstream>/NNNN-slug.patch`, applied in order, all or nothing, without fuzz.
 
 Every patch says in its header why it exists, where upstream stands and when to remove it; the linter refuses
-one that does not, and `patches/README.md` is generated from those headers.
+one that does not, and `patches/README.md` is generated from those headers. Where stacks have different versions of an
+upstream, a patch that fits only one of them says so (`Only-for: <version>`, as stacks.toml names it).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Patch:
     upstream: str
     remove_when: str
     files: tuple[str, ...]
+    only_for: str | None = None
 
     @property
     def slug(self) -> str:
@@ -66,15 +68,18 @@ def execute(args: argparse.Namespace) -> None:
     if not args.check:
         files.write_text(index, text)
     for upstream in series_names():
-        count = len(load(upstream))
-        pin = _pin(upstream)
-        source = sources.cached(upstream, pin) if pin else None
-        if pin is None or source is None:
-            print(f"patches/{upstream}: {count} patches; their source is fetched by make {upstream}-wheel")
-            continue
-        with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
-            apply(upstream, sources.unpack_pinned(source, pin, Path(folder)))
-        print(f"patches/{upstream}: {count} patches apply to {source.name}")
+        for pin in _pins(upstream):
+            count = len(list_files(upstream, pin.version))
+            source = sources.cached(upstream, pin)
+            if source is None:
+                print(
+                    f"patches/{upstream}: {count} patches for {pin.version}; "
+                    f"their source is fetched by make {upstream}-wheel"
+                )
+                continue
+            with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
+                apply(upstream, sources.unpack_pinned(source, pin, Path(folder)), pin.version)
+            print(f"patches/{upstream}: {count} patches apply to {source.name}")
 
 
 def series_names() -> list[str]:
@@ -82,14 +87,26 @@ def series_names() -> list[str]:
     return sorted({path.parent.name for path in HOME.glob("*/*.patch")})
 
 
-def list_files(upstream: str) -> list[Path]:
-    """The patch files of a series in the order of application; none for an upstream without a series."""
-    return sorted((HOME / upstream).glob("*.patch"))
+def list_files(upstream: str, version: str | None = None) -> list[Path]:
+    """Return the patch files of a series in the order of application, none for an upstream without a series.
+
+    With a `version`, only those that are for it.
+    """
+    series = sorted((HOME / upstream).glob("*.patch"))
+    if version is None:
+        return series
+    return [path for path in series if _only_for(path) in (None, version)]
 
 
-def digest(upstream: str) -> dict[str, str]:
-    """SHA-256 of every patch of a series, by file name: what a build records."""
-    return {path.name: files.digest(path) for path in list_files(upstream)}
+def _only_for(path: Path) -> str | None:
+    header = path.read_text(encoding="utf-8").partition("\n---\n")[0]
+    found = re.search(r"^Only-for: *(\S+)$", header, re.MULTILINE)
+    return found[1] if found else None
+
+
+def digest(upstream: str, version: str | None = None) -> dict[str, str]:
+    """Return the SHA-256 of every patch of a series for a version, by file name: what a build records."""
+    return {path.name: files.digest(path) for path in list_files(upstream, version)}
 
 
 def load(upstream: str) -> list[Patch]:
@@ -136,15 +153,15 @@ def lint_all() -> list[str]:
     return problems
 
 
-def apply(upstream: str, tree: Path) -> None:
-    """Apply the series to `tree`: every hunk where it says, or nothing at all.
+def apply(upstream: str, tree: Path, version: str | None = None) -> None:
+    """Apply the series for a version to `tree`: every hunk where it says, or nothing at all.
 
     Raises
     ------
     AscendetError
         `patch-does-not-apply`, naming the patch, the file and the line.
     """
-    series = list_files(upstream)
+    series = list_files(upstream, version)
     if not series:
         return
     if _git_apply(tree, series, check=True).returncode == 0:
@@ -184,6 +201,7 @@ def render_index() -> str:
                 f"- Why: {patch.why}",
                 f"- Upstream: {patch.upstream}",
                 f"- Remove-when: {patch.remove_when}",
+                *([f"- Only-for: {patch.only_for}"] if patch.only_for else []),
                 *(f"- `{file}`" for file in patch.files),
                 "",
             ]
@@ -191,16 +209,18 @@ def render_index() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pin(upstream: str) -> Upstream | None:
-    """Return what the first stack that has an upstream says about it."""
-    return next(
-        (stack.upstreams[upstream] for stack in load_all().values() if upstream in stack.upstreams), None
-    )
+def _pins(upstream: str) -> list[Upstream]:
+    """Return what the stacks say about an upstream, each version once."""
+    found = {stack.upstreams[upstream] for stack in load_all().values() if upstream in stack.upstreams}
+    return sorted(found, key=lambda pin: pin.version)
 
 
 def _source_name(upstream: str) -> str:
-    pin = _pin(upstream)
-    return (pin.sdist or f"{upstream} {pin.commit or pin.version}") if pin else "no source in stacks.toml"
+    pins = _pins(upstream)
+    return (
+        ", ".join(pin.sdist or f"{pin.version} {pin.commit or ''}".strip() for pin in pins)
+        or "no source in stacks.toml"
+    )
 
 
 def _parse(path: Path) -> tuple[list[str], Patch | None]:
@@ -229,6 +249,11 @@ def _parse(path: Path) -> tuple[list[str], Patch | None]:
     for trailer in TRAILERS:
         if not fields.get(trailer):
             problems.append(f"{name}:{end + 1}: no {trailer}: in the header")
+    known = {pin.version for pin in _pins(path.parent.name)}
+    if known and fields.get("Only-for", next(iter(known))) not in known:
+        problems.append(
+            f"{name}:{end + 1}: Only-for: {fields['Only-for']} is none of {', '.join(sorted(known))} in stacks.toml"
+        )
     upstream = fields.get("Upstream", "https://")
     if not re.match(r"https://|N/A \S", upstream):
         problems.append(f"{name}:{end + 1}: Upstream: is neither an address nor 'N/A <reason>'")
@@ -250,6 +275,7 @@ def _parse(path: Path) -> tuple[list[str], Patch | None]:
         why=fields["Why"],
         upstream=fields["Upstream"],
         remove_when=fields["Remove-when"],
+        only_for=fields.get("Only-for"),
         files=tuple(changed),
     )
     return problems, patch

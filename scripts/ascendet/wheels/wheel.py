@@ -148,6 +148,11 @@ def _authority(spec: Spec, stack: Stack) -> dict[str, str] | None:
     return sources.authority(pin) if pin else None
 
 
+def _patches(spec: Spec, stack: Stack) -> dict[str, str]:
+    pin = _upstream(spec, stack)
+    return patches.digest(spec.patches, pin.version if pin else None) if spec.patches else {}
+
+
 def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
     """What every wheel depends on: its recipe, its source, its patches, and the code that builds it."""
     code = [spec.home / "wheel.toml", Path(__file__), Path(wheelfile.__file__)]
@@ -157,7 +162,7 @@ def _base_inputs(spec: Spec, stack: Stack) -> dict[str, object]:
     return {
         "source": files.digest_tree(spec.home / spec.path) if spec.path else None,
         "upstream": _authority(spec, stack),
-        "patches": patches.digest(spec.patches) if spec.patches else {},
+        "patches": _patches(spec, stack),
         "code": {path.name: files.digest(path) for path in code},
         "zlib": zlib.ZLIB_RUNTIME_VERSION,  # compresses to other bytes in another version
     }
@@ -174,7 +179,7 @@ def _source(spec: Spec, stack: Stack, folder: Path) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", "build", "dist", "*.egg-info")
         shutil.copytree(spec.home / (spec.path or "."), tree, ignore=ignored)
     if spec.patches:
-        patches.apply(spec.patches, tree)
+        patches.apply(spec.patches, tree, pin.version if pin else None)
     return tree
 
 
@@ -250,7 +255,7 @@ def _built_against(spec: Spec, stack: Stack, compiler: native.Compiler) -> dict[
         "cann": stack.cann,
         "compiler": compiler.identity,
         "sdist": _authority(spec, stack),
-        "patches": patches.digest(spec.patches) if spec.patches else {},
+        "patches": _patches(spec, stack),
     }
 
 

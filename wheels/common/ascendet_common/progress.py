@@ -8,7 +8,7 @@ validate  step (of training), AP (by "bbox" and "segm", 0 to 1)
 predict, infer
           step, of, eta (seconds), text
 note, warning
-          text
+          text; fallback (operator, line) of an operator that was computed on the CPU
 """
 
 from __future__ import annotations

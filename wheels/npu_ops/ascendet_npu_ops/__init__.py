@@ -17,7 +17,7 @@ import torch
 from ascendet_npu_ops import boxes, pooling, repeating
 from ascendet_npu_ops.boxes import batched_nms
 
-__all__ = ["autoload", "batched_nms"]
+__all__ = ["batched_nms"]
 
 _KEY = "PrivateUse1"  # the dispatch key that torch_npu names "npu"; it need not have done so yet
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -28,10 +28,6 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 }
 # The kernels live as long as these.
 _libraries: list[torch.library.Library] = []
-
-
-def autoload() -> None:
-    """Do nothing: what torch asks of an entry point has happened in the import."""
 
 
 def _has_kernel(operator: str) -> bool:

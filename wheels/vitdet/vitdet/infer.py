@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from ascendet_common import fallback
 from ascendet_common.detect import Detections, Detector, detect_all
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels
@@ -170,6 +171,7 @@ def main() -> None:
     forget()
     with reporting():
         model = Trained(launch.load_config(args), os.environ["CHECKPOINT"])
+        fallback.watch()
         detector = Detector(
             classes=model.meta["classes"],
             detect=model.detect,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from ascendet_common import fallback
 from ascendet_common.errors import forget, reporting
 from mmengine.registry import RUNNERS
 
@@ -31,7 +32,9 @@ def main() -> None:
         cfg.custom_hooks.append(dict(type="PredictionsHook"))
         if args.images:
             cfg.test_dataloader.dataset.indices = args.images
-        RUNNERS.build(cfg).test()
+        runner = RUNNERS.build(cfg)
+        fallback.watch()
+        runner.test()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from ascendet_common import fallback
 from ascendet_common.errors import forget, reporting
 from mmengine.registry import RUNNERS
 
@@ -29,7 +30,9 @@ def main() -> None:
                 cfg[name] = getattr(args, name)
         launch.join_ranks(cfg)
         cfg.resume = bool(os.environ.get("RESUME"))
-        RUNNERS.build(cfg).train()
+        runner = RUNNERS.build(cfg)
+        fallback.watch()
+        runner.train()
 
 
 if __name__ == "__main__":

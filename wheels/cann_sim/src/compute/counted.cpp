@@ -228,14 +228,21 @@ void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef si
 
 void remember_torch_npus_kernels() {
     for_each_operator([](const c10::OperatorHandle &op, const c10::KernelFunction &kernel) {
-        torch_npus_kernels().emplace(op.operator_name(), kernel);
-        // Without a kernel for this device and without one for all devices, what remains is the fallback.
         const auto has = [&op](c10::DispatchKey key) { return op.hasKernelForDispatchKey(key); };
-        const bool has_own = has(c10::DispatchKey::PrivateUse1) || has(c10::DispatchKey::CompositeImplicitAutograd) ||
+        if (has(c10::DispatchKey::PrivateUse1)) {
+            if (is_compiled(kernel)) {
+                torch_npus_kernels().emplace(op.operator_name(), kernel);
+            }
+            return;
+        }
+        // Without a kernel for this device and without one for all devices, what remains is the fallback. It is not
+        // remembered: whoever gives the operator a kernel later, from Python too, has taken it off the CPU.
+        const bool has_own = has(c10::DispatchKey::CompositeImplicitAutograd) ||
                              has(c10::DispatchKey::CompositeExplicitAutograd) ||
                              has(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
         if (cpu_fallback == nullptr && !has_own && has(c10::DispatchKey::CPU)) {
-            cpu_fallback = &torch_npus_kernels().at(op.operator_name());
+            static const c10::KernelFunction fallback = kernel;
+            cpu_fallback = &fallback;
         }
     });
 }

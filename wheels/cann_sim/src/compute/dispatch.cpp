@@ -314,7 +314,8 @@ void register_aten() {
     for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
         const auto op = dispatcher.findSchema(name);
         if (name.getNamespace() != "aten" || !op.has_value() ||
-            !op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) {
+            !op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1) ||
+            !is_compiled(cann_sim::entry_of(*op).lookup(kNpu))) {
             continue;
         }
         const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;

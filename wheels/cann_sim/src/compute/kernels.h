@@ -10,6 +10,11 @@ namespace cann_sim {
 // The entry from which an operator's kernels can be looked up, also one that is about to be replaced (dispatch.cpp).
 c10::impl::OperatorEntry &entry_of(const c10::OperatorHandle &op);
 
+// Whether a kernel is C++, as torch_npu's are. One in Python is somebody else's, who wants it to run here as on a card.
+inline bool is_compiled(const c10::KernelFunction &kernel) {
+    return kernel.isValidUnboxed() || kernel.isValidSymUnboxed();
+}
+
 inline const c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
 inline const c10::DispatchKeySet kNpu(c10::DispatchKey::PrivateUse1);
 
