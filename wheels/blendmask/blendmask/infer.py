@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import torch
+from ascendet_common import fallback
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, known_classes
 from ascendet_common.detect import Detections, Detector, detect_all
@@ -141,6 +142,7 @@ def main() -> None:
     with reporting():
         cfg = launch.load_config(args)
         model = Trained(cfg, os.environ["CHECKPOINT"], launch.join_ranks().device)
+        fallback.watch()
         detector = Detector(
             classes=model.classes,
             detect=model.detect,

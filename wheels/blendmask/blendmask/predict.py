@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ascendet_common import progress
+from ascendet_common import fallback, progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import describe_difference
 from ascendet_common.errors import forget, reporting
@@ -117,6 +117,7 @@ def main() -> None:
         split = load_split(launch.data_root(), "val")
         found = split.found[: args.images]
         model = load_model(cfg, rank.device, split.classes, os.environ["CHECKPOINT"])
+        fallback.watch()
         results = predict(model, cfg, found, split.categories, rank, "predict")
         if rank.first:
             work = Path(os.environ["WORK_DIR"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ascendet_common import progress
+from ascendet_common import fallback, progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, shorten
 from ascendet_common.errors import forget, reporting
@@ -94,6 +94,7 @@ def main() -> None:
             work=work,
             mixed=args.amp or cfg.SOLVER.AMP.ENABLED,
         )
+        fallback.watch()
         if content is not None:
             trainer.resume(content)
         trainer.train()

@@ -175,13 +175,13 @@ def main() -> None:
     forget()
     with reporting():
         model = Trained(launch.load_config(args), os.environ["CHECKPOINT"])
+        fallback.watch()
         detector = Detector(
             classes=model.meta["classes"],
             detect=model.detect,
             draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
             synchronize=_synchronize,
         )
-        fallback.watch()
         files = json.loads(args.images.read_text(encoding="utf-8"))
         detect_all(detector, files, Path(os.environ["WORK_DIR"]), args.score, args.bad)
 
