@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import vitdet
 from ascendet_common import progress
 from ascendet_common.checkpoints import CheckpointError
 from mmdet.datasets import CocoDataset
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from vitdet import launch
@@ -257,3 +258,12 @@ def test_a_checkpoint_of_another_model_is_no_start(renamed, tmp_path, monkeypatc
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "other.pth"))
     with pytest.raises(CheckpointError, match="nothing of it fits"):
         RecipeRunner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1)])
+def test_a_flipped_picture_of_one_row_is_packed(axes):
+    """What is left of a long thin picture when it is resized. A stride is negative, yet numpy calls it contiguous."""
+    pixels = np.flip(np.arange(12, dtype=np.uint8).reshape(1, 4, 3), axes)
+    assert min(pixels.strides) < 0
+    packed = TRANSFORMS.build(dict(type="PackDetInputs", meta_keys=()))({"img": pixels})["inputs"]
+    assert packed.tolist() == pixels.transpose(2, 0, 1).tolist()
