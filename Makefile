@@ -100,7 +100,7 @@ sim-coverage: ## Compare torch's operator database on it with the CPU, write the
 	@$(PY) sim-coverage --stack '$(STACK)' $(if $(JSON),--json)
 patches: ## Check the patches' headers and write their index
 	@$(PY) patches
-$(OUR_WHEELS): %-wheel: ## Build, audit, install, smoke-test mmcv-, mmdet-, common- or vitdet-wheel; ARCH=aarch64 cross-builds
+$(OUR_WHEELS): %-wheel: ## Build, audit, install, smoke-test mmcv-wheel, mmdet-wheel and the like (docs/commands.md); ARCH=aarch64 cross-builds
 	@$(PY) wheel '$*' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)')
 audit: ## Audit any WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
 	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)') $(if $(JSON),--json)
