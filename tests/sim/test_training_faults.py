@@ -11,6 +11,8 @@ from ascendet.envs import venv
 from ascendet.errors import EXIT_CODES
 from conftest import MakeShapes, script_environ
 
+pytest.importorskip("vitdet", reason="the stack has no vitdet")
+
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),
     reason="the CANN tree is not cann_sim's: it has no faults on demand",
@@ -28,7 +30,6 @@ import os, pathlib, sys
 from ascendet import errors
 from ascendet.run import program
 
-pytest.importorskip("vitdet", reason="the stack has no vitdet")
 try:
     program.execute(program.Run(program="train", environ=os.environ, log=pathlib.Path(sys.argv[1], "train.log"),
                                 arguments=sys.argv[2:]))
