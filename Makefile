@@ -77,7 +77,7 @@ TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --dataset '$(DATASE
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
 demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
-	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval DEVICES=6,7 MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
+	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests '$(TESTS)'
 doctor: ## Check this machine; every problem is listed with its fix
