@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ascendet_common.data import DataError, classes_of, find_split, read, shorten
+from ascendet_common.data import DataError, classes_of, find_missing, find_split, read, shorten
 from ascendet_common.errors import reporting
 from ascendet_common.resume import Draw, seed_draw
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -104,14 +103,7 @@ def _records(content: Mapping[str, Any], file: Path, folder: Path) -> list[Recor
         raise DataError(f"{file} is no COCO instances file: {error!r}") from error
     if not found:
         raise DataError(f"{file} has no images")
-    here = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    names = [Path(record["file_name"]).relative_to(folder) for record in found]
-    missing = [
-        str(name)
-        for name in names
-        if (name.name not in here if len(name.parts) == 1 else not (folder / name).is_file())
-    ]
-    if missing:
+    if missing := find_missing(folder, (record["file_name"] for record in found)):
         raise DataError(
             f"{file} names {len(missing)} of {len(found)} images that are not in {folder}: {shorten(tuple(missing))}"
         )

@@ -23,6 +23,7 @@ from ascendet_common.data import DataError, describe_difference, known_classes
 from ascendet_common.detect import Detections, Detector, detect_all
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels
+from ascendet_common.options import add_infer_options
 from ascendet_common.watch import Watch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
@@ -134,9 +135,7 @@ def _synchronize() -> None:
 def main() -> None:
     """Go through the pictures that the command line names."""
     parser = launch.parser("Detect objects in pictures.")
-    parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
-    parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
-    parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
+    add_infer_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():

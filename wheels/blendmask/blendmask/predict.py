@@ -20,6 +20,7 @@ from ascendet_common import fallback, progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import describe_difference
 from ascendet_common.errors import forget, reporting
+from ascendet_common.options import add_predict_options
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
@@ -108,7 +109,7 @@ def load_model(cfg: CfgNode, device: torch.device, classes: tuple[str, ...], che
 def main() -> None:
     """Predict."""
     parser = launch.parser("Write a checkpoint's predictions on the validation split.")
-    parser.add_argument("--images", type=int, help="how many, from the first on; all by default")
+    add_predict_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():

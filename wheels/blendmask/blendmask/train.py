@@ -15,6 +15,7 @@ from ascendet_common import fallback, progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, shorten
 from ascendet_common.errors import forget, reporting
+from ascendet_common.options import add_train_options
 from detectron2.config import CfgNode
 
 from blendmask import checkpoint, launch, recipe
@@ -56,9 +57,7 @@ def check_resumed(content: dict[str, Any], classes: tuple[str, ...]) -> None:
 def main() -> None:
     """Train to the end, or until a signal."""
     parser = launch.parser("Train a model.")
-    parser.add_argument("--epochs", type=int, help="passes over the data set; the recipe's by default")
-    parser.add_argument("--lr", type=float, help="learning rate; the recipe's by default")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    add_train_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():

@@ -7,7 +7,8 @@ and val.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def read(file: Path) -> dict[str, Any]:
     if not all(isinstance(entries, list) for entries in lists):
         raise DataError(f"{file} is no COCO instances file: images, annotations and categories must be lists")
     return dict(content)
+
+
+def find_missing(folder: Path, files: Iterable[str]) -> list[str]:
+    """Return which of the files below `folder` do not exist, by their names there; the folder is listed only once."""
+    here = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    names = [Path(file).relative_to(folder) for file in files]
+    return [
+        str(name)
+        for name in names
+        if (name.name not in here if len(name.parts) == 1 else not (folder / name).is_file())
+    ]
 
 
 def classes_of(content: Mapping[str, Any]) -> tuple[str, ...]:

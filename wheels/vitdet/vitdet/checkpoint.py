@@ -13,7 +13,6 @@ which nobody should allow-list). So, without ever switching the check off:
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -157,16 +156,8 @@ class AtomicLocalBackend(LocalBackend):
         """Write `obj` beside `filepath` and rename it; remove the incomplete file if that fails."""
         final = Path(filepath)
         final.parent.mkdir(parents=True, exist_ok=True)
-        temp = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-        try:
-            with temp.open("wb") as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.rename(final)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
+        with checkpoints.replacing(final) as file:
+            file.write(obj)
 
 
 @HOOKS.register_module()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.data import find_missing
 from ascendet_common.errors import reporting
 from ascendet_common.images import ImageError, read
 from mmcv.transforms import LoadImageFromFile
@@ -54,14 +54,7 @@ class CheckedCocoDataset(CocoDataset):
         if not entries:
             raise DataError(f"{self.ann_file} has no images")
         folder = Path(self.data_prefix["img"])
-        here = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-        names = [Path(entry["img_path"]).relative_to(folder) for entry in entries]
-        missing = [
-            str(name)
-            for name in names
-            if (name.name not in here if len(name.parts) == 1 else not (folder / name).is_file())
-        ]
-        if missing:
+        if missing := find_missing(folder, (entry["img_path"] for entry in entries)):
             raise DataError(
                 f"{self.ann_file} names {len(missing)} of {len(entries)} images that are not in {folder}: "
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"

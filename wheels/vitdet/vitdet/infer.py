@@ -24,6 +24,7 @@ from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.detect import Detections, Detector, detect_all
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels
+from ascendet_common.options import add_infer_options
 from ascendet_common.watch import Watch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -168,9 +169,7 @@ def _synchronize() -> None:
 def main() -> None:
     """Detect objects in the pictures that the command line names."""
     parser = launch.parser("Detect objects in pictures.")
-    parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
-    parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
-    parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
+    add_infer_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():

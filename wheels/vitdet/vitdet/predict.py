@@ -13,6 +13,7 @@ import os
 
 from ascendet_common import fallback
 from ascendet_common.errors import forget, reporting
+from ascendet_common.options import add_predict_options
 from mmengine.registry import RUNNERS
 
 from vitdet import launch
@@ -21,7 +22,7 @@ from vitdet import launch
 def main() -> None:
     """Predict the validation split with the checkpoint that the environment names."""
     parser = launch.parser("Write a checkpoint's predictions on the validation split.")
-    parser.add_argument("--images", type=int, help="how many, from the first on; all by default")
+    add_predict_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():

@@ -10,6 +10,7 @@ import os
 
 from ascendet_common import fallback
 from ascendet_common.errors import forget, reporting
+from ascendet_common.options import add_train_options
 from mmengine.registry import RUNNERS
 
 from vitdet import launch
@@ -18,9 +19,7 @@ from vitdet import launch
 def main() -> None:
     """Train until the end, or until a signal."""
     parser = launch.parser("Train a model.")
-    parser.add_argument("--epochs", type=int, help="passes over the data set; the recipe's by default")
-    parser.add_argument("--lr", type=float, help="learning rate; the recipe's by default")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    add_train_options(parser)
     args = parser.parse_args()
     forget()
     with reporting():
