@@ -57,12 +57,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Make or unpack a bundle, and print what it holds."""
     if args.unpack is not None:
-        if not Path(args.unpack).is_file():
+        if not args.unpack:
             raise AscendetError(
                 "usage",
                 "FILE must be a bundle",
                 expected="a file that make bundle wrote",
-                found=f"FILE={args.unpack}",
+                found="FILE=",
                 hint="make unbundle FILE=ascendet-….tar",
             )
         print(unpack(Path(args.unpack)))

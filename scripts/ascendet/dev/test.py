@@ -165,9 +165,9 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         if suite.python == "tools"
         else (venv.stack_python(stack), activation.stack_environ(stack))
     )
-    environ.pop(
-        "MAKEFLAGS", None
-    )  # errors repeat the variables that a user gave to make: these are not a user's
+    # Errors repeat the variables that a user gave to make, which these are not; and a test's make is nobody's sub-make.
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"):
+        environ.pop(name, None)
     # Processes that run at once have a processor each. Our programs' operators must have kernels on the NPU.
     environ |= {
         "NPU_FALLBACK": environ.get("NPU_FALLBACK", "error"),
