@@ -70,7 +70,8 @@ OUR_WHEELS := $(patsubst wheels/%/wheel.toml,%-wheel,$(wildcard wheels/*/wheel.t
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
 FETCH = --mirror '$(MIRROR)' $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
 IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
-TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
+TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --devices '$(DEVICES)' \
+	--dataset '$(DATASET)' $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 
 ##@ Start here
 .PHONY: help doctor demo test
