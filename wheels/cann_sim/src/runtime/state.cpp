@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <new>
 
 namespace cann_sim {
 
@@ -109,6 +111,18 @@ aclError fail(aclError code, const std::string &message) {
     return code;
 }
 
+Thrown::Thrown(const char *function) : code_(ACL_ERROR_INTERNAL_ERROR) {
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        code_ = ACL_ERROR_BAD_ALLOC;  // no text: that needs memory too
+    } catch (const std::exception &error) {
+        fail(code_, std::string("cann_sim: ") + function + ": " + error.what());
+    } catch (...) {
+        fail(code_, std::string("cann_sim: ") + function + " threw what is no std::exception");
+    }
+}
+
 int current_device() { return thread_device; }
 
 void set_current_device(int device) { thread_device = device; }
@@ -117,7 +131,7 @@ int logical_device_count() { return static_cast<int>(config().visible.size()); }
 
 }  // namespace cann_sim
 
-SIM_API const char *aclGetRecentErrMsg() {
+SIM_API const char *aclGetRecentErrMsg() try {
     if (cann_sim::recent_error.empty()) {
         return nullptr;
     }
@@ -125,7 +139,9 @@ SIM_API const char *aclGetRecentErrMsg() {
     cann_sim::recent_error.clear();
     return cann_sim::recent_error_text.c_str();
 }
+SIM_CATCH
 
-SIM_API int cann_sim_physical_device() {
+SIM_API int cann_sim_physical_device() try {
     return cann_sim::thread_device < 0 ? 0 : cann_sim::config().visible[static_cast<size_t>(cann_sim::thread_device)];
 }
+SIM_CATCH
