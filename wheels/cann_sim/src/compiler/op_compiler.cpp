@@ -69,6 +69,9 @@ SIM_API aclError aclopCompileAndExecute(const char *op_type, int num_inputs, con
                                         const aclTensorDesc *const output_desc[], aclDataBuffer *const outputs[],
                                         const aclopAttr *attr, aclopEngineType, aclopCompileType, const char *,
                                         aclrtStream) try {
+    if (cann_sim::is_lost_fork()) {
+        return ended(cann_sim::lost_by_fork());
+    }
     const cann_sim_execute_fn execute = cann_sim_get_execute();
     if (execute == nullptr) {
         return ended(fail(ACL_ERROR_OP_NOT_FOUND,

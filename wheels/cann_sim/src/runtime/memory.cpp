@@ -356,6 +356,9 @@ SIM_CATCH
 namespace {
 
 aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (cann_sim::is_lost_fork() && kind != ACL_MEMCPY_HOST_TO_HOST) {
+        return cann_sim::lost_by_fork();
+    }
     if (size > room) {
         return fail(ACL_ERROR_INVALID_PARAM,
                     "EH0001: copy of " + std::to_string(size) + " bytes into a buffer of " + std::to_string(room));

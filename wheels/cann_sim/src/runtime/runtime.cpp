@@ -72,6 +72,9 @@ void refuse_compilation() {
 
 // The host waits for the device, which has nothing pending unless a fault says so.
 aclError wait(const char *call, int timeout_ms = -1) {
+    if (is_lost_fork()) {
+        return lost_by_fork();
+    }
     if (counting()) {
         count_wait(call);
     }
@@ -140,7 +143,16 @@ struct Context {
 Context primary_contexts[cann_sim::kMaxDevices];
 thread_local Context *thread_context = nullptr;
 
+// Where the list of visible devices is wrong: what every question about devices ends in.
+aclError no_devices() { return fail(ACL_ERROR_RT_NO_DEVICE, cann_sim::config().visible_fault); }
+
 aclError select_device(int device) {
+    if (cann_sim::is_lost_fork()) {
+        return cann_sim::lost_by_fork();
+    }
+    if (!cann_sim::config().visible_fault.empty()) {
+        return no_devices();
+    }
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return fail(ACL_ERROR_RT_INVALID_DEVICEID,
                     "EE1001: device id " + std::to_string(device) +
@@ -158,6 +170,9 @@ aclError select_device(int device) {
 }  // namespace
 
 SIM_API aclError aclrtGetDeviceCount(uint32_t *count) try {
+    if (!cann_sim::config().visible_fault.empty()) {
+        return no_devices();
+    }
     *count = static_cast<uint32_t>(cann_sim::logical_device_count());
     return ACL_SUCCESS;
 }
