@@ -7,6 +7,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "runtime/state.h"
+
 namespace cann_sim {
 
 namespace {
@@ -25,7 +27,17 @@ void remember_queue_failure(const std::string &message) {
     }
 }
 
+void check_fork() {
+    // torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator
+    // has memory for.
+    TORCH_CHECK(
+        !is_lost_fork(),
+        "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' "
+        "start method");
+}
+
 void check_task_queue() {
+    check_fork();
     const std::lock_guard<std::mutex> lock(mutex);
     TORCH_CHECK(
         failure.empty(), "An operator failed in torch_npu's task queue (", failure,

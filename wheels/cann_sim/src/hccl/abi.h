@@ -67,6 +67,9 @@ HcclResult guard(const char *function, Body body) {
     } catch (const std::exception &error) {
         report(Error(HCCL_E_INTERNAL, kResource, error.what()), function);
         return HCCL_E_INTERNAL;
+    } catch (...) {
+        report(Error(HCCL_E_INTERNAL, kResource, "what was thrown is no std::exception"), function);
+        return HCCL_E_INTERNAL;
     }
 }
 
