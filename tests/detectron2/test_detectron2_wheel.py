@@ -255,7 +255,7 @@ _WITHOUT_OBJECTS = Reduced(np.dtype, ("O8", False, True), (3, "|", None, None, N
         (np.array([{}], dtype=object), "O8"),
         (np.array(["text"]), "U4"),
         (np.zeros(2, [("a", "i4")]), "V4"),
-        (np.matrix([1.0]), "numpy.matrix"),
+        (np.ma.array([1.0]), "numpy.ma.core"),
         (
             Reduced(
                 np.zeros(0).__reduce__()[0],
