@@ -22,7 +22,7 @@ LR ?=
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=
-# make eval: how many images, from the first on. make infer: files, folders, globs.
+# make eval, make speed: how many images, from the first on. make infer: files, folders, globs.
 IMAGES ?=
 # make infer: the lowest score that is drawn and listed; what damaged pictures do, skip or refuse.
 SCORE ?= 0.3
@@ -131,7 +131,7 @@ shell: ## A shell on DEVICES, in the environment or (RUN_IN=docker) in the image
 	@$(PY) container shell $(TARGET)
 
 ##@ Data, training, evaluation
-.PHONY: data weights data-check bundle unbundle train eval infer curves
+.PHONY: data weights data-check bundle unbundle train eval infer speed curves
 data: ## Make or fetch DATASET of requirements/datasets.toml, or take in your own: DATASET=mydata FROM=folder VAL=0.1
 	@$(PY) data --stack '$(STACK)' --dataset $(call quoted,DATASET) --keep '$(KEEP)' --from $(call quoted,FROM) --val '$(VAL)' --seed '$(SEED)' $(FETCH)
 weights: ## Fetch the checkpoints that STACK's models start from
@@ -148,6 +148,8 @@ eval: ## COCO numbers of the latest training, or of CHECKPOINT; IMAGES=200 for a
 	@$(PY) evaluate $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES)
 infer: ## Detect and draw objects in IMAGES='a.jpg folder *.png' on the first of DEVICES; JSON, latency
 	@$(PY) infer $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES) --score '$(SCORE)' --bad '$(BAD)'
+speed: ## First call, steady state at 640x427, IMAGES=200 pictures, memory, on the first of DEVICES; JSON=1 for machines
+	@$(PY) speed $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 curves: ## Draw a training's loss and AP, as PNG and SVG
 	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset $(call quoted,DATASET) --run '$(RUN)'
 
