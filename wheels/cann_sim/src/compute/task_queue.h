@@ -9,6 +9,9 @@ namespace cann_sim {
 // An operator failed with `message`; noted if it did so on the queue's thread.
 void remember_queue_failure(const std::string &message);
 
+// What failed on the queue's thread, and what that means; empty if nothing did.
+std::string queue_failure();
+
 // Throws if an operator failed on the queue.
 void check_task_queue();
 
