@@ -52,7 +52,7 @@ COMPUTE = "libcann_sim_compute.so"
 
 
 def sources_of(library: str, objects: Path) -> list[Path]:
-    """Return the sources of a library, ours and generated ones, sorted, so that the linker's input is the same everywhere."""
+    """Return a library's sources, generated ones too, sorted, so that the linker's input is the same everywhere."""
     folders = [root / folder for folder in LIBRARIES[library] for root in (SOURCE, objects)]
     return sorted(
         (source for folder in folders for source in folder.glob("*.cpp")),

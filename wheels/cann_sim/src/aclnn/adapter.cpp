@@ -1,6 +1,7 @@
 // Words of opapi/functions.tsv, one per argument of the aten operator, then one per result of an operator that begins with =:
 //   3     our fourth argument          _  the operator's default       T F  a bool        #1 #1.5  a number
 //   ~3    a scale of resampling; 1 stands for one that is left out     @3   the data type of our fourth argument
+//   ^3    a number; 0 stands for one that is left out                  L3   a tensor of indices, as int64
 //   -     a result that nobody wants
 // An operator without = writes into our arguments itself. That is right for in-place operators and for structured ones
 // only: others use out= as a buffer, or resize it, and would write beyond the device's memory.
@@ -27,7 +28,7 @@ std::unordered_map<std::string, Computation> &table() {
 }
 
 struct Word {
-    enum Kind : char { kArgument, kDefault, kConstant, kScale, kDtypeOf, kNothing } kind;
+    enum Kind : char { kArgument, kDefault, kConstant, kScale, kUnlessZero, kIndices, kDtypeOf, kNothing } kind;
     size_t index = 0;
     c10::IValue constant;
 };
@@ -50,6 +51,8 @@ Word parse(const std::string &word) {
                     word.find('.') == std::string::npos ? c10::IValue(static_cast<int64_t>(std::stoll(word.substr(1))))
                                                         : c10::IValue(std::stod(word.substr(1)))};
         case '~': return {Word::kScale, std::stoul(word.substr(1)), {}};
+        case '^': return {Word::kUnlessZero, std::stoul(word.substr(1)), {}};
+        case 'L': return {Word::kIndices, std::stoul(word.substr(1)), {}};
         case '@': return {Word::kDtypeOf, std::stoul(word.substr(1)), {}};
         default: return {Word::kArgument, std::stoul(word), {}};
     }
@@ -155,6 +158,8 @@ c10::IValue evaluate(const Word &word, const Value *values, const c10::Argument 
         case Word::kDtypeOf: return scalar_type(values[word.index].tensor()->dtype);
         case Word::kScale:
             return values[word.index].d == 1 || values[word.index].d <= 0 ? c10::IValue() : values[word.index].d;
+        case Word::kUnlessZero: return values[word.index].i == 0 ? c10::IValue() : values[word.index].i;
+        case Word::kIndices: return tensor(values[word.index]).to(at::kLong);
         case Word::kArgument: return to_ivalue(values[word.index], argument);
         default: return argument.default_value().value_or(c10::IValue());
     }

@@ -47,6 +47,35 @@ void bce_with_logits_gradient(const Value *v) {
     write(v[6], bce_with_logits_backward(tensor(v[0]), tensor(v[1]), tensor(v[2]), tensor(v[3]), tensor(v[4]), v[5].i));
 }
 
+// (log probabilities, targets, input lengths, target lengths, blank, no infinities?, losses, alphas); a card rounds the last
+// size of the alphas up, and what is beyond ours is not read again
+void ctc_loss(const Value *v) {
+    const auto [losses, alphas] =
+        at::_ctc_loss(tensor(v[0]), tensor(v[1]), v[2].ints(), v[3].ints(), v[4].i, v[5].i != 0);
+    write(v[6], losses);
+    at::Tensor room = tensor(v[7]);
+    TORCH_CHECK(room.dim() == 3 && room.size(2) >= alphas.size(2), "no room for alphas of shape ", alphas.sizes());
+    room.zero_().narrow(2, 0, alphas.size(2)).copy_(alphas);
+}
+
+// (gradient, self, weight, gradient of self, gradient of the weight, which has one number or one per channel)
+void prelu_gradient(const Value *v) {
+    const at::Tensor self = tensor(v[1]), weight = tensor(v[2]);
+    std::vector<int64_t> sizes(static_cast<size_t>(self.dim()), 1);
+    if (weight.numel() > 1) {
+        sizes[self.dim() > 1 ? 1 : 0] = weight.numel();
+    }
+    const auto [of_self, of_weight] = at::_prelu_kernel_backward(self, weight.reshape(sizes), tensor(v[0]));
+    write(v[3], of_self);
+    write(v[4], of_weight.sum_to_size(sizes).reshape(weight.sizes()));
+}
+
+// (gradient, self, buffer, out); a card's forward pass leaves the buffer empty
+void log_sigmoid_gradient(const Value *v) {
+    const at::Tensor self = tensor(v[1]);
+    write(v[3], at::log_sigmoid_backward(tensor(v[0]), self, std::get<1>(at::log_sigmoid_forward(self))));
+}
+
 // ---- lists of tensors ----
 
 std::vector<at::Tensor> tensors(const Value &list) {
@@ -83,6 +112,9 @@ const ComputationRegistration registered{
     {"aclnnL1LossBackward", l1_loss_gradient},
     {"aclnnKlDivBackward", kl_div_gradient},
     {"aclnnBinaryCrossEntropyWithLogitsBackward", bce_with_logits_gradient},
+    {"aclnnPreluBackward", prelu_gradient},
+    {"aclnnLogSigmoidBackward", log_sigmoid_gradient},
+    {"aclnnCtcLoss", ctc_loss},
     {"aclnnForeachAddScalar", with_number<at::_foreach_add>},
     {"aclnnForeachSubScalar", with_number<at::_foreach_sub>},
     {"aclnnForeachPowScalar", with_number<at::_foreach_pow>},

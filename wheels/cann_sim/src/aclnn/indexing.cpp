@@ -67,17 +67,24 @@ void nonzero(const Value *v) { write_shrunk(v[1], at::nonzero(tensor(v[0]))); }
 void nonzero_by_dimension(const Value *v) { write_shrunk(v[1], at::nonzero(tensor(v[0])).t()); }
 void masked_select(const Value *v) { write_shrunk(v[2], at::masked_select(tensor(v[0]), tensor(v[1]))); }
 
+// The operators make no inverse where none is asked for; callers pass room for it.
+void write_unless_empty(const Value &out, const at::Tensor &result) {
+    if (result.numel() > 0) {
+        write(out, result);
+    }
+}
+
 // (self, sorted, inverse?, values, inverse)
 void unique(const Value *v) {
     const auto [values, inverse] = at::_unique(tensor(v[0]), v[1].i != 0, v[2].i != 0);
     write_shrunk(v[3], values);
-    write(v[4], inverse);
+    write_unless_empty(v[4], inverse);
 }
 // (self, sorted, inverse?, counts?, values, inverse, counts)
 void unique_with_counts(const Value *v) {
     const auto [values, inverse, counts] = at::_unique2(tensor(v[0]), v[1].i != 0, v[2].i != 0, v[3].i != 0);
     write_shrunk(v[4], values);
-    write(v[5], inverse);
+    write_unless_empty(v[5], inverse);
     if (v[3].i != 0) {
         write_shrunk(v[6], counts);
     }
@@ -87,7 +94,7 @@ void unique_consecutive(const Value *v) {
     const std::optional<int64_t> dim = v[3].i == 1000 ? std::optional<int64_t>() : v[3].i;
     const auto [values, inverse, counts] = at::unique_consecutive(tensor(v[0]), v[1].i != 0, v[2].i != 0, dim);
     write_shrunk(v[4], values);
-    write(v[5], inverse);
+    write_unless_empty(v[5], inverse);
     if (v[2].i != 0) {
         write_shrunk(v[6], counts);
     }

@@ -65,16 +65,9 @@ void max_pool_backward(const Value *v) {
                                                      window.dilation, v[7].i != 0, down * self.size(-1) + across));
 }
 
-// (gradient, self, indices, kernel, stride, padding, dilation, ceil mode, out); a card's indices are int32
-void max_pool3d_backward(const Value *v) {
-    write(v[8], at::max_pool3d_with_indices_backward(tensor(v[0]), tensor(v[1]), v[3].ints(), v[4].ints(), v[5].ints(),
-                                                     v[6].ints(), v[7].i != 0, tensor(v[2]).to(at::kLong)));
-}
-
 const ComputationRegistration registered{
     {"aclnnMaxPool2dWithMask", max_pool},
     {"aclnnMaxPool2dWithMaskBackward", max_pool_backward},
-    {"aclnnMaxPool3dWithArgmaxBackward", max_pool3d_backward},
 };
 
 }  // namespace
