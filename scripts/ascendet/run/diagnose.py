@@ -15,7 +15,8 @@ from ascendet.run import folders
 
 ERROR = "error.json"  # written by wheels/common
 _DOCKER_FAILED = 125  # the exit code of `docker run` if docker itself failed, not the program
-_TARGETS = {"train": "train", "predict": "eval", "infer": "infer"}  # the make target of a program
+# The make target of a program.
+_TARGETS = {"train": "train", "predict": "eval", "infer": "infer", "speed": "speed"}
 
 # torch_npu's messages about failed devices and links between devices. The codes are in acl/error_codes/rt_error_codes.h
 # and hccl/hccl_types.h of CANN 8.5.

@@ -101,10 +101,10 @@ def _check_name(run: str) -> None:
 
 
 def _check_epochs(text: str) -> None:
-    """Raise `usage` if EPOCHS is not a number above 0."""
+    """Raise `usage` if EPOCHS is not a whole number above 0."""
     if text and not (text.isascii() and text.isdecimal() and int(text)):
         raise AscendetError(
-            "usage", "EPOCHS must be a number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
+            "usage", "EPOCHS must be a whole number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
         )
 
 
