@@ -115,7 +115,11 @@ def small_context(folder: Path, text: str = "echo first") -> Path:
     (context / "scripts/train.sh").write_text(f"#!/bin/bash\n{text}\n")
     (context / "scripts/train.sh").chmod(0o755)
     locked = lockfiles.packages_lock(STACK.packages).read_text()
-    for name, package in (("torch.txt", "packaging"), ("build.txt", "setuptools"), ("packages.txt", "pyyaml")):
+    for name, package in (
+        ("torch.txt", "packaging"),
+        ("build.txt", "setuptools"),
+        ("packages.txt", "pyyaml"),
+    ):
         start = locked.index(f"\n{package}==") + 1
         body = locked[start:].splitlines()
         end = next(number for number, line in enumerate(body) if not line.endswith("\\"))
