@@ -57,6 +57,7 @@ def test_everything_agrees() -> None:
         ("lock/vitdet-torch-aarch64.txt", "--hash=sha256:", "--hash=md5:", "not a SHA-256"),
         ("lock/vitdet-torch-aarch64.txt", "    --hash", "    # --hash", "no hash for torch==2.8.0"),
         ("lock/vitdet.txt", "opencv-python-headless==", "opencv-python==", "needs libGL"),
+        ("lock/data.toml", "licence = \"AdelaiDet's", '# "', "R_50_3x.pth does not say its licence"),
         ("lock/sources.toml", "mmcv-2.1.0", "mmcv-2.2.0", "lock/sources.toml: mmcv-2.1.0.tar.gz"),
     ],
 )

@@ -21,7 +21,7 @@ from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "opapi"))
-import generate  # from the line above: the tables of aclnn functions
+import generate  # the tables of aclnn functions
 
 SOURCE = Path(__file__).parent / "src"
 CXX = [*(["ccache"] if shutil.which("ccache") else []), os.environ.get("CXX", "g++")]

@@ -44,9 +44,10 @@ bool at_level_aclnn(const std::string &op) {
 
 }  // namespace cann_sim
 
-SIM_API int cann_sim_level(const char *op) {
+SIM_API int cann_sim_level(const char *op) try {
     if (cann_sim::at_level_aclnn(op)) {
         return 1;
     }
     return cann_sim::ready_operators().count(op) != 0 ? 2 : 0;
 }
+SIM_CATCH

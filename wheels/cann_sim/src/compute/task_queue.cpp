@@ -8,6 +8,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "runtime/state.h"
+
 namespace cann_sim {
 
 namespace {
@@ -38,7 +40,17 @@ std::string queue_failure() {
            "operator raises its error where it is called, and the process can go on.";
 }
 
+void check_fork() {
+    // torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator
+    // has memory for.
+    TORCH_CHECK(
+        !is_lost_fork(),
+        "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' "
+        "start method");
+}
+
 void check_task_queue() {
+    check_fork();
     const std::string text = queue_failure();
     TORCH_CHECK(text.empty(), text);
 }
