@@ -73,7 +73,8 @@ OUR_WHEELS := $(patsubst wheels/%/wheel.toml,%-wheel,$(wildcard wheels/*/wheel.t
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
 FETCH = --mirror $(call quoted,MIRROR) $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
 IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
-TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --dataset $(call quoted,DATASET) --devices '$(DEVICES)'
+TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
+	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 
 ##@ Start here
 .PHONY: help doctor demo test

@@ -5,8 +5,9 @@
 #
 #   FAMILY=vitdet MODEL=vitdet-b DATASET=coco DEVICES=0,1,2,3 ASCENDET_DATA=/data WORK_DIR=/runs/one scripts/run.sh train
 #
-# Environment variables: FAMILY, the family's Python package (set in our images); MODEL, DATASET; DEVICES (infer and speed
-# use only the first); WORK_DIR, the folder for all output; ASCENDET_DATA, the folder of the data sets.
+# Environment variables: FAMILY, the family's Python package (set in our images); MODEL, DATASET; CONFIG, a configuration file
+# to use for MODEL, where the family takes one; DEVICES (infer and speed use only the first); WORK_DIR, the folder for all
+# output; ASCENDET_DATA, the folder of the data sets.
 #   train    RESUME=1 continues from the last checkpoint in WORK_DIR. With MAX_RESTARTS=3 torchrun restarts all ranks when one
 #            dies, and they resume from that checkpoint. Several nodes need NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and
 #            the same storage at WORK_DIR. After SIGTERM the training saves a checkpoint and ends.

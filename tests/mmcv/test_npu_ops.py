@@ -141,12 +141,14 @@ def test_nms_rotated_leaves_its_input_alone() -> None:
     assert torch.equal(dets, before)
 
 
-def test_nms_rotated_by_label() -> None:
-    """One box three times, under two labels: the best of each label stays (mmcv's CPU version ignores labels)."""
-    dets = torch.tensor([[10.0, 10, 8, 4, 0.5]]).repeat(3, 1).to(NPU)
-    labels = torch.tensor([0, 1, 0]).to(NPU)
-    _, kept = ops.nms_rotated(dets, torch.tensor([0.9, 0.8, 0.7]).to(NPU), 0.3, labels)
-    assert kept.tolist() == [0, 1]
+def test_nms_rotated_of_labels_as_mmcv_expects_of_cards() -> None:
+    """mmcv's own test: labels do not separate boxes. The fourth would stay if they did."""
+    dets = torch.tensor([[6.0, 3, 8, 7, 0.5], [3, 6, 9, 11, 0.6], [3, 7, 10, 12, 0.3], [1, 4, 13, 7, 0.6]])
+    scores, labels = torch.tensor([0.7, 0.8, 0.5, 0.9]), torch.tensor([1.0, 0, 1, 0])
+    found, kept = ops.nms_rotated(dets.to(NPU), scores.to(NPU), 0.5, labels.to(NPU))
+    assert kept.tolist() == [3, 1, 0]
+    same(found[:, :5], dets[[3, 1, 0]], 1e-6)
+    assert ops.nms_rotated(dets.to(NPU), scores.to(NPU), 0.5)[1].tolist() == [3, 1, 0]
 
 
 # -- overlaps --
@@ -206,6 +208,21 @@ def test_points_in_polygons(shape: tuple[int, int]) -> None:
     same(ops.points_in_polygons(points.to(NPU), polygons.to(NPU)), expected, 0)
 
 
+def test_points_on_a_side_or_a_corner_are_outside_as_mmcv_expects_of_cards() -> None:
+    """mmcv's own test: of five points, most of them on sides and corners, two are inside of one each."""
+    points = torch.tensor([[300.0, 300], [400, 400], [100, 100], [300, 250], [100, 0]])
+    polygons = torch.tensor(
+        [
+            [200.0, 200, 400, 400, 500, 200, 400, 100],
+            [400, 400, 500, 500, 600, 300, 500, 200],
+            [300, 300, 600, 700, 700, 700, 700, 100],
+        ]
+    )
+    expected = torch.zeros(5, 3)
+    expected[1, 2] = expected[3, 0] = 1
+    same(ops.points_in_polygons(points.to(NPU), polygons.to(NPU)), expected, 0)
+
+
 def test_points_in_polygons_refuses_more_than_the_kernel_takes() -> None:
     with pytest.raises(RuntimeError, match="MAX_POLYGONS_BATCH"):
         ops.points_in_polygons(torch.rand(1, 2).to(NPU), torch.rand(2801, 8).to(NPU))
@@ -220,6 +237,30 @@ def test_points_in_polygons_refuses_more_than_the_kernel_takes() -> None:
 def test_roi_align(count: int, ratio: int, aligned: bool) -> None:
     inputs = [torch.randn(2, 5, 20, 24), rois(count, 2, 80), (7, 5), 0.25, ratio, "avg", aligned]
     compare(ops.roi_align, inputs, [0], tolerance=1e-4)
+
+
+ROI_ALIGN = [
+    ([[[1.0, 2], [3, 4]]], 1, [[[1.0, 1.25], [1.5, 1.75]]]),
+    ([[[1.0, 2], [3, 4]], [[4, 3], [2, 1]]], 1, [[[1.0, 1.25], [1.5, 1.75]], [[4, 3.75], [3.5, 3.25]]]),
+    (
+        [[[1.0, 2, 5, 6], [3, 4, 7, 8], [9, 10, 13, 14], [11, 12, 15, 16]]],
+        3,
+        [[[1.9375, 4.75], [7.5625, 10.375]]],
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("image", "side", "expected"), ROI_ALIGN)
+def test_roi_align_as_mmcv_expects_of_cards(
+    image: list[Any], side: int, expected: list[Any], dtype: torch.dtype
+) -> None:
+    """mmcv's own test. It also has the gradient of half precision, which CANN's specification refuses: KNOWN.md."""
+    rois = torch.tensor([[0.0, 0, 0, side, side]], dtype=dtype)
+    found = ops.roi_align(
+        torch.tensor([image], dtype=dtype).to(NPU), rois.to(NPU), (2, 2), 1.0, 2, "avg", True
+    )
+    same(found, torch.tensor([expected]), 1e-3)
 
 
 def test_roi_align_of_no_rois() -> None:

@@ -23,16 +23,80 @@ def output(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [(None, 4), ("1,3", 2), ("0", 1), ("3,1", 1), ("0, 1", 1), ("1,1", 1), ("0,4,1", 1), ("x", 0), ("", 0)],
-)
+# Lists that the reference and the cards' logs agree on; then those that only the reference cuts.
+AGREED = [(None, 4), ("1,3", 2), ("0", 1), ("0, 1", 1), ("1,1", 1), ("0,4,1", 1)]
+REFUSED = [("3,1", 1), ("0,2,1", 2), ("4", 0), ("x", 0), ("", 0)]
+
+
+@pytest.mark.parametrize(("visible", "count"), [*AGREED, *REFUSED])
 def test_visible_devices_end_at_the_first_bad_entry(
     run_forked: RunPython, visible: str | None, count: int
 ) -> None:
     """CANN's reference: integers, commas only, ascending; from the first other entry on the list is dropped."""
     environ = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
+    if (visible, count) in REFUSED:
+        environ["CANN_SIM_VISIBLE_DEVICES"] = "cut"
     assert output(run_forked(COUNT, CANN_SIM_DEVICES="4", **environ)) == str(count)
+
+
+@pytest.mark.parametrize("visible", [visible for visible, _ in REFUSED])
+def test_a_list_that_descends_or_has_no_device_is_refused(run_forked: RunPython, visible: str) -> None:
+    """As on cards (gpustack's issues 2527 and 3352): no device, and 207004 with EE1001 where one is asked for."""
+    code = """
+        import torch, torch_npu
+        print(torch.npu.is_available())
+        try:
+            torch.npu.set_device(0)
+        except RuntimeError as error:
+            print("207004" in str(error), "EE1001" in str(error), "ASCEND_RT_VISIBLE_DEVICES=" in str(error))
+    """
+    lines = output(run_forked(code, CANN_SIM_DEVICES="4", ASCEND_RT_VISIBLE_DEVICES=visible)).splitlines()
+    assert lines == ["False", "True True True"]
+
+
+FORKED = """
+    import multiprocessing, os, sys
+    import torch, torch_npu
+
+    kept = torch.ones(2).npu()
+    calls = {
+        "factory": lambda: torch.ones(2, device="npu"),
+        "random": lambda: torch.rand(2, device="npu"),
+        "copy": lambda: torch.ones(2).npu(),
+        "back": lambda: kept.cpu(),
+        "operator": lambda: kept + 1,
+        "by name": lambda: torch_npu.npu_iou(torch.rand(2, 4).npu(), torch.rand(2, 4).npu()),
+        "synchronize": torch.npu.synchronize,
+    }
+
+    def child():
+        for name, call in calls.items():
+            try:
+                call()
+                print(name, "computed")
+            except RuntimeError as error:
+                print(name, "spawn" in str(error))
+        sys.stdout.flush()
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("queue", ["0", "1"])
+@pytest.mark.parametrize("by", ["os", "multiprocessing"])
+def test_a_forked_child_of_a_process_that_used_the_npu_gets_an_error(
+    run_python: RunPython, by: str, queue: str
+) -> None:
+    """Also where torch_npu's own check is not asked: os.fork, and memory that its allocator has at hand."""
+    start = {
+        "os": "pid = os.fork()\n    child() if pid == 0 else os.waitpid(pid, 0)",
+        "multiprocessing": "p = multiprocessing.get_context('fork').Process(target=child); p.start(); p.join()",
+    }[by]
+    done = run_python(FORKED + f"\n    {start}\n    print(kept.sum().item())", TASK_QUEUE_ENABLE=queue)
+    answers = dict(line.rsplit(" ", 1) for line in output(done).splitlines()[:-1])
+    assert answers == dict.fromkeys(
+        ["factory", "random", "copy", "back", "operator", "by name", "synchronize"], "True"
+    )
+    assert output(done).splitlines()[-1] == "2.0"  # the parent computes on
 
 
 def test_visible_devices_are_numbered_from_zero(run_forked: RunPython) -> None:

@@ -20,6 +20,8 @@ ALLOWED = {
     "hccl": {"runtime"},
     "compute": {"runtime"},
     "acl": {"compute", "runtime"},
+    "opapi": {"runtime"},
+    "aclnn": {"compute", "opapi", "runtime"},
 }
 
 
@@ -79,3 +81,58 @@ def test_no_file_outgrows_its_reader() -> None:
 def test_every_file_of_operators_registers_some() -> None:
     for file in (SOURCE / "acl").glob("*.cpp"):
         assert file.name == "operators.cpp" or "const Registration registered{" in file.read_text(), file
+
+
+# A function with C linkage: SIM_API before its name, or a name of one of CANN's C interfaces at the left margin.
+C_FUNCTION = re.compile(r"(?:acl|Hccl|hal|cann_sim_)\w*$")
+DEFINITION = re.compile(
+    r"^(?:SIM_API |extern \"C\" )?[\w:<>*, ]+?\b((?:acl|Hccl|hal|cann_sim_)\w*)\(", re.MULTILINE
+)
+CALL = re.compile(r"(\w+)(?:<[^()]*>)?\(|\bnew\b|\bthrow\b")
+HARMLESS = {"if", "for", "while", "switch", "sizeof", "static_cast", "reinterpret_cast"}
+
+
+def closing(text: str, start: int, pair: str) -> int:
+    """Return where the bracket at `start` is closed; `pair` is the two characters."""
+    depth = 0
+    for found in re.finditer(
+        r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])\'|//[^\n]*|[' + re.escape(pair) + "]", text[start:]
+    ):
+        depth += {pair[0]: 1, pair[1]: -1}.get(found[0], 0)
+        if depth == 0:
+            return start + found.start()
+    raise AssertionError("a bracket is not closed")
+
+
+def unguarded(text: str) -> list[str]:
+    """Return the C functions that `text` defines, call something, and let what that throws out."""
+    names = []
+    for found in DEFINITION.finditer(text):
+        after = closing(text, text.index("(", found.end() - 1), "()") + 1
+        head = re.match(r"\s*(try\s*)?\{", text[after:])
+        if head is None:  # a declaration, or a call
+            continue
+        start = after + head.end() - 1
+        body = text[start : closing(text, start, "{}")]
+        body = re.split(r"return (?:guard|communicate)\(", body)[0]  # HCCL's guard, around the rest
+        calls = {call[1] or call[0] for call in CALL.finditer(body)}
+        silent = HARMLESS.union(
+            re.findall(r"(\w+)\([^()]*\) noexcept", text), filter(C_FUNCTION.match, calls)
+        )
+        if calls - silent and not head[1]:
+            names.append(found[1])
+    return names
+
+
+def test_nothing_is_thrown_out_of_a_c_function() -> None:
+    """Its callers are not prepared for that: see SIM_CATCH in runtime/abi.h."""
+    assert {file.name: names for file in FILES if (names := unguarded(file.read_text()))} == {}
+
+
+def test_a_c_function_without_its_guard_would_be_found() -> None:
+    guarded = "SIM_API int aclOne() try {\n    return f();\n}\nSIM_CATCH\n"
+    hccl = 'HcclResult HcclTwo(HcclComm c) {\n    return guard("HcclTwo", [&] { g(c); });\n}\n'
+    plain = "SIM_API int aclThree(int a) {\n    if (a) { return 1; }\n    return 0;\n}\n"
+    assert unguarded(guarded + hccl + plain + "SIM_API int aclFour(int);\n") == []
+    assert unguarded("SIM_API int aclOne() {\n    return f();\n}\n" + hccl) == ["aclOne"]
+    assert unguarded('extern "C" int aclOne() { return new int; }') == ["aclOne"]

@@ -60,9 +60,9 @@ def test_help_lists_every_target_in_the_files_order() -> None:
 
 
 def test_bench_wheel_is_a_benchmark_and_mmcv_wheel_a_wheel() -> None:
-    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel")
+    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel", "STACK=vitdet")
     assert "ascendet wheel 'mmcv' --stack 'vitdet' --machine 'aarch64'" in make(
-        "--dry-run", "mmcv-wheel", "ARCH=aarch64"
+        "--dry-run", "mmcv-wheel", "ARCH=aarch64", "STACK=vitdet"
     )
 
 

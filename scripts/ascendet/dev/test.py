@@ -184,6 +184,7 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
     environ |= {
         "NPU_FALLBACK": environ.get("NPU_FALLBACK", "error"),
         "PYTHONPATH": str(paths.ROOT / "scripts"),
+        "STACK": stack.name,  # whose image tests/image builds
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
     }
     for name, words in suite.processes(tests).items():

@@ -118,6 +118,8 @@ def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
 
 def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
     """Return the next command for an error from error.json."""
+    if name == "checkpoint-missing":
+        return f"{again.command('weights')}, or CHECKPOINT=<file>"
     if name.startswith("checkpoint-"):
         note = paths.shorten(log.parent / "last_checkpoint")
         return (
@@ -125,6 +127,8 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
             if program == "train"
             else "CHECKPOINT=<file>"
         )
+    if name.startswith("config-"):
+        return f"edit it, then: {_again(program, log)}"
     if name == "image-damaged":
         return "repair or remove it; " + (
             f"{again.command('infer', BAD='skip')} leaves it out"

@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> None:
             environ=environ,
             log=work / _LOG,
             target=aim,
-            inputs=[assets.root(), data.resolve(), checkpoint],
+            inputs=[assets.root(), data.resolve(), *aim.files, checkpoint],
             arguments=[f"--images={count}"] if count else [],
         )
         program.execute(run)
@@ -66,8 +66,7 @@ def execute(args: argparse.Namespace) -> None:
         facts = {
             "stage": "evaluate",
             "inputs": {
-                "model": aim.model,
-                "dataset": aim.dataset,
+                **aim.inputs,
                 "data": (manifest.read(data) or {}).get("key"),
                 "annotations": digest,
                 "checkpoint": files.digest(checkpoint),

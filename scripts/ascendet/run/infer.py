@@ -55,6 +55,7 @@ def execute(args: argparse.Namespace) -> None:
             target=aim,
             inputs=[
                 checkpoint,
+                *aim.files,
                 *sorted({file.parent for file in pictures}),
                 *([assets.root(), data.resolve()] if data.is_dir() else []),
             ],
@@ -64,11 +65,7 @@ def execute(args: argparse.Namespace) -> None:
         results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
         facts = {
             "stage": "infer",
-            "inputs": {
-                "model": aim.model,
-                "dataset": aim.dataset,
-                "checkpoint": files.digest(checkpoint),
-            },
+            "inputs": {**aim.inputs, "checkpoint": files.digest(checkpoint)},
             "checkpoint": paths.shorten(checkpoint),
             **target.facts(aim, line),
             "cpu_fallbacks": folders.fallbacks(work),

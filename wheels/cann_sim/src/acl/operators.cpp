@@ -101,6 +101,8 @@ aclError execute(const char *op_type, int num_inputs, const aclTensorDesc *const
         found->second(call);
         cann_sim_task_end(task, "SIMULATED", name.c_str(), text.c_str());
         return ACL_SUCCESS;
+    } catch (const c10::Error &error) {
+        return fail_operator(ACL_ERROR_INVALID_PARAM, std::string("EZ9999: ") + error.what_without_backtrace());
     } catch (const std::exception &error) {
         return fail_operator(ACL_ERROR_INVALID_PARAM, std::string("EZ9999: ") + error.what());
     }

@@ -88,22 +88,19 @@ void rotated_iou_matrix(OpCall &op) {
 }
 
 // RotatedNMS(boxes [N, 5] in degrees, scores [N], labels [N]) -> (selected [n, 5], indices [n]), best score first;
-// n is known only afterwards. Boxes of different labels do not suppress each other; no labels: all are one class.
+// n is known only afterwards. Labels do not separate boxes: mmcv's test of it, which runs on cards, says so.
 void rotated_nms(OpCall &op) {
     op.require(op.input(0).scalar_type() == at::kFloat && op.input(1).scalar_type() == at::kFloat,
                "boxes and scores must be float32");
     op.require(op.input(0).numel() > 0, "boxes is empty");
     const at::Tensor boxes = op.input(0).contiguous(), scores = op.input(1);
-    const at::Tensor labels =
-        op.input(2).numel() > 0 ? op.input(2).to(at::kLong) : at::zeros({boxes.size(0)}, at::kLong);
     const double threshold = op.get_float("iou_threshold", 0);
     const at::Tensor sorted = std::get<1>(scores.sort(0, /*descending=*/true));
     std::vector<int64_t> kept;
     for (int64_t i = 0; i < boxes.size(0); ++i) {
         const int64_t index = sorted.data_ptr<int64_t>()[i];
         const bool suppressed = std::any_of(kept.begin(), kept.end(), [&](int64_t better) {
-            return labels.data_ptr<int64_t>()[better] == labels.data_ptr<int64_t>()[index] &&
-                   rotated_iou(boxes.data_ptr<float>() + 5 * better, boxes.data_ptr<float>() + 5 * index) > threshold;
+            return rotated_iou(boxes.data_ptr<float>() + 5 * better, boxes.data_ptr<float>() + 5 * index) > threshold;
         });
         if (!suppressed) {
             kept.push_back(index);
@@ -116,20 +113,26 @@ void rotated_nms(OpCall &op) {
     op.output(1).copy_(indices);
 }
 
-// PointsInPolygons(points [N, 2], polygons [8, M]) -> [N, M]: 1 inside a quadrilateral, else 0. On a side: unspecified.
+// PointsInPolygons(points [N, 2], polygons [8, M]) -> [N, M]: 1 inside a quadrilateral, else 0; on a side or a corner, as
+// mmcv's test of it expects, 0.
 void points_in_polygons(OpCall &op) {
     require_filled(op);
     const at::Tensor &points = op.input(0), &polygons = op.input(1);
     op.require(polygons.dim() == 2 && polygons.size(0) == 8, "polygons must have shape [8, M]");
     const at::Tensor x = points.select(1, 0).unsqueeze(1), y = points.select(1, 1).unsqueeze(1);
     at::Tensor crossings = at::zeros({points.size(0), polygons.size(1)}, at::kInt);
+    at::Tensor on_side = crossings.to(at::kBool);
     for (int64_t i = 0; i < 4; ++i) {
         const int64_t j = (i + 1) % 4;
         const at::Tensor x1 = polygons[2 * i], y1 = polygons[2 * i + 1], x2 = polygons[2 * j], y2 = polygons[2 * j + 1];
         const at::Tensor spans = (y1 < y).logical_xor(y2 < y);
         crossings += (spans & (x < x1 + (y - y1) * (x2 - x1) / (y2 - y1))).to(at::kInt);
+        // In line with both corners, and between them.
+        const at::Tensor across = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1);
+        const at::Tensor along = (x - x1) * (x - x2) + (y - y1) * (y - y2);
+        on_side.logical_or_((across == 0) & (along <= 0));
     }
-    op.output(0).copy_(crossings.remainder(2));
+    op.output(0).copy_(crossings.remainder(2).masked_fill_(on_side, 0));
 }
 
 const Registration registered{

@@ -1,5 +1,6 @@
 // libacl_op_compiler.so: single operators by name. The operators themselves are in the compute plug-in's table.
 
+#include "runtime/interpreter_lock.h"
 #include "runtime/one_tree.h"
 #include "runtime/operators.h"
 #include "runtime/state.h"
@@ -31,17 +32,27 @@ std::string option_value(aclCompileOpt option) {
     return found == options.end() ? default_option(option) : found->second;
 }
 
+// The end of an operator.
+aclError ended(aclError code) {
+    if (code != ACL_SUCCESS) {
+        cann_sim::retake_interpreter_lock();
+    }
+    return code;
+}
+
 }  // namespace
 
-SIM_API aclError aclSetCompileopt(aclCompileOpt option, const char *value) {
+SIM_API aclError aclSetCompileopt(aclCompileOpt option, const char *value) try {
     std::lock_guard<std::mutex> lock(options_mutex);
     options[option] = value == nullptr ? "" : value;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API size_t aclGetCompileoptSize(aclCompileOpt option) { return option_value(option).size() + 1; }
+SIM_API size_t aclGetCompileoptSize(aclCompileOpt option) try { return option_value(option).size() + 1; }
+SIM_CATCH
 
-SIM_API aclError aclGetCompileopt(aclCompileOpt option, char *value, size_t length) {
+SIM_API aclError aclGetCompileopt(aclCompileOpt option, char *value, size_t length) try {
     const std::string text = option_value(option);
     if (length < text.size() + 1) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclGetCompileopt: the buffer is too small");
@@ -49,6 +60,7 @@ SIM_API aclError aclGetCompileopt(aclCompileOpt option, char *value, size_t leng
     std::memcpy(value, text.c_str(), text.size() + 1);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclopSetCompileFlag(aclOpCompileFlag) { return ACL_SUCCESS; }
 
@@ -56,15 +68,19 @@ SIM_API aclError aclopCompileAndExecute(const char *op_type, int num_inputs, con
                                         const aclDataBuffer *const inputs[], int num_outputs,
                                         const aclTensorDesc *const output_desc[], aclDataBuffer *const outputs[],
                                         const aclopAttr *attr, aclopEngineType, aclopCompileType, const char *,
-                                        aclrtStream) {
+                                        aclrtStream) try {
+    if (cann_sim::is_lost_fork()) {
+        return ended(cann_sim::lost_by_fork());
+    }
     const cann_sim_execute_fn execute = cann_sim_get_execute();
     if (execute == nullptr) {
-        return fail(ACL_ERROR_OP_NOT_FOUND,
-                    std::string("cann_sim: operator ") + op_type +
-                        ": the compute plug-in is not loaded (it needs torch_npu in this process)");
+        return ended(fail(ACL_ERROR_OP_NOT_FOUND,
+                          std::string("cann_sim: operator ") + op_type +
+                              ": the compute plug-in is not loaded (it needs torch_npu in this process)"));
     }
-    return execute(op_type, num_inputs, input_desc, inputs, num_outputs, output_desc, outputs, attr);
+    return ended(execute(op_type, num_inputs, input_desc, inputs, num_outputs, output_desc, outputs, attr));
 }
+SIM_CATCH
 
 SIM_API aclError aclopCompileAndExecuteV2(const char *op_type, int num_inputs, aclTensorDesc *input_desc[],
                                           aclDataBuffer *inputs[], int num_outputs, aclTensorDesc *output_desc[],

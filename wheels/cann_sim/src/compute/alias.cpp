@@ -101,8 +101,9 @@ void install_allocator() {
     c10::SetCPUAllocator(&allocator, 1);
 }
 
-// Asking for the raw stream empties the queue first.
+// Asking for the raw stream empties the queue first: never in a fork, where nobody works it off.
 void finish_queued_operators(c10::Device device) {
+    check_fork();
     c10_npu::getCurrentNPUStream(device.index()).stream();
     check_task_queue();
 }

@@ -9,7 +9,13 @@ namespace cann_sim {
 // An operator failed with `message`; noted if it did so on the queue's thread.
 void remember_queue_failure(const std::string &message);
 
-// Throws if an operator failed on the queue.
+// Throws if this process is a fork of one that used a device: it has no queue and no device.
+void check_fork();
+
+// What failed on the queue's thread, and what that means; empty if nothing did.
+std::string queue_failure();
+
+// Throws if an operator failed on the queue, or check_fork does.
 void check_task_queue();
 
 }  // namespace cann_sim

@@ -232,7 +232,9 @@ HcclResult HcclGetConfig(HcclConfig config, HcclConfigValue *configValue) {
     });
 }
 
-const char *HcclGetErrorString(HcclResult code) { return result_text(code); }
+const char *HcclGetErrorString(HcclResult code) try { return result_text(code); } catch (...) {
+    return "";
+}
 
 // Zero-copy windows on physical memory: every buffer is readable by every rank here, so there is nothing to
 // prepare.

@@ -67,26 +67,29 @@ void start_counters_from_environment() {
 
 }  // namespace cann_sim
 
-SIM_API void cann_sim_counters_start() {
+SIM_API void cann_sim_counters_start() try {
     cann_sim::finish_queued();
     cann_sim::reset_counters();
     cann_sim::count_held_blocks();
     cann_sim::counters_on = true;
     cann_sim::watch_launches(cann_sim::Watcher::kCounters, true);
 }
+SIM_CATCH_VOID
 
-SIM_API void cann_sim_counters_stop() {
+SIM_API void cann_sim_counters_stop() try {
     cann_sim::finish_queued();
     cann_sim::counters_on = false;
     cann_sim::watch_launches(cann_sim::Watcher::kCounters, false);
 }
+SIM_CATCH_VOID
 
-SIM_API void cann_sim_counters_step() {
+SIM_API void cann_sim_counters_step() try {
     cann_sim::finish_queued();
     cann_sim::begin_step();
 }
+SIM_CATCH_VOID
 
-SIM_API size_t cann_sim_counters_snapshot(char *text, size_t size) {
+SIM_API size_t cann_sim_counters_snapshot(char *text, size_t size) try {
     cann_sim::finish_queued();
     const std::string json = cann_sim::counters_json();
     if (json.size() < size) {
@@ -94,10 +97,12 @@ SIM_API size_t cann_sim_counters_snapshot(char *text, size_t size) {
     }
     return json.size();
 }
+SIM_CATCH
 
-SIM_API void cann_sim_count_hccl(const char *op, uint64_t bytes) {
+SIM_API void cann_sim_count_hccl(const char *op, uint64_t bytes) try {
     cann_sim::delay_link(cann_sim::current_device(), bytes);
     if (cann_sim::counting()) {
         cann_sim::count_collective(op, bytes);
     }
 }
+SIM_CATCH_VOID

@@ -1,15 +1,17 @@
 // libascendcl.so: tensor descriptors, data buffers and operator attributes, the values that travel to an operator.
 
 #include "runtime/descriptors.h"
+#include "runtime/interpreter_lock.h"
 #include "runtime/state.h"
 
-#include <cstring>
+#include <memory>
 
 using cann_sim::fail;
 
 // ---- data buffers ----
 
-SIM_API aclDataBuffer *aclCreateDataBuffer(void *data, size_t size) { return new aclDataBuffer{data, size}; }
+SIM_API aclDataBuffer *aclCreateDataBuffer(void *data, size_t size) try { return new aclDataBuffer{data, size}; }
+SIM_CATCH
 
 SIM_API aclError aclDestroyDataBuffer(const aclDataBuffer *buffer) {
     delete buffer;
@@ -51,62 +53,71 @@ SIM_API size_t aclDataTypeSize(aclDataType type) {
 
 // ---- tensor descriptors ----
 
-SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) {
-    auto *desc = new aclTensorDesc;
+SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) try {
+    cann_sim::note_interpreter_lock();
+    auto desc = std::make_unique<aclTensorDesc>();
     desc->dtype = type;
     desc->format = desc->storage_format = format;
     desc->dims.assign(dims, dims + num_dims);
     desc->storage_dims = desc->dims;
-    return desc;
+    return desc.release();
 }
+SIM_CATCH
 
 SIM_API void aclDestroyTensorDesc(const aclTensorDesc *desc) { delete desc; }
 
 SIM_API aclDataType aclGetTensorDescType(const aclTensorDesc *desc) { return desc->dtype; }
 SIM_API aclFormat aclGetTensorDescFormat(const aclTensorDesc *desc) { return desc->format; }
-SIM_API size_t aclGetTensorDescNumDims(const aclTensorDesc *desc) { return desc->dims.size(); }
+SIM_API size_t aclGetTensorDescNumDims(const aclTensorDesc *desc) try { return desc->dims.size(); }
+SIM_CATCH
 
-SIM_API size_t aclGetTensorDescElementCount(const aclTensorDesc *desc) {
+SIM_API size_t aclGetTensorDescElementCount(const aclTensorDesc *desc) try {
     size_t count = 1;
     for (const int64_t dim : desc->dims) {
         count *= static_cast<size_t>(dim);
     }
     return count;
 }
+SIM_CATCH
 SIM_API size_t aclGetTensorDescSize(const aclTensorDesc *desc) {
     return aclGetTensorDescElementCount(desc) * aclDataTypeSize(desc->dtype);
 }
 
-SIM_API aclError aclGetTensorDescDimV2(const aclTensorDesc *desc, size_t index, int64_t *size) {
+SIM_API aclError aclGetTensorDescDimV2(const aclTensorDesc *desc, size_t index, int64_t *size) try {
     if (index >= desc->dims.size()) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclGetTensorDescDimV2: index past the last dimension");
     }
     *size = desc->dims[index];
     return ACL_SUCCESS;
 }
-SIM_API int64_t aclGetTensorDescDim(const aclTensorDesc *desc, size_t index) {
+SIM_CATCH
+SIM_API int64_t aclGetTensorDescDim(const aclTensorDesc *desc, size_t index) try {
     return index < desc->dims.size() ? desc->dims[index] : -1;
 }
+SIM_CATCH
 
 SIM_API void aclSetTensorDescName(aclTensorDesc *desc, const char *name) { desc->name = name == nullptr ? "" : name; }
-SIM_API const char *aclGetTensorDescName(aclTensorDesc *desc) { return desc->name.c_str(); }
+SIM_API const char *aclGetTensorDescName(aclTensorDesc *desc) try { return desc->name.c_str(); }
+SIM_CATCH
 
 SIM_API aclError aclSetTensorFormat(aclTensorDesc *desc, aclFormat format) {
     desc->storage_format = format;
     return ACL_SUCCESS;
 }
-SIM_API aclError aclSetTensorShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) {
+SIM_API aclError aclSetTensorShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) try {
     desc->storage_dims.assign(dims, dims + num_dims);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 SIM_API aclError aclSetTensorOriginFormat(aclTensorDesc *desc, aclFormat format) {
     desc->format = format;
     return ACL_SUCCESS;
 }
-SIM_API aclError aclSetTensorOriginShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) {
+SIM_API aclError aclSetTensorOriginShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) try {
     desc->dims.assign(dims, dims + num_dims);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 SIM_API aclError aclSetTensorConst(aclTensorDesc *desc, void *data, size_t size) {
     desc->const_data = data;
     desc->const_size = size;
@@ -158,48 +169,58 @@ Value integer(Value::Kind kind, int64_t i) {
 
 }  // namespace
 
-SIM_API aclopAttr *aclopCreateAttr() { return new aclopAttr; }
+SIM_API aclopAttr *aclopCreateAttr() try { return new aclopAttr; }
+SIM_CATCH
 SIM_API void aclopDestroyAttr(const aclopAttr *attr) { delete attr; }
 
-SIM_API aclError aclopSetAttrBool(aclopAttr *attr, const char *name, uint8_t value) {
+SIM_API aclError aclopSetAttrBool(aclopAttr *attr, const char *name, uint8_t value) try {
     return set(attr, name, integer(Value::kBool, value));
 }
-SIM_API aclError aclopSetAttrInt(aclopAttr *attr, const char *name, int64_t value) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrInt(aclopAttr *attr, const char *name, int64_t value) try {
     return set(attr, name, integer(Value::kInt, value));
 }
-SIM_API aclError aclopSetAttrDataType(aclopAttr *attr, const char *name, aclDataType value) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrDataType(aclopAttr *attr, const char *name, aclDataType value) try {
     return set(attr, name, integer(Value::kDataType, value));
 }
-SIM_API aclError aclopSetAttrFloat(aclopAttr *attr, const char *name, float f) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrFloat(aclopAttr *attr, const char *name, float f) try {
     Value value{Value::kFloat};
     value.f = f;
     return set(attr, name, std::move(value));
 }
-SIM_API aclError aclopSetAttrString(aclopAttr *attr, const char *name, const char *s) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrString(aclopAttr *attr, const char *name, const char *s) try {
     Value value{Value::kString};
     value.s = s;
     return set(attr, name, std::move(value));
 }
-SIM_API aclError aclopSetAttrListInt(aclopAttr *attr, const char *name, int count, const int64_t *ints) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrListInt(aclopAttr *attr, const char *name, int count, const int64_t *ints) try {
     Value value{Value::kInts};
     value.ints.assign(ints, ints + count);
     return set(attr, name, std::move(value));
 }
-SIM_API aclError aclopSetAttrListBool(aclopAttr *attr, const char *name, int count, const uint8_t *bools) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrListBool(aclopAttr *attr, const char *name, int count, const uint8_t *bools) try {
     Value value{Value::kBools};
     value.ints.assign(bools, bools + count);
     return set(attr, name, std::move(value));
 }
-SIM_API aclError aclopSetAttrListFloat(aclopAttr *attr, const char *name, int count, const float *floats) {
+SIM_CATCH
+SIM_API aclError aclopSetAttrListFloat(aclopAttr *attr, const char *name, int count, const float *floats) try {
     Value value{Value::kFloats};
     value.floats.assign(floats, floats + count);
     return set(attr, name, std::move(value));
 }
+SIM_CATCH
 SIM_API aclError aclopSetAttrListListInt(aclopAttr *attr, const char *name, int lists, const int *counts,
-                                         const int64_t *const ints[]) {
+                                         const int64_t *const ints[]) try {
     Value value{Value::kListInts};
     for (int i = 0; i < lists; ++i) {
         value.lists.emplace_back(ints[i], ints[i] + counts[i]);
     }
     return set(attr, name, std::move(value));
 }
+SIM_CATCH

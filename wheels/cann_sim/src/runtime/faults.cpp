@@ -255,7 +255,7 @@ LaunchFault fault_at_launch(const std::string &op, int device) {
 
 }  // namespace cann_sim
 
-SIM_API int cann_sim_fault(const char *site) {
+SIM_API int cann_sim_fault(const char *site) try {
     using cann_sim::Kind;
     if (!cann_sim::any) {
         return HCCL_SUCCESS;
@@ -285,3 +285,4 @@ SIM_API int cann_sim_fault(const char *site) {
     }
     return HCCL_SUCCESS;
 }
+SIM_CATCH

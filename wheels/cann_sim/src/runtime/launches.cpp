@@ -41,8 +41,9 @@ void finish_queued() {
 
 }  // namespace cann_sim
 
-SIM_API void cann_sim_set_plugin_hooks(const cann_sim::PluginHooks *hooks) {
+SIM_API void cann_sim_set_plugin_hooks(const cann_sim::PluginHooks *hooks) try {
     const std::lock_guard<std::mutex> lock(cann_sim::mutex);
     cann_sim::hooks = hooks;
     cann_sim::apply();  // CANN_SIM_COUNTERS and CANN_SIM_FAULT were read before the plug-in was there
 }
+SIM_CATCH_VOID

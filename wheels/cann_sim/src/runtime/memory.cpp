@@ -188,7 +188,7 @@ void cann_sim::count_held_blocks() {
     }
 }
 
-SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) {
+SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) try {
     const int device = cann_sim::current_device();
     if (device < 0) {
         return no_device();
@@ -211,12 +211,13 @@ SIM_API aclError aclrtMalloc(void **address, size_t size, aclrtMemMallocPolicy) 
     *address = p;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtMallocAlign32(void **address, size_t size, aclrtMemMallocPolicy policy) {
     return aclrtMalloc(address, size, policy);
 }
 
-SIM_API aclError aclrtFree(void *address) {
+SIM_API aclError aclrtFree(void *address) try {
     Block block;
     {
         std::lock_guard<std::mutex> lock(blocks_mutex);
@@ -231,18 +232,21 @@ SIM_API aclError aclrtFree(void *address) {
     refund(block.device, block.size);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtMallocHost(void **address, size_t size) {
+SIM_API aclError aclrtMallocHost(void **address, size_t size) try {
     *address = std::aligned_alloc(64, round_up(size == 0 ? 1 : size, 64));
     return *address == nullptr ? fail(ACL_ERROR_BAD_ALLOC, "aclrtMallocHost: out of host memory") : ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtFreeHost(void *address) {
+SIM_API aclError aclrtFreeHost(void *address) try {
     std::free(address);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API bool cann_sim_is_device_address(const void *address) {
+SIM_API bool cann_sim_is_device_address(const void *address) try {
     std::lock_guard<std::mutex> lock(blocks_mutex);
     auto after = blocks.upper_bound(const_cast<void *>(address));
     if (after == blocks.begin()) {
@@ -251,6 +255,7 @@ SIM_API bool cann_sim_is_device_address(const void *address) {
     --after;
     return static_cast<const char *>(address) < static_cast<const char *>(after->first) + after->second.size;
 }
+SIM_CATCH
 
 // ---- virtual memory (torch_npu's expandable_segments) ----
 // A reserved range is mapped without access rights; mapping physical memory opens a part of it. A physical handle
@@ -269,7 +274,7 @@ std::map<void *, size_t> reserved;
 
 }  // namespace
 
-SIM_API aclError aclrtReserveMemAddress(void **address, size_t size, size_t, void *, uint64_t) {
+SIM_API aclError aclrtReserveMemAddress(void **address, size_t size, size_t, void *, uint64_t) try {
     // Aligned to the 2 MiB page, as the caller maps pages of that size into it.
     const size_t span = size + kHugePage;
     char *p = static_cast<char *>(mmap(nullptr, span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
@@ -286,8 +291,9 @@ SIM_API aclError aclrtReserveMemAddress(void **address, size_t size, size_t, voi
     *address = aligned;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtReleaseMemAddress(void *address) {
+SIM_API aclError aclrtReleaseMemAddress(void *address) try {
     std::lock_guard<std::mutex> lock(ranges_mutex);
     const auto found = reserved.find(address);
     if (found == reserved.end()) {
@@ -297,9 +303,10 @@ SIM_API aclError aclrtReleaseMemAddress(void *address) {
     reserved.erase(found);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtMallocPhysical(aclrtDrvMemHandle *handle, size_t size, const aclrtPhysicalMemProp *property,
-                                     uint64_t) {
+                                     uint64_t) try {
     const int device = property != nullptr ? static_cast<int>(property->location.id) : cann_sim::current_device();
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return no_device();
@@ -310,15 +317,17 @@ SIM_API aclError aclrtMallocPhysical(aclrtDrvMemHandle *handle, size_t size, con
     *handle = new Physical{size, device, true};
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtFreePhysical(aclrtDrvMemHandle handle) {
+SIM_API aclError aclrtFreePhysical(aclrtDrvMemHandle handle) try {
     Physical *physical = static_cast<Physical *>(handle);
     refund(physical->device, physical->size);
     delete physical;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtMapMem(void *address, size_t size, size_t, aclrtDrvMemHandle handle, uint64_t) {
+SIM_API aclError aclrtMapMem(void *address, size_t size, size_t, aclrtDrvMemHandle handle, uint64_t) try {
     if (mprotect(address, size, PROT_READ | PROT_WRITE) != 0) {
         return fail(ACL_ERROR_INVALID_PARAM, std::string("aclrtMapMem: ") + std::strerror(errno));
     }
@@ -327,8 +336,9 @@ SIM_API aclError aclrtMapMem(void *address, size_t size, size_t, aclrtDrvMemHand
     hold(address, {size, static_cast<Physical *>(handle)->device});
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtUnmapMem(void *address) {
+SIM_API aclError aclrtUnmapMem(void *address) try {
     std::lock_guard<std::mutex> lock(blocks_mutex);
     const auto found = blocks.find(address);
     if (found == blocks.end()) {
@@ -339,12 +349,16 @@ SIM_API aclError aclrtUnmapMem(void *address) {
     drop(found);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 // ---- copies ----
 
 namespace {
 
 aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (cann_sim::is_lost_fork() && kind != ACL_MEMCPY_HOST_TO_HOST) {
+        return cann_sim::lost_by_fork();
+    }
     if (size > room) {
         return fail(ACL_ERROR_INVALID_PARAM,
                     "EH0001: copy of " + std::to_string(size) + " bytes into a buffer of " + std::to_string(room));
@@ -368,33 +382,36 @@ aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyK
 
 }  // namespace
 
-SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
+SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) try {
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, true);
     }
     return copy(to, room, from, size, kind);
 }
+SIM_CATCH
 
 SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
-                                  aclrtStream) {
+                                  aclrtStream) try {
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, false);
     }
     return copy(to, room, from, size, kind);
 }
+SIM_CATCH
 
 SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void *from, size_t size,
                                                aclrtMemcpyKind kind, aclrtStream stream) {
     return aclrtMemcpyAsync(to, room, from, size, kind, stream);
 }
 
-SIM_API aclError aclrtMemset(void *address, size_t room, int32_t value, size_t size) {
+SIM_API aclError aclrtMemset(void *address, size_t room, int32_t value, size_t size) try {
     if (size > room) {
         return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtMemset past the end of the buffer");
     }
     std::memset(address, value, size);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtMemsetAsync(void *address, size_t room, int32_t value, size_t size, aclrtStream) {
     return aclrtMemset(address, room, value, size);
@@ -402,7 +419,7 @@ SIM_API aclError aclrtMemsetAsync(void *address, size_t room, int32_t value, siz
 
 SIM_API aclError aclrtCmoAsync(void *, size_t, aclrtCmoType, aclrtStream) { return ACL_SUCCESS; }
 
-SIM_API aclError aclrtGetMemInfo(aclrtMemAttr, size_t *available, size_t *total) {
+SIM_API aclError aclrtGetMemInfo(aclrtMemAttr, size_t *available, size_t *total) try {
     const int device = cann_sim::current_device();
     if (device < 0) {
         return no_device();
@@ -413,3 +430,4 @@ SIM_API aclError aclrtGetMemInfo(aclrtMemAttr, size_t *available, size_t *total)
     *available = used < *total ? *total - used : 0;
     return ACL_SUCCESS;
 }
+SIM_CATCH

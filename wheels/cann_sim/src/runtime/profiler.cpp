@@ -119,9 +119,10 @@ bool profiling() { return running.load(std::memory_order_relaxed); }
 
 }  // namespace cann_sim
 
-SIM_API uint64_t cann_sim_task_begin() { return cann_sim::profiling() ? clock_ns(CLOCK_MONOTONIC_RAW) : 0; }
+SIM_API uint64_t cann_sim_task_begin() try { return cann_sim::profiling() ? clock_ns(CLOCK_MONOTONIC_RAW) : 0; }
+SIM_CATCH
 
-SIM_API void cann_sim_task_end(uint64_t begin, const char *kind, const char *name, const char *detail) {
+SIM_API void cann_sim_task_end(uint64_t begin, const char *kind, const char *name, const char *detail) try {
     const uint64_t end = cann_sim_task_begin();
     if (begin == 0 || end == 0) {
         return;
@@ -129,10 +130,11 @@ SIM_API void cann_sim_task_end(uint64_t begin, const char *kind, const char *nam
     const std::lock_guard<std::mutex> lock(mutex);
     tasks[cann_sim::current_device()].push_back({begin, end, gettid(), kind, name, detail});
 }
+SIM_CATCH_VOID
 
 extern "C" {
 
-aclError aclprofInit(const char *path, size_t length) {
+aclError aclprofInit(const char *path, size_t length) try {
     const std::lock_guard<std::mutex> lock(mutex);
     if (path == nullptr || length == 0) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclprofInit: no path");
@@ -144,8 +146,9 @@ aclError aclprofInit(const char *path, size_t length) {
     }
     return changed;
 }
+SIM_CATCH
 
-aclError aclprofStart(const aclprofConfig *config) {
+aclError aclprofStart(const aclprofConfig *config) try {
     if (config == nullptr) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclprofStart: no configuration");
     }
@@ -163,8 +166,9 @@ aclError aclprofStart(const aclprofConfig *config) {
     cann_sim::watch_launches(cann_sim::Watcher::kProfiler, true);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-aclError aclprofStop(const aclprofConfig *config) {
+aclError aclprofStop(const aclprofConfig *config) try {
     if (config == nullptr) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclprofStop: no configuration");
     }
@@ -179,8 +183,9 @@ aclError aclprofStop(const aclprofConfig *config) {
     cann_sim::watch_launches(cann_sim::Watcher::kProfiler, false);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-aclError aclprofFinalize() {
+aclError aclprofFinalize() try {
     const std::lock_guard<std::mutex> lock(mutex);
     const aclError changed = change("aclprofFinalize", Session::kOpen, Session::kClosed);
     if (changed != ACL_SUCCESS || tasks.empty()) {  // opened, never started: nothing to tell
@@ -192,20 +197,25 @@ aclError aclprofFinalize() {
     return written ? ACL_SUCCESS
                    : fail(ACL_ERROR_PROFILING_FAILURE, root + " cannot be written: " + std::strerror(errno));
 }
+SIM_CATCH
 
 // The events are const from torch_npu 2.9.0's headers on.
 aclprofConfig *aclprofCreateConfig(uint32_t *devices, uint32_t count, aclprofAicoreMetrics,
-                                   cann_sim::Parameter<3, decltype(aclprofCreateConfig)>, uint64_t) {
+                                   cann_sim::Parameter<3, decltype(aclprofCreateConfig)>, uint64_t) try {
     return std::make_unique<aclprofConfig>(aclprofConfig{{devices, devices + count}}).release();
 }
+SIM_CATCH
 
-aclError aclprofDestroyConfig(const aclprofConfig *config) {
+aclError aclprofDestroyConfig(const aclprofConfig *config) try {
     const std::unique_ptr<const aclprofConfig> gone(config);
     return gone ? ACL_SUCCESS : fail(ACL_ERROR_INVALID_PARAM, "aclprofDestroyConfig: no configuration");
 }
+SIM_CATCH
 
-aclprofStepInfo *aclprofCreateStepInfo() { return std::make_unique<aclprofStepInfo>().release(); }
-void aclprofDestroyStepInfo(aclprofStepInfo *info) { const std::unique_ptr<aclprofStepInfo> gone(info); }
+aclprofStepInfo *aclprofCreateStepInfo() try { return std::make_unique<aclprofStepInfo>().release(); }
+SIM_CATCH
+void aclprofDestroyStepInfo(aclprofStepInfo *info) try { const std::unique_ptr<aclprofStepInfo> gone(info); }
+SIM_CATCH_VOID
 aclError aclprofGetStepTimestamp(aclprofStepInfo *, aclprofStepTag, aclrtStream) { return ACL_SUCCESS; }
 
 }  // extern "C"

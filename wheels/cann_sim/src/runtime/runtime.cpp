@@ -51,9 +51,10 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
-// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py). A tree
-// without the package, or with another package of that name, only lacks that message.
-void refuse_compilation() {
+// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py), and at level
+// aclnn keeps torch_npu from private formats (formats.py). A tree without the package, or with another package of that
+// name, only lacks these.
+void import_package() {
     const auto is_initialized = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "Py_IsInitialized"));
     const auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
     const auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
@@ -64,14 +65,19 @@ void refuse_compilation() {
         return;
     }
     const int state = ensure();
-    if (import("cann_sim.compiling") == nullptr) {
-        clear_error();
+    for (const char *module : {"cann_sim.compiling", "cann_sim.formats"}) {
+        if (import(module) == nullptr) {
+            clear_error();
+        }
     }
     release(state);
 }
 
 // The host waits for the device, which has nothing pending unless a fault says so.
 aclError wait(const char *call, int timeout_ms = -1) {
+    if (is_lost_fork()) {
+        return lost_by_fork();
+    }
     if (counting()) {
         count_wait(call);
     }
@@ -86,7 +92,7 @@ using cann_sim::fail;
 
 // ---- initialisation ----
 
-SIM_API aclError aclInit(const char *) {
+SIM_API aclError aclInit(const char *) try {
     if (cann_sim::initialised.exchange(true)) {
         return fail(ACL_ERROR_REPEAT_INITIALIZE, "aclInit was called before");
     }
@@ -94,17 +100,19 @@ SIM_API aclError aclInit(const char *) {
     cann_sim::read_faults();
     const aclError loaded = cann_sim::load_compute();
     if (loaded == ACL_SUCCESS) {
-        cann_sim::refuse_compilation();
+        cann_sim::import_package();
     }
     return loaded;
 }
+SIM_CATCH
 
-SIM_API aclError aclFinalize() {
+SIM_API aclError aclFinalize() try {
     if (!cann_sim::initialised.exchange(false)) {
         return fail(ACL_ERROR_REPEAT_FINALIZE, "aclFinalize without aclInit");
     }
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtGetVersion(int32_t *major, int32_t *minor, int32_t *patch) {
     *major = ACL_MAJOR_VERSION;
@@ -113,7 +121,7 @@ SIM_API aclError aclrtGetVersion(int32_t *major, int32_t *minor, int32_t *patch)
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclsysGetCANNVersion(aclCANNPackageName name, aclCANNPackageVersion *version) {
+SIM_API aclError aclsysGetCANNVersion(aclCANNPackageName name, aclCANNPackageVersion *version) try {
     if (version == nullptr || name < ACL_PKG_NAME_CANN || name > ACL_PKG_NAME_DRIVER) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclsysGetCANNVersion: unknown package");
     }
@@ -124,6 +132,7 @@ SIM_API aclError aclsysGetCANNVersion(aclCANNPackageName name, aclCANNPackageVer
     std::strcpy(version->releaseVersion, "0");
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 // ---- devices and contexts ----
 
@@ -137,7 +146,16 @@ struct Context {
 Context primary_contexts[cann_sim::kMaxDevices];
 thread_local Context *thread_context = nullptr;
 
+// Where the list of visible devices is wrong: what every question about devices ends in.
+aclError no_devices() { return fail(ACL_ERROR_RT_NO_DEVICE, cann_sim::config().visible_fault); }
+
 aclError select_device(int device) {
+    if (cann_sim::is_lost_fork()) {
+        return cann_sim::lost_by_fork();
+    }
+    if (!cann_sim::config().visible_fault.empty()) {
+        return no_devices();
+    }
     if (device < 0 || device >= cann_sim::logical_device_count()) {
         return fail(ACL_ERROR_RT_INVALID_DEVICEID,
                     "EE1001: device id " + std::to_string(device) +
@@ -154,45 +172,54 @@ aclError select_device(int device) {
 
 }  // namespace
 
-SIM_API aclError aclrtGetDeviceCount(uint32_t *count) {
+SIM_API aclError aclrtGetDeviceCount(uint32_t *count) try {
+    if (!cann_sim::config().visible_fault.empty()) {
+        return no_devices();
+    }
     *count = static_cast<uint32_t>(cann_sim::logical_device_count());
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtSetDevice(int32_t device) { return select_device(device); }
+SIM_API aclError aclrtSetDevice(int32_t device) try { return select_device(device); }
+SIM_CATCH
 
-SIM_API aclError aclrtResetDevice(int32_t device) {
+SIM_API aclError aclrtResetDevice(int32_t device) try {
     if (cann_sim::current_device() == device) {
         cann_sim::set_current_device(-1);
         thread_context = nullptr;
     }
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtGetDevice(int32_t *device) {
+SIM_API aclError aclrtGetDevice(int32_t *device) try {
     if (cann_sim::current_device() < 0) {
         return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: no device was set on this thread");
     }
     *device = cann_sim::current_device();
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtGetCurrentContext(aclrtContext *context) {
+SIM_API aclError aclrtGetCurrentContext(aclrtContext *context) try {
     if (thread_context == nullptr) {
         return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: this thread has no context");
     }
     *context = thread_context;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtSetCurrentContext(aclrtContext context) {
+SIM_API aclError aclrtSetCurrentContext(aclrtContext context) try {
     if (context == nullptr) {
         return fail(ACL_ERROR_INVALID_PARAM, "aclrtSetCurrentContext: context is null");
     }
     return select_device(static_cast<Context *>(context)->device);
 }
+SIM_CATCH
 
-SIM_API aclError aclrtCreateContext(aclrtContext *context, int32_t device) {
+SIM_API aclError aclrtCreateContext(aclrtContext *context, int32_t device) try {
     const aclError ret = select_device(device);
     if (ret == ACL_SUCCESS) {
         *context = new Context{device};
@@ -200,8 +227,9 @@ SIM_API aclError aclrtCreateContext(aclrtContext *context, int32_t device) {
     }
     return ret;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtDestroyContext(aclrtContext context) {
+SIM_API aclError aclrtDestroyContext(aclrtContext context) try {
     Context *c = static_cast<Context *>(context);
     const bool primary = c >= primary_contexts && c < primary_contexts + cann_sim::kMaxDevices;
     if (c == nullptr || primary) {
@@ -213,11 +241,14 @@ SIM_API aclError aclrtDestroyContext(aclrtContext context) {
     delete c;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclrtSynchronizeDevice() { return cann_sim::wait("aclrtSynchronizeDevice"); }
-SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout_ms) {
+SIM_API aclError aclrtSynchronizeDevice() try { return cann_sim::wait("aclrtSynchronizeDevice"); }
+SIM_CATCH
+SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout_ms) try {
     return cann_sim::wait("aclrtSynchronizeDevice", timeout_ms);
 }
+SIM_CATCH
 SIM_API aclError aclrtDeviceTaskAbort(int32_t, uint32_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -232,7 +263,8 @@ SIM_API aclError aclrtGetRunMode(aclrtRunMode *mode) {
     return ACL_SUCCESS;
 }
 
-SIM_API const char *aclrtGetSocName() { return cann_sim::config().soc.c_str(); }
+SIM_API const char *aclrtGetSocName() try { return cann_sim::config().soc.c_str(); }
+SIM_CATCH
 
 SIM_API aclError aclrtGetDeviceUtilizationRate(int32_t, aclrtUtilizationInfo *info) {
     info->cubeUtilization = info->vectorUtilization = info->aicpuUtilization = DEVICE_UTILIZATION_NOT_SUPPORT;
@@ -240,7 +272,7 @@ SIM_API aclError aclrtGetDeviceUtilizationRate(int32_t, aclrtUtilizationInfo *in
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo info, int64_t *value) {
+SIM_API aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo info, int64_t *value) try {
     // Atlas A2 (910B): 20-24 cube cores with two vector cores each, 192 MiB L2; the product page's numbers.
     switch (info) {
         case ACL_DEVICE_INFO_AI_CORE_NUM: *value = 20; return ACL_SUCCESS;
@@ -249,6 +281,7 @@ SIM_API aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo info, int64_t *v
         default: return fail(ACL_ERROR_INVALID_PARAM, "aclGetDeviceCapability: unknown capability");
     }
 }
+SIM_CATCH
 
 // The enumeration is aclrtDevResModelType in torch_npu 2.8.0's headers and aclrtDevResLimitType in 2.8.0.post2's and
 // 2.9.0's; its values are the same.
@@ -270,14 +303,15 @@ bool has_inf_nan() {
 
 }  // namespace
 
-SIM_API aclError aclGetCannAttributeList(const aclCannAttr **list, size_t *num) {
+SIM_API aclError aclGetCannAttributeList(const aclCannAttr **list, size_t *num) try {
     static const aclCannAttr attributes[] = {ACL_CANN_ATTR_JIT_COMPILE, ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16};
     *list = attributes;
     *num = has_inf_nan() ? 3 : 1;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
-SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
+SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) try {
     switch (attribute) {
         case ACL_CANN_ATTR_INF_NAN:
         case ACL_CANN_ATTR_BF16: *value = has_inf_nan() ? 1 : 0; return ACL_SUCCESS;
@@ -285,14 +319,16 @@ SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) {
         default: return fail(ACL_ERROR_INVALID_PARAM, "aclGetCannAttribute: unknown attribute");
     }
 }
+SIM_CATCH
 
 SIM_API aclError aclrtCtxSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetSysParamOpt(aclSysParamOpt, int64_t) { return ACL_SUCCESS; }
 SIM_API aclError aclrtSetOpWaitTimeout(uint32_t) { return ACL_SUCCESS; }
-SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) {
+SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) try {
     cann_sim::set_operator_timeout(seconds);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 SIM_API aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode) { return ACL_SUCCESS; }
 SIM_API aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
 SIM_API aclError aclrtGetLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
@@ -321,13 +357,14 @@ uint64_t now_ns() {
 
 }  // namespace
 
-SIM_API aclError aclrtCreateStream(aclrtStream *stream) {
+SIM_API aclError aclrtCreateStream(aclrtStream *stream) try {
     if (cann_sim::current_device() < 0) {
         return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: aclrtCreateStream before aclrtSetDevice");
     }
     *stream = new Stream{cann_sim::current_device(), next_stream_id++};
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t, uint32_t) {
     return aclrtCreateStream(stream);
@@ -344,10 +381,12 @@ SIM_API aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtSynchronizeStream(aclrtStream) { return cann_sim::wait("aclrtSynchronizeStream"); }
-SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t timeout_ms) {
+SIM_API aclError aclrtSynchronizeStream(aclrtStream) try { return cann_sim::wait("aclrtSynchronizeStream"); }
+SIM_CATCH
+SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t timeout_ms) try {
     return cann_sim::wait("aclrtSynchronizeStream", timeout_ms);
 }
+SIM_CATCH
 SIM_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus *status) {
@@ -374,10 +413,11 @@ struct Event {
 
 }  // namespace
 
-SIM_API aclError aclrtCreateEvent(aclrtEvent *event) {
+SIM_API aclError aclrtCreateEvent(aclrtEvent *event) try {
     *event = new Event;
     return ACL_SUCCESS;
 }
+SIM_CATCH
 SIM_API aclError aclrtCreateEventWithFlag(aclrtEvent *event, uint32_t) { return aclrtCreateEvent(event); }
 SIM_API aclError aclrtCreateEventExWithFlag(aclrtEvent *event, uint32_t) { return aclrtCreateEvent(event); }
 
@@ -386,10 +426,11 @@ SIM_API aclError aclrtDestroyEvent(aclrtEvent event) {
     return ACL_SUCCESS;
 }
 
-SIM_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) {
+SIM_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) try {
     static_cast<Event *>(event)->recorded_ns = now_ns();
     return ACL_SUCCESS;
 }
+SIM_CATCH
 SIM_API aclError aclrtResetEvent(aclrtEvent event, aclrtStream) {
     static_cast<Event *>(event)->recorded_ns = 0;
     return ACL_SUCCESS;
@@ -408,10 +449,11 @@ SIM_API aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus *sta
     *status = ACL_EVENT_WAIT_STATUS_COMPLETE;
     return ACL_SUCCESS;
 }
-SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) { return cann_sim::wait("aclrtSynchronizeEvent"); }
+SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) try { return cann_sim::wait("aclrtSynchronizeEvent"); }
+SIM_CATCH
 SIM_API aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
 
-SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) {
+SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) try {
     const uint64_t a = static_cast<Event *>(start)->recorded_ns, b = static_cast<Event *>(end)->recorded_ns;
     if (a == 0 || b == 0) {
         return fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID,
@@ -420,6 +462,7 @@ SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent e
     *ms = static_cast<float>((static_cast<double>(b) - static_cast<double>(a)) * 1e-6);
     return ACL_SUCCESS;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t *microseconds) {
     *microseconds = static_cast<Event *>(event)->recorded_ns / 1000;
@@ -429,19 +472,21 @@ SIM_API aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t *microseconds
 // Callbacks run at once, like everything else on a simulated stream; a subscription therefore has no reports left.
 SIM_API aclError aclrtSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
 SIM_API aclError aclrtUnSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
-SIM_API aclError aclrtLaunchCallback(aclrtCallback callback, void *user_data, aclrtCallbackBlockType, aclrtStream) {
+SIM_API aclError aclrtLaunchCallback(aclrtCallback callback, void *user_data, aclrtCallbackBlockType, aclrtStream) try {
     callback(user_data);
     return ACL_SUCCESS;
 }
-SIM_API aclError aclrtProcessReport(int32_t timeout_ms) {
+SIM_CATCH
+SIM_API aclError aclrtProcessReport(int32_t timeout_ms) try {
     usleep(timeout_ms > 0 ? static_cast<useconds_t>(timeout_ms) * 1000 : 0);
     return ACL_ERROR_WAIT_CALLBACK_TIMEOUT;
 }
+SIM_CATCH
 
 // ---- log, dump: the device has nothing to dump; the application log goes to stderr when it is asked for ----
 
 SIM_API void aclAppLog(aclLogLevel level, const char *function, const char *file, uint32_t line, const char *format,
-                       ...) {
+                       ...) try {
     const char *text = std::getenv("ASCEND_SLOG_PRINT_TO_STDOUT");
     if (text == nullptr || *text != '1') {
         return;
@@ -454,9 +499,11 @@ SIM_API void aclAppLog(aclLogLevel level, const char *function, const char *file
     static const char *const names[] = {"DEBUG", "INFO", "WARNING", "ERROR"};
     std::fprintf(stderr, "[%s] APP(%d) %s:%u %s: %s\n", names[level & 3], getpid(), file, line, function, message);
 }
+SIM_CATCH_VOID
 
 SIM_API aclError aclmdlInitDump() { return ACL_SUCCESS; }
-SIM_API aclError aclmdlSetDump(const char *) {
+SIM_API aclError aclmdlSetDump(const char *) try {
     return fail(ACL_ERROR_FEATURE_UNSUPPORTED, "cann_sim: operator dump is not simulated");
 }
+SIM_CATCH
 SIM_API aclError aclmdlFinalizeDump() { return ACL_SUCCESS; }

@@ -2,9 +2,13 @@
 
 #include "runtime/state.h"
 
+#include <pthread.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <new>
 
 namespace cann_sim {
 
@@ -13,6 +17,7 @@ namespace {
 thread_local std::string recent_error;       // not yet read
 thread_local std::string recent_error_text;  // backs the pointer that aclGetRecentErrMsg returned last
 thread_local int thread_device = -1;
+bool lost_fork = false;  // written where the process has one thread
 
 [[noreturn]] void refuse(const char *variable, const std::string &expected, const char *found) {
     std::fprintf(stderr,
@@ -58,34 +63,47 @@ std::string read_soc() {
     refuse("CANN_SIM_SOC", "one of " + known, text);
 }
 
-// ASCEND_RT_VISIBLE_DEVICES as CANN's environment-variable reference documents it: integers separated by commas,
-// in ascending order; from the first entry that breaks a rule (a space, a repeated, descending or absent id) the
-// rest of the list is dropped without a word; the devices that remain are numbered from 0.
-std::vector<int> read_visible(int physical) {
-    std::vector<int> all;
-    for (int i = 0; i < physical; ++i) {
-        all.push_back(i);
+// ASCEND_RT_VISIBLE_DEVICES: integers separated by commas, in ascending order. CANN's environment-variable reference says
+// that the list ends without a word at the first entry that breaks a rule (a space, a repeated, descending or absent id);
+// the devices before it are numbered from 0. Cards do so at a repeated or absent id after a valid one, but take none of a
+// list that descends or has no valid id: aclrtGetDeviceCount is then 207004 with EE1001 and the list (gpustack's issues
+// 2527, 3352). That is the default here; CANN_SIM_VISIBLE_DEVICES=cut follows the reference.
+void read_visible(Config &c) {
+    const char *mode = std::getenv("CANN_SIM_VISIBLE_DEVICES");
+    const bool cut = mode != nullptr && std::strcmp(mode, "cut") == 0;
+    if (!cut && mode != nullptr && *mode != '\0' && std::strcmp(mode, "refuse") != 0) {
+        refuse("CANN_SIM_VISIBLE_DEVICES", "refuse or cut", mode);
     }
     const char *text = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
     if (text == nullptr) {
-        return all;
+        for (int i = 0; i < c.physical_devices; ++i) {
+            c.visible.push_back(i);
+        }
+        return;
     }
-    std::vector<int> visible;
+    bool descends = false;
     const char *p = text;
     while (*p >= '0' && *p <= '9') {
         char *end = nullptr;
         const long id = std::strtol(p, &end, 10);
         const bool entry_ends = *end == ',' || *end == '\0';
-        if (!entry_ends || id >= physical || (!visible.empty() && id <= visible.back())) {
+        descends = !c.visible.empty() && id < c.visible.back();
+        if (!entry_ends || id >= c.physical_devices || (!c.visible.empty() && id <= c.visible.back())) {
             break;
         }
-        visible.push_back(static_cast<int>(id));
+        c.visible.push_back(static_cast<int>(id));
         if (*end == '\0') {
             break;
         }
         p = end + 1;
     }
-    return visible;
+    if (!cut && (descends || c.visible.empty())) {
+        c.visible.clear();
+        c.visible_fault = std::string("EE1001: The argument is invalid. Reason: ASCEND_RT_VISIBLE_DEVICES=") + text +
+                          (descends ? " is not in ascending order"
+                                    : " has no device of this host at its head; ids range from 0 to " +
+                                          std::to_string(c.physical_devices - 1));
+    }
 }
 
 Config read_config() {
@@ -93,7 +111,7 @@ Config read_config() {
     c.physical_devices = static_cast<int>(read_number("CANN_SIM_DEVICES", 8, 0, kMaxDevices));
     c.hbm_bytes = static_cast<size_t>(read_number("CANN_SIM_HBM_GB", 64, 1, 1024)) << 30;
     c.soc = read_soc();
-    c.visible = read_visible(c.physical_devices);
+    read_visible(c);
     return c;
 }
 
@@ -109,15 +127,42 @@ aclError fail(aclError code, const std::string &message) {
     return code;
 }
 
+Thrown::Thrown(const char *function) : code_(ACL_ERROR_INTERNAL_ERROR) {
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        code_ = ACL_ERROR_BAD_ALLOC;  // no text: that needs memory too
+    } catch (const std::exception &error) {
+        fail(code_, std::string("cann_sim: ") + function + ": " + error.what());
+    } catch (...) {
+        fail(code_, std::string("cann_sim: ") + function + " threw what is no std::exception");
+    }
+}
+
 int current_device() { return thread_device; }
 
-void set_current_device(int device) { thread_device = device; }
+void set_current_device(int device) {
+    // The first device of the process; a fork before it is one that may use devices itself.
+    static const int watched = pthread_atfork(nullptr, nullptr, [] {
+        lost_fork = true;
+        thread_device = -1;
+    });
+    static_cast<void>(watched);
+    thread_device = device;
+}
+
+bool is_lost_fork() { return lost_fork; }
+
+aclError lost_by_fork() {
+    return fail(ACL_ERROR_RT_CONTEXT_NULL,
+                "EE1001: this process is a fork of one that uses devices, and has none of them: start it by spawn");
+}
 
 int logical_device_count() { return static_cast<int>(config().visible.size()); }
 
 }  // namespace cann_sim
 
-SIM_API const char *aclGetRecentErrMsg() {
+SIM_API const char *aclGetRecentErrMsg() try {
     if (cann_sim::recent_error.empty()) {
         return nullptr;
     }
@@ -125,7 +170,9 @@ SIM_API const char *aclGetRecentErrMsg() {
     cann_sim::recent_error.clear();
     return cann_sim::recent_error_text.c_str();
 }
+SIM_CATCH
 
-SIM_API int cann_sim_physical_device() {
+SIM_API int cann_sim_physical_device() try {
     return cann_sim::thread_device < 0 ? 0 : cann_sim::config().visible[static_cast<size_t>(cann_sim::thread_device)];
 }
+SIM_CATCH

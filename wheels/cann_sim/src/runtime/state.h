@@ -13,10 +13,11 @@ namespace cann_sim {
 constexpr int kMaxDevices = 64;
 
 struct Config {
-    std::vector<int> visible;  // physical id of each logical device, ASCEND_RT_VISIBLE_DEVICES applied
-    int physical_devices;      // CANN_SIM_DEVICES
-    size_t hbm_bytes;          // CANN_SIM_HBM_GB, per device
-    std::string soc;           // CANN_SIM_SOC
+    std::vector<int> visible;   // physical id of each logical device, ASCEND_RT_VISIBLE_DEVICES applied
+    std::string visible_fault;  // what is wrong with that list; empty where nothing is
+    int physical_devices;       // CANN_SIM_DEVICES
+    size_t hbm_bytes;           // CANN_SIM_HBM_GB, per device
+    std::string soc;            // CANN_SIM_SOC
 };
 
 // Read once, at first use; an invalid value ends the process with a message (there is no caller to return it to).
@@ -30,6 +31,12 @@ __attribute__((visibility("default"))) int current_device();
 void set_current_device(int device);
 
 int logical_device_count();
+
+// Whether this process is a fork of one that had used a device. It has the parent's objects and none of its devices.
+__attribute__((visibility("default"))) bool is_lost_fork();
+
+// The error of every call of such a process that needs a device.
+__attribute__((visibility("default"))) aclError lost_by_fork();
 
 }  // namespace cann_sim
 
