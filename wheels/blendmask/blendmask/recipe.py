@@ -83,7 +83,9 @@ def fit(
     # Steps of the recipe that see as many images as one step here.
     images = batch.recipe / batch.effective
     most = max(2, steps // _PART)
-    solver.STEPS = tuple(max(1, round(step * factor)) for step in solver.STEPS)
+    # A drop that falls on another one or on the end, in a training of a few steps, is none; detectron2 refuses it.
+    drops = {max(1, round(step * factor)) for step in solver.STEPS}
+    solver.STEPS = tuple(sorted(step for step in drops if step < steps))
     solver.MAX_ITER = steps
     solver.WARMUP_ITERS = min(round(solver.WARMUP_ITERS * images), most)
     solver.CHECKPOINT_PERIOD = min(max(1, round(solver.CHECKPOINT_PERIOD * images)), most)
