@@ -1,0 +1,237 @@
+// Operators of torch_npu's own (namespace npu) that transformers use and that ask CANN for one fused aclnn function: each is
+// its formula in aten operators on the NPU, in float32 where the input is narrower, rounded once.
+// Signatures: op-plugin's op_plugin_functions.yaml. Formulas: torch_npu's documentation; which sums a gradient takes: the
+// derivative of the formula.
+
+#include "compute/pch.h"
+
+#include "compute/compute.h"
+
+namespace cann_sim {
+
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+bool present(const OptionalTensor &tensor) { return tensor.has_value() && tensor->defined(); }
+
+at::Tensor wide(const at::Tensor &tensor) { return tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)); }
+
+at::Tensor like(const at::Tensor &result, const at::Tensor &input) { return result.to(input.scalar_type()); }
+
+// The sum over the rows that a weight of this shape was applied to.
+at::Tensor over_rows(const at::Tensor &gradient, const at::Tensor &weight) {
+    return gradient.sum_to_size(weight.sizes()).to(weight.scalar_type());
+}
+
+std::vector<int64_t> last_dims(const at::Tensor &weight) {
+    std::vector<int64_t> dims;
+    for (int64_t dim = -weight.dim(); dim < 0; ++dim) {
+        dims.push_back(dim);
+    }
+    return dims;
+}
+
+// ---- RMSNorm: x / sqrt(mean(x^2) + epsilon) * gamma ----
+
+struct RmsNorm {
+    at::Tensor y, rstd;
+};
+
+RmsNorm normalized(const at::Tensor &x, const at::Tensor &factor, double epsilon) {
+    const at::Tensor rstd = x.square().mean(last_dims(factor), true).add_(epsilon).rsqrt_();
+    return {x * rstd * factor, rstd};
+}
+
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor &input, const at::Tensor &gamma, double epsilon) {
+    const RmsNorm norm = normalized(wide(input), wide(gamma), epsilon);
+    return {like(norm.y, input), norm.rstd};
+}
+
+// Gemma's: the weight is 1 + gamma.
+std::tuple<at::Tensor, at::Tensor> gemma_rms_norm(const at::Tensor &input, const at::Tensor &gamma, double epsilon) {
+    const RmsNorm norm = normalized(wide(input), wide(gamma) + 1, epsilon);
+    return {like(norm.y, input), norm.rstd};
+}
+
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor &gradient, const at::Tensor &input,
+                                                     const at::Tensor &gamma, const at::Tensor &rstd) {
+    const at::Tensor dy = wide(gradient), unit = wide(input) * rstd, scaled = dy * wide(gamma);
+    const at::Tensor dx = (scaled - unit * (scaled * unit).mean(last_dims(gamma), true)) * rstd;
+    return {like(dx, input), over_rows(dy * unit, gamma).to(at::kFloat)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> add_rms_norm(const at::Tensor &first, const at::Tensor &second,
+                                                            const at::Tensor &gamma, double epsilon) {
+    const at::Tensor sum = first + second;
+    const auto [y, rstd] = rms_norm(sum, gamma, epsilon);
+    return {y, rstd, sum};
+}
+
+// ---- gated activations: the input is two halves along `dim` ----
+
+at::Tensor swiglu(const at::Tensor &input, int64_t dim) {
+    const auto halves = wide(input).chunk(2, dim);
+    return like(at::silu(halves[0]) * halves[1], input);
+}
+
+at::Tensor swiglu_backward(const at::Tensor &gradient, const at::Tensor &input, int64_t dim) {
+    const auto halves = wide(input).chunk(2, dim);
+    const at::Tensor dy = wide(gradient);
+    return like(at::cat({at::silu_backward(dy * halves[1], halves[0]), dy * at::silu(halves[0])}, dim), input);
+}
+
+const char *gelu_form(int64_t approximate) { return approximate == 1 ? "tanh" : "none"; }
+
+// (gelu(one half) times the other, that gelu); activate_left: the first half is the one under gelu.
+std::tuple<at::Tensor, at::Tensor> geglu(const at::Tensor &input, int64_t dim, int64_t approximate, bool left) {
+    const auto halves = wide(input).chunk(2, dim);
+    const at::Tensor gelu = at::gelu(halves[left ? 0 : 1], gelu_form(approximate));
+    return {like(gelu * halves[left ? 1 : 0], input), like(gelu, input)};
+}
+
+at::Tensor geglu_grad(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &gelu, int64_t dim,
+                      int64_t approximate, bool left) {
+    const auto halves = wide(input).chunk(2, dim);
+    const at::Tensor dy = wide(gradient);
+    const at::Tensor under = at::gelu_backward(dy * halves[left ? 1 : 0], halves[left ? 0 : 1], gelu_form(approximate));
+    const at::Tensor other = dy * wide(gelu);
+    return like(left ? at::cat({under, other}, dim) : at::cat({other, under}, dim), input);
+}
+
+at::Tensor gelu(const at::Tensor &input, c10::string_view approximate) { return at::gelu(input, approximate); }
+
+at::Tensor gelu_backward(const at::Tensor &gradient, const at::Tensor &input, c10::string_view approximate) {
+    return at::gelu_backward(gradient, input, approximate);
+}
+
+// ---- linear: input weight^T + bias ----
+
+at::Tensor linear(const at::Tensor &input, const at::Tensor &weight, const OptionalTensor &bias) {
+    return present(bias) ? at::addmm(*bias, input, weight.t()) : input.mm(weight.t());
+}
+
+std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor &gradient, const at::Tensor &input,
+                                                   const at::Tensor &weight) {
+    return {gradient.mm(weight), gradient.t().mm(input)};
+}
+
+// ---- other norms ----
+
+// silu(group norm) with the statistics of each group
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_swish(const at::Tensor &input, int64_t groups,
+                                                                const OptionalTensor &weight,
+                                                                const OptionalTensor &bias, double epsilon,
+                                                                double scale) {
+    const auto widened = [](const OptionalTensor &t) {
+        return present(t) ? OptionalTensor(wide(*t)) : OptionalTensor();
+    };
+    const int64_t batch = input.size(0), channels = input.size(1);
+    const auto [y, mean, rstd] =
+        at::native_group_norm(wide(input).contiguous(), widened(weight), widened(bias), batch, channels,
+                              batch * channels == 0 ? 0 : input.numel() / (batch * channels), groups, epsilon);
+    return {like(y * (y * scale).sigmoid(), input), like(mean, input), like(rstd, input)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_silu(const at::Tensor &input, const OptionalTensor &weight,
+                                                               const OptionalTensor &bias, int64_t groups,
+                                                               double epsilon) {
+    return group_norm_swish(input, groups, weight, bias, epsilon, 1);
+}
+
+// layer norm of x1 + x2 -> (y, mean, 1 / standard deviation, the sum where it is asked for)
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm(const at::Tensor &first,
+                                                                          const at::Tensor &second,
+                                                                          const at::Tensor &gamma,
+                                                                          const at::Tensor &beta, double epsilon,
+                                                                          bool additional_output) {
+    const at::Tensor sum = wide(first) + wide(second);
+    const auto [y, mean, rstd] = at::native_layer_norm(sum, gamma.sizes(), wide(gamma), wide(beta), epsilon);
+    return {like(y, first), mean, rstd, additional_output ? like(sum, first) : at::zeros({1}, first.options())};
+}
+
+// ---- attention ----
+
+at::Tensor masked_softmax_with_rel_pos_bias(const at::Tensor &x, const OptionalTensor &mask, const at::Tensor &bias,
+                                            double scale, int64_t) {
+    at::Tensor scores = wide(x) * scale;
+    if (present(mask)) {
+        scores = scores + *mask;
+    }
+    return like((scores + bias).softmax(-1), x);
+}
+
+// ---- quantisation ----
+
+at::Tensor anti_quant(const at::Tensor &x, const at::Tensor &scale, const OptionalTensor &offset,
+                      std::optional<at::ScalarType> to, std::optional<at::ScalarType> from) {
+    TORCH_CHECK(x.scalar_type() == at::kChar && (!from.has_value() || *from == at::kChar),
+                "npu_anti_quant: of integers only int8 is simulated, not ", x.scalar_type());
+    at::Tensor value = x.to(at::kFloat);
+    if (present(offset)) {
+        value = value + *offset;
+    }
+    return (value * scale).to(to.value_or(at::kHalf));
+}
+
+// ---- caches ----
+
+// Per batch b, self[b] takes updates[b] at indices[b] along axis.
+at::Tensor &scatter_update_(at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis) {
+    TORCH_CHECK(indices.dim() == 1 && indices.numel() == updates.size(0),
+                "scatter_update: indices must have one number per batch");
+    const int64_t dim = c10::maybe_wrap_dim(axis, self.dim());
+    TORCH_CHECK(dim > 0, "scatter_update: axis must not be the batch's");
+    const at::Tensor starts = indices.cpu();
+    for (int64_t b = 0; b < updates.size(0); ++b) {
+        self.select(0, b).narrow(dim - 1, starts[b].item<int64_t>(), updates.size(dim)).copy_(updates.select(0, b));
+    }
+    return self;
+}
+
+at::Tensor scatter_update(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis) {
+    at::Tensor result = self.clone();
+    return scatter_update_(result, indices, updates, axis);
+}
+
+// indices [..., k] point at self's first k dimensions.
+at::Tensor &scatter_nd_update_(at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates) {
+    c10::List<std::optional<at::Tensor>> columns;
+    for (const at::Tensor &column : indices.to(at::kLong).unbind(-1)) {
+        columns.push_back(column);
+    }
+    return self.index_put_(columns, updates);
+}
+
+at::Tensor scatter_nd_update(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates) {
+    at::Tensor result = self.clone();
+    return scatter_nd_update_(result, indices, updates);
+}
+
+}  // namespace
+
+void register_npu_transformers() {
+    static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+    library.impl("npu_rms_norm", TORCH_FN(rms_norm));
+    library.impl("npu_rms_norm_backward", TORCH_FN(rms_norm_backward));
+    library.impl("npu_gemma_rms_norm", TORCH_FN(gemma_rms_norm));
+    library.impl("npu_add_rms_norm", TORCH_FN(add_rms_norm));
+    library.impl("npu_add_layer_norm", TORCH_FN(add_layer_norm));
+    library.impl("npu_swiglu", TORCH_FN(swiglu));
+    library.impl("npu_swiglu_backward", TORCH_FN(swiglu_backward));
+    library.impl("npu_geglu", TORCH_FN(geglu));
+    library.impl("npu_geglu_grad", TORCH_FN(geglu_grad));
+    library.impl("npu_gelu", TORCH_FN(gelu));
+    library.impl("npu_gelu_backward", TORCH_FN(gelu_backward));
+    library.impl("npu_linear", TORCH_FN(linear));
+    library.impl("npu_linear_backward", TORCH_FN(linear_backward));
+    library.impl("npu_group_norm_silu", TORCH_FN(group_norm_silu));
+    library.impl("npu_masked_softmax_with_rel_pos_bias", TORCH_FN(masked_softmax_with_rel_pos_bias));
+    library.impl("npu_anti_quant", TORCH_FN(anti_quant));
+    library.impl("scatter_update", TORCH_FN(scatter_update));
+    library.impl("scatter_update_", TORCH_FN(scatter_update_));
+    library.impl("npu_scatter_nd_update", TORCH_FN(scatter_nd_update));
+    library.impl("npu_scatter_nd_update_", TORCH_FN(scatter_nd_update_));
+}
+
+}  // namespace cann_sim
