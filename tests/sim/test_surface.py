@@ -236,6 +236,16 @@ def test_binary_cross_entropy_of_half_precision_is_rounded_once(reduction: str) 
     assert torch.equal(found.cpu(), loss(*(tensor.float() for tensor in inputs)).half())
 
 
+@pytest.mark.parametrize("other", [2, torch.tensor(2.0)], ids=["number", "tensor"])
+def test_a_wrong_rounding_mode_has_torch_npu_s_code(other: int | torch.Tensor) -> None:
+    x = torch.tensor([3.0, -3.0]).npu()
+    divisor = other.npu() if isinstance(other, torch.Tensor) else other
+    with pytest.raises(RuntimeError, match="ERR01001 OPS invalid parameter"):
+        torch.div(x, divisor, rounding_mode="test")
+    assert torch.div(x, divisor, rounding_mode="floor").tolist() == [1.0, -2.0]
+    assert torch.div(x, divisor, rounding_mode=None).tolist() == [1.5, -1.5]
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_a_storage_is_copied(typed: bool) -> None:
     tensor = torch.arange(4.0).npu()

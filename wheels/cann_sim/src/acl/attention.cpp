@@ -6,6 +6,8 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <cmath>
+
 #include "acl/operators.h"
 
 namespace cann_sim {
@@ -121,6 +123,79 @@ void rotary_mul_grad(OpCall &op) {
     }
 }
 
+// ---- MultiHeadAttention: the projections of query, key and value, attention with an additive mask, the last projection ----
+// Rows are B T (queries) and B S (keys), W = H D wide; between the projections tensors are [B, H, T or S, D].
+
+struct Heads {
+    int64_t heads, width, sources, targets;
+
+    explicit Heads(OpCall &op)
+        : heads(op.get_int("attn_head_num", 1)),
+          width(op.get_int("attn_dim_per_head", 1)),
+          sources(op.get_int("src_len", 1)),
+          targets(op.get_int("tgt_len", 1)) {
+        op.require(op.get_float("keep_prob", 1) == 1, "dropout is not simulated");
+    }
+
+    double scale() const { return 1 / std::sqrt(static_cast<double>(width)); }
+    at::Tensor split(const at::Tensor &rows, int64_t length) const {
+        return rows.reshape({-1, length, heads, width}).transpose(1, 2);
+    }
+    at::Tensor join(const at::Tensor &states) const { return states.transpose(1, 2).reshape({-1, heads * width}); }
+};
+
+// MultiHeadAttention(query, key, value, weights of the three, mask, weight of the last, their biases or none)
+//   -> y, dropout mask, query (scaled), key, value, softmax, softmax with dropout, context
+void multi_head_attention(OpCall &op) {
+    const Heads h(op);
+    // torch_npu leaves out what is not given; a dropout mask, which comes last, decides nothing without dropout.
+    const size_t optional = op.num_inputs() - 8;
+    op.require(optional == 0 || optional == 1 || optional == 4 || optional == 5, "biases: all four or none here");
+    const auto project = [&](const at::Tensor &rows, size_t weight, size_t bias) {
+        const at::Tensor product = rows.mm(floats(op.input(weight)).t());
+        return optional >= 4 ? product + floats(op.input(8 + bias)) : product;
+    };
+    const at::Tensor query = h.split(project(floats(op.input(0)), 3, 0) * h.scale(), h.targets);
+    const at::Tensor key = h.split(project(floats(op.input(1)), 4, 1), h.sources);
+    const at::Tensor value = h.split(project(floats(op.input(2)), 5, 2), h.sources);
+    const at::Tensor softmax = (at::matmul(query, key.transpose(-2, -1)) + floats(op.input(6))).softmax(-1);
+    const at::Tensor context = h.join(at::matmul(softmax, value));
+    op.output(0).copy_(project(context, 7, 3));
+    op.output(1).fill_(255);  // all stay, a bit or a byte each
+    size_t index = 2;
+    for (const at::Tensor &result : {query, key, value, softmax, softmax, context}) {
+        op.output(index++).copy_(result);
+    }
+}
+
+// MultiHeadAttentionGrad(query, key, value, weights of the three, weight of the last, query, key and value as above, softmax,
+// that with dropout, context, gradient) -> gradients of the weights, of query, key and value, of the biases
+void multi_head_attention_grad(OpCall &op) {
+    const Heads h(op);
+    const auto input = [&op](size_t index) { return floats(op.input(index)); };
+    const at::Tensor dy = input(13), softmax = input(10);
+    const at::Tensor d_context = h.split(dy.mm(input(6)), h.targets);
+    const at::Tensor d_scores = softmax_grad(at::matmul(d_context, input(9).transpose(-2, -1)), softmax);
+    const at::Tensor d_query = h.join(at::matmul(d_scores, input(8))) * h.scale();
+    const at::Tensor d_key = h.join(at::matmul(d_scores.transpose(-2, -1), input(7)));
+    const at::Tensor d_value = h.join(at::matmul(input(11).transpose(-2, -1), d_context));
+    size_t index = 0;
+    const auto write = [&](const at::Tensor &gradient) {
+        at::Tensor &result = op.output(index++);
+        result.copy_(gradient.view(result.sizes()));
+    };
+    write(d_query.t().mm(input(0)));
+    write(d_key.t().mm(input(1)));
+    write(d_value.t().mm(input(2)));
+    write(dy.t().mm(input(12)));
+    write(d_query.mm(input(3)));
+    write(d_key.mm(input(4)));
+    write(d_value.mm(input(5)));
+    for (const at::Tensor &gradient : {d_query, d_key, d_value, dy}) {
+        write(gradient.sum(0));
+    }
+}
+
 const Registration registered{
     {"AxpyWithSoftmaxAndDropOutDoMask", axpy_softmax_dropout},
     {"BatchMatMul", batch_matmul},
@@ -128,6 +203,8 @@ const Registration registered{
     {"DropOutGenMaskV3", generate_byte_mask},
     {"DropoutWithMulsAndSoftmaxGrad", dropout_softmax_grad},
     {"LayerNormV3", layer_norm},
+    {"MultiHeadAttention", multi_head_attention},
+    {"MultiHeadAttentionGrad", multi_head_attention_grad},
     {"RotaryMul", rotary_mul},
     {"RotaryMulGrad", rotary_mul_grad},
     {"ScaledMaskedSoftmax", scaled_masked_softmax},

@@ -45,6 +45,19 @@ void convolution(OpCall &op) {
                                        false, none, c.groups));
 }
 
+// Conv2DTranspose(input_size, x, filter, bias or nothing), attribute output_padding per dimension; Conv3DTranspose
+template <size_t spatial>
+void transposed_convolution(OpCall &op) {
+    const Convolution c = convolution_of<spatial>(op);
+    const bool biased = op.num_inputs() > 3 && op.input(3).defined();
+    const std::optional<at::Tensor> bias = biased ? std::optional<at::Tensor>(floats(op.input(3))) : std::nullopt;
+    std::vector<int64_t> added = op.get_ints("output_padding");
+    op.require(added.size() == spatial + 2, "output_padding takes a number per dimension");
+    added.erase(added.begin(), added.begin() + 2);
+    op.output(0).copy_(at::convolution(floats(op.input(1)), floats(op.input(2)), bias, c.strides, c.pads, c.dilations,
+                                       true, added, c.groups));
+}
+
 template <size_t spatial>
 at::Tensor convolution_gradient(OpCall &op, const at::Tensor &x, const at::Tensor &filter, bool of_filter) {
     const Convolution c = convolution_of<spatial>(op);
@@ -101,7 +114,9 @@ const Registration registered{
     {"Conv2D", convolution<2>},
     {"Conv2DBackpropInput", convolution_input_gradient<2>},
     {"Conv2DBackpropFilter", convolution_filter_gradient<2>},
+    {"Conv2DTranspose", transposed_convolution<2>},
     {"Conv3D", convolution<3>},
+    {"Conv3DTranspose", transposed_convolution<3>},
     {"Conv3DBackpropInput", convolution_input_gradient<3>},
     {"Conv3DBackpropFilter", convolution_filter_gradient<3>},
     {"ActiveRotatedFilter", active_rotated_filter},

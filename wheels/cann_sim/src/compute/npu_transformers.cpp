@@ -133,6 +133,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_swish(const at::Tensor
     return {like(y * (y * scale).sigmoid(), input), like(mean, input), like(rstd, input)};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_swish_of(const at::Tensor &input, int64_t groups,
+                                                                   const at::Tensor &weight, const at::Tensor &bias,
+                                                                   std::optional<double> epsilon,
+                                                                   std::optional<double> scale) {
+    return group_norm_swish(input, groups, weight, bias, epsilon.value_or(1e-5), scale.value_or(1));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_swish_grad(const at::Tensor &gradient,
+                                                                     const at::Tensor &input, int64_t groups,
+                                                                     const at::Tensor &weight, const at::Tensor &bias,
+                                                                     const at::Tensor &mean, const at::Tensor &rstd,
+                                                                     std::array<bool, 3> wanted,
+                                                                     std::optional<double> swish_scale) {
+    const double scale = swish_scale.value_or(1);
+    const int64_t batch = input.size(0), channels = input.size(1), inner = input.numel() / (batch * channels);
+    const at::Tensor x = wide(input).contiguous();
+    const at::Tensor m = wide(mean).reshape({batch, groups}), r = wide(rstd).reshape({batch, groups});
+    std::vector<int64_t> per_channel(static_cast<size_t>(input.dim()), 1);
+    per_channel[1] = channels;
+    const at::Tensor unit = ((x.reshape({batch, groups, -1}) - m.unsqueeze(-1)) * r.unsqueeze(-1)).view(x.sizes());
+    const at::Tensor y = unit * wide(weight).view(per_channel) + wide(bias).view(per_channel);
+    const at::Tensor s = (y * scale).sigmoid();
+    const at::Tensor dy = (wide(gradient) * (s + y * scale * s * (1 - s))).contiguous();
+    const auto [dx, dweight, dbias] =
+        at::native_group_norm_backward(dy, x, m, r, wide(weight), batch, channels, inner, groups, wanted);
+    const auto narrow = [](const at::Tensor &t, const at::Tensor &input) { return t.defined() ? like(t, input) : t; };
+    return {narrow(dx, input), narrow(dweight, weight), narrow(dbias, bias)};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_silu(const at::Tensor &input, const OptionalTensor &weight,
                                                                const OptionalTensor &bias, int64_t groups,
                                                                double epsilon) {
@@ -148,6 +177,78 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm(const 
     const at::Tensor sum = wide(first) + wide(second);
     const auto [y, mean, rstd] = at::native_layer_norm(sum, gamma.sizes(), wide(gamma), wide(beta), epsilon);
     return {like(y, first), mean, rstd, additional_output ? like(sum, first) : at::zeros({1}, first.options())};
+}
+
+// Gradients of (x1 or x2, gamma, beta), where `sum` is what was normalized.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_grad(const at::Tensor &gradient, const at::Tensor &sum,
+                                                               const at::Tensor &mean, const at::Tensor &rstd,
+                                                               const at::Tensor &gamma) {
+    return at::native_layer_norm_backward(wide(gradient).contiguous(), sum.contiguous(), gamma.sizes(), mean, rstd,
+                                          wide(gamma), at::zeros_like(wide(gamma)), {true, true, true});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> add_layer_norm_backward(
+    const OptionalTensor &gradient, const at::Tensor &first, const at::Tensor &second, const at::Tensor &rstd,
+    const at::Tensor &mean, const at::Tensor &gamma, const OptionalTensor &of_sum) {
+    const at::Tensor sum = wide(first) + wide(second);
+    const at::Tensor dy = present(gradient) ? wide(*gradient) : at::zeros_like(sum);
+    auto [dx, dgamma, dbeta] = layer_norm_grad(dy, sum, mean, rstd, gamma);
+    if (present(of_sum)) {
+        dx = dx + *of_sum;
+    }
+    return {like(dx, first), like(dx, second), dgamma, dbeta};
+}
+
+// layer norm of alpha x + gx -> (mean, 1 / standard deviation, y)
+std::tuple<at::Tensor, at::Tensor, at::Tensor> deep_norm(const at::Tensor &x, const at::Tensor &gx,
+                                                         const at::Tensor &beta, const at::Tensor &gamma, double alpha,
+                                                         double epsilon) {
+    const auto [y, mean, rstd] =
+        at::native_layer_norm(wide(x) * alpha + wide(gx), gamma.sizes(), wide(gamma), wide(beta), epsilon);
+    return {mean, rstd, like(y, x)};
+}
+
+// -> gradients of (x, gx, beta, gamma)
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deep_norm_backward(const at::Tensor &gradient,
+                                                                              const at::Tensor &x, const at::Tensor &gx,
+                                                                              const at::Tensor &gamma,
+                                                                              const at::Tensor &mean,
+                                                                              const at::Tensor &rstd, double alpha) {
+    const auto [dx, dgamma, dbeta] = layer_norm_grad(gradient, wide(x) * alpha + wide(gx), mean, rstd, gamma);
+    return {like(dx * alpha, x), like(dx, gx), dbeta, dgamma};
+}
+
+// ---- cross entropy of logits [N, C] and classes [N] -> (loss, log softmax, nothing, nothing: CANN has no z loss yet) ----
+
+int64_t reduction_of(c10::string_view name) {
+    return name == "none" ? at::Reduction::None : name == "mean" ? at::Reduction::Mean : at::Reduction::Sum;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy_loss(
+    const at::Tensor &input, const at::Tensor &target, const OptionalTensor &weight, c10::string_view reduction,
+    int64_t ignored, double smoothing, double z_scale, bool return_z) {
+    TORCH_CHECK(z_scale == 0 && !return_z, "npu_cross_entropy_loss: the z loss is not simulated (nor in CANN)");
+    const at::Tensor loss =
+        at::cross_entropy_loss(wide(input), target, weight, reduction_of(reduction), ignored, smoothing);
+    const at::Tensor none = at::empty({0}, input.options());
+    return {like(reduction == "none" ? loss : loss.reshape({1}), input), like(at::log_softmax(wide(input), 1), input),
+            none, none.clone()};
+}
+
+at::Tensor cross_entropy_loss_backward(const at::Tensor &gradient, const at::Tensor &log_prob, const at::Tensor &target,
+                                       const OptionalTensor &weight, const OptionalTensor &, const OptionalTensor &,
+                                       c10::string_view reduction, int64_t ignored, double smoothing, double) {
+    const int64_t classes = log_prob.size(1);
+    const at::Tensor p = wide(log_prob).exp(), counts = target != ignored, index = target.where(counts, 0);
+    const at::Tensor weights = present(weight) ? wide(*weight) : at::ones({classes}, p.options());
+    const at::Tensor own = weights.index_select(0, index) * counts;  // 0 where the target is ignored
+    const at::Tensor hit = at::zeros_like(p).scatter_(1, index.unsqueeze(1), 1);
+    at::Tensor d = (1 - smoothing) * own.unsqueeze(1) * (p - hit);
+    if (smoothing > 0) {
+        d = d + smoothing / static_cast<double>(classes) * (p * weights.sum() - weights) * counts.unsqueeze(1);
+    }
+    d = reduction == "none" ? d * wide(gradient).unsqueeze(1) : d * wide(gradient).reshape({});
+    return like(reduction == "mean" ? d / own.sum() : d, log_prob);
 }
 
 // ---- attention ----
@@ -226,6 +327,13 @@ void register_npu_transformers() {
     library.impl("npu_linear", TORCH_FN(linear));
     library.impl("npu_linear_backward", TORCH_FN(linear_backward));
     library.impl("npu_group_norm_silu", TORCH_FN(group_norm_silu));
+    library.impl("npu_group_norm_swish", TORCH_FN(group_norm_swish_of));
+    library.impl("npu_group_norm_swish_grad", TORCH_FN(group_norm_swish_grad));
+    library.impl("npu_add_layer_norm_backward", TORCH_FN(add_layer_norm_backward));
+    library.impl("npu_deep_norm", TORCH_FN(deep_norm));
+    library.impl("npu_deep_norm_backward", TORCH_FN(deep_norm_backward));
+    library.impl("npu_cross_entropy_loss", TORCH_FN(cross_entropy_loss));
+    library.impl("npu_cross_entropy_loss_backward", TORCH_FN(cross_entropy_loss_backward));
     library.impl("npu_masked_softmax_with_rel_pos_bias", TORCH_FN(masked_softmax_with_rel_pos_bias));
     library.impl("npu_anti_quant", TORCH_FN(anti_quant));
     library.impl("scatter_update", TORCH_FN(scatter_update));
