@@ -22,7 +22,7 @@ LR ?=
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=
-# make eval: how many images, from the first on. make infer: files, folders, globs.
+# make eval, make speed: how many images, from the first on. make infer: files, folders, globs.
 IMAGES ?=
 # make infer: the lowest score that is drawn and listed; what damaged pictures do, skip or refuse.
 SCORE ?= 0.3
@@ -65,12 +65,16 @@ KEEP ?=
 # The bundle to take in.
 FILE ?=
 
+# A variable as one word of the shell, whatever is in it: paths of users have blanks and apostrophes.
+quoted = '$(subst ','\'',$($1))'
+
 export NPU SOURCE_MIRROR
 OUR_WHEELS := $(patsubst wheels/%/wheel.toml,%-wheel,$(wildcard wheels/*/wheel.toml))
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
-FETCH = --mirror '$(MIRROR)' $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
+FETCH = --mirror $(call quoted,MIRROR) $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
 IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
-TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model '$(MODEL)' --dataset '$(DATASET)' --devices '$(DEVICES)'
+TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
+	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 
 ##@ Start here
 .PHONY: help doctor demo test
@@ -79,7 +83,7 @@ help: ## This list
 demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
 	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
-	@$(PY) test --stack '$(STACK)' --tests '$(TESTS)'
+	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)
 doctor: ## Check this machine; every problem is listed with its fix
 	@$(PY) doctor --stack '$(STACK)'
 
@@ -103,7 +107,7 @@ patches: ## Check the patches' headers and write their index
 $(OUR_WHEELS): %-wheel: ## Build, audit, install, smoke-test mmcv-wheel, mmdet-wheel and the like (docs/commands.md); ARCH=aarch64 cross-builds
 	@$(PY) wheel '$*' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)')
 audit: ## Audit any WHEEL against wheels/policy.toml and the stack; JSON=1 for machines
-	@$(PY) audit '$(WHEEL)' --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)') $(if $(JSON),--json)
+	@$(PY) audit $(call quoted,WHEEL) --stack '$(STACK)' $(if $(ARCH),--machine '$(ARCH)') $(if $(JSON),--json)
 check-repro: ## Build mmcv twice from nothing, under two users, and compare every byte (minutes)
 	@$(PY) check-repro mmcv --stack '$(STACK)'
 check-aarch64: ## Build mmcv and the simulated CANN for aarch64 and smoke-test them under emulation (minutes)
@@ -127,25 +131,27 @@ shell: ## A shell on DEVICES, in the environment or (RUN_IN=docker) in the image
 	@$(PY) container shell $(TARGET)
 
 ##@ Data, training, evaluation
-.PHONY: data weights data-check bundle unbundle train eval infer curves
+.PHONY: data weights data-check bundle unbundle train eval infer speed curves
 data: ## Make or fetch DATASET of requirements/datasets.toml, or take in your own: DATASET=mydata FROM=folder VAL=0.1
-	@$(PY) data --stack '$(STACK)' --dataset '$(DATASET)' --keep '$(KEEP)' --from '$(FROM)' --val '$(VAL)' --seed '$(SEED)' $(FETCH)
+	@$(PY) data --stack '$(STACK)' --dataset $(call quoted,DATASET) --keep '$(KEEP)' --from $(call quoted,FROM) --val '$(VAL)' --seed '$(SEED)' $(FETCH)
 weights: ## Fetch the checkpoints that STACK's models start from
 	@$(PY) weights --stack '$(STACK)' $(FETCH)
 data-check: ## Verify all data and weights that are here, byte by byte; with DATASET=…, what its annotations say; JSON=1
-	@$(PY) data --check $(if $(filter command environment,$(origin DATASET)),--dataset '$(DATASET)') $(if $(JSON),--json)
+	@$(PY) data --check $(if $(filter command environment,$(origin DATASET)),--dataset $(call quoted,DATASET)) $(if $(JSON),--json)
 bundle: ## Pack all that STACK and DATASET need for a site without a network, with IMAGE if given
-	@$(PY) bundle --stack '$(STACK)' --dataset '$(DATASET)' --image '$(IMAGE)'
+	@$(PY) bundle --stack '$(STACK)' --dataset $(call quoted,DATASET) --image '$(IMAGE)'
 unbundle: ## There: take in FILE=bundle
-	@$(PY) bundle --unpack '$(FILE)'
+	@$(PY) bundle --unpack $(call quoted,FILE)
 train: ## Train MODEL on DATASET on DEVICES; RESUME=1 continues, CHECKPOINT starts from a file; EPOCHS, LR, AMP=1
-	@$(PY) train $(TARGET) --run '$(RUN)' --checkpoint '$(CHECKPOINT)' --epochs '$(EPOCHS)' --lr '$(LR)' $(if $(AMP),--amp) $(if $(RESUME),--resume)
+	@$(PY) train $(TARGET) --run '$(RUN)' --checkpoint $(call quoted,CHECKPOINT) --epochs '$(EPOCHS)' --lr '$(LR)' $(if $(AMP),--amp) $(if $(RESUME),--resume)
 eval: ## COCO numbers of the latest training, or of CHECKPOINT; IMAGES=200 for a part
-	@$(PY) evaluate $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)'
+	@$(PY) evaluate $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES)
 infer: ## Detect and draw objects in IMAGES='a.jpg folder *.png' on the first of DEVICES; JSON, latency
-	@$(PY) infer $(TARGET) --checkpoint '$(CHECKPOINT)' --images '$(IMAGES)' --score '$(SCORE)' --bad '$(BAD)'
+	@$(PY) infer $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES) --score '$(SCORE)' --bad '$(BAD)'
+speed: ## First call, steady state at 640x427, IMAGES=200 pictures, memory, on the first of DEVICES; JSON=1 for machines
+	@$(PY) speed $(TARGET) --checkpoint $(call quoted,CHECKPOINT) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 curves: ## Draw a training's loss and AP, as PNG and SVG
-	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset '$(DATASET)' --run '$(RUN)'
+	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset $(call quoted,DATASET) --run '$(RUN)'
 
 ##@ Development
 .PHONY: docs lint clean
@@ -154,7 +160,7 @@ docs: ## Write the pages of docs/ that are made from tables: errors, settings
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -npu, -examples; TESTS=… for a part of it
-	@$(PY) test '$*' --stack '$(STACK)' --tests '$(TESTS)'
+	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
 bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL

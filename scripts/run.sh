@@ -1,34 +1,36 @@
 #!/usr/bin/env bash
-# Run a program of a family of models: train, predict or infer. `make train`, `make eval` and `make infer` call this script. In
-# a container (with CANN's set_env.sh sourced and the stack's Python first on the PATH) it can be called by hand, and so can
-# train.sh, eval.sh and infer.sh:
+# Run a program of a family of models: train, predict, infer or speed. `make train`, `make eval`, `make infer` and `make speed`
+# call this script. In a container (with CANN's set_env.sh sourced and the stack's Python first on the PATH) it can be called by
+# hand, and so can train.sh, eval.sh and infer.sh:
 #
 #   FAMILY=vitdet MODEL=vitdet-b DATASET=coco DEVICES=0,1,2,3 ASCENDET_DATA=/data WORK_DIR=/runs/one scripts/run.sh train
 #
-# Environment variables: FAMILY, the family's Python package (set in our images); MODEL, DATASET; DEVICES (infer uses only the
-# first); WORK_DIR, the folder for all output; ASCENDET_DATA, the folder of the data sets.
+# Environment variables: FAMILY, the family's Python package (set in our images); MODEL, DATASET; CONFIG, a configuration file
+# to use for MODEL, where the family takes one; DEVICES (infer and speed use only the first); WORK_DIR, the folder for all
+# output; ASCENDET_DATA, the folder of the data sets.
 #   train    RESUME=1 continues from the last checkpoint in WORK_DIR. With MAX_RESTARTS=3 torchrun restarts all ranks when one
 #            dies, and they resume from that checkpoint. Several nodes need NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT, and
 #            the same storage at WORK_DIR. After SIGTERM the training saves a checkpoint and ends.
 #   predict  CHECKPOINT; writes predictions.json (COCO results) and images.json (the predicted pictures) to WORK_DIR.
 #   infer    CHECKPOINT and --images=list.json; writes results.json and pictures/ to WORK_DIR.
+#   speed    CHECKPOINT and --images=200, how many pictures of the validation split; writes speed.json to WORK_DIR.
 # Arguments are passed to the program. Exit code 75: WORK_DIR is in use; others are torchrun's or the program's.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=runtime.sh
 source "${BASH_SOURCE[0]%/*}/runtime.sh"
 
-program=${1:?train, predict or infer}
+program=${1:?train, predict, infer or speed}
 shift
 : "${FAMILY:?the Python package of the family of models, such as vitdet}" "${MODEL:?}" "${DATASET:?}" "${DEVICES:?}"
 export FAMILY MODEL DATASET WORK_DIR=${WORK_DIR:?}
 require_package "$FAMILY"
 lock_work_dir "$WORK_DIR"
 case $program in
-    infer) # pictures are processed one at a time, on one device
+    infer | speed) # pictures are processed one at a time, on one device
         set_runtime 1
         export ASCEND_RT_VISIBLE_DEVICES=${DEVICES%%,*}
         printf 'runtime: ASCEND_RT_VISIBLE_DEVICES=%s\n' "$ASCEND_RT_VISIBLE_DEVICES"
-        exec python -m "$FAMILY.infer" "$@"
+        exec python -m "$FAMILY.$program" "$@"
         ;;
     *) launch "$DEVICES" -m "$FAMILY.$program" "$@" ;;
 esac

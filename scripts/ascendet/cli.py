@@ -76,6 +76,9 @@ STAGES: dict[str, StageCommand] = {
         "run.evaluate", "tools", "evaluate a trained model: the COCO numbers for boxes and masks"
     ),
     "infer": StageCommand("run.infer", "tools", "detect objects in pictures, draw them, measure latency"),
+    "speed": StageCommand(
+        "run.speed", "tools", "measure how fast a checkpoint detects: first call, steady state, memory"
+    ),
     "curves": StageCommand("run.curves", "tools", "draw a training's loss and AP"),
     "k8s": StageCommand("run.k8s", "tools", "write Kubernetes jobs that train on several nodes"),
     "sim-coverage": StageCommand(

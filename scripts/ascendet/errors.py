@@ -6,7 +6,8 @@ each means, its usual cause and its remedy; `make docs` writes docs/troubleshoot
 
 from __future__ import annotations
 
-# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, 60-69 data, 70-79 train/eval, 80-89 image/container.
+# Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, configurations,
+# 60-69 data, 70-79 train/eval, 80-89 image/container.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -56,6 +57,7 @@ EXIT_CODES: dict[str, int] = {
     "not-reproducible": 55,
     "annotations-invalid": 56,
     "docs-stale": 57,
+    "config-invalid": 58,
     "data-missing": 60,
     "data-invalid": 61,
     "fetch-failed": 62,

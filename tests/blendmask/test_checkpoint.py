@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,47 @@ def test_a_backbone_of_detectron2s_zoo_loads_completely(
     assert report.matched == len(own)
 
 
+def test_a_backbone_is_kept_as_safetensors_and_its_pickle_read_once(
+    cfg: CfgNode, model: BlendMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, file, kept = caffe2(model), tmp_path / "R-50.pkl", tmp_path / "R-50.safetensors"
+    file.write_bytes(pickle.dumps(content, 4))
+    first = checkpoint.load_backbone(BlendMask(cfg), file)
+    monkeypatch.setattr(checkpoint, "read", None)
+    second = BlendMask(cfg)
+    assert checkpoint.load_backbone(second, file) == first
+    name = "backbone.bottom_up.res5.2.conv3.weight"
+    assert torch.equal(second.state_dict()[name], torch.from_numpy(content["res5_2_branch2c_w"]))
+    monkeypatch.undo()
+    kept.write_bytes(kept.read_bytes()[:1000])  # damaged
+    assert checkpoint.load_backbone(BlendMask(cfg), file) == first
+    content["res5_2_branch2c_w"] += 1
+    file.write_bytes(pickle.dumps(content, 4))  # another file
+    assert checkpoint.load_backbone(second, file) == first
+    assert torch.equal(second.state_dict()[name], torch.from_numpy(content["res5_2_branch2c_w"]))
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, kept.name}
+
+
+def test_a_backbone_in_a_folder_that_can_only_be_read_loads(
+    cfg: CfgNode, model: BlendMask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container sees it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("ascendet_common.checkpoints.replacing", refuse)
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(model), 4))
+    assert checkpoint.load_backbone(BlendMask(cfg), tmp_path / "R-50.pkl").complete
+    assert [path.name for path in tmp_path.iterdir()] == ["R-50.pkl"]
+
+
+def test_a_backbone_that_was_not_fetched_is_named(model: BlendMask, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"R-50\.pkl has not been fetched") as caught:
+        checkpoint.load_backbone(model, tmp_path / "R-50.pkl")
+    assert caught.value.name == "checkpoint-missing"
+
+
 def test_another_depth_is_refused_with_what_is_missing(model: BlendMask, tmp_path: Path) -> None:
     content, file = caffe2(model), tmp_path / "R-50.pkl"
     del content["res3_1_branch2b_w"]
@@ -115,14 +158,44 @@ def test_a_file_that_wants_to_call_something_is_refused(tmp_path: Path, name: st
     with pytest.raises(CheckpointError, match="refused, because reading it could run code") as caught:
         checkpoint.read(file)
     assert caught.value.name == "checkpoint-unreadable"
+    assert re.search("mkdir|getattr", str(caught.value)), "a pickle asks for Path.mkdir in two ways"
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cos\nsystem\n(S'touch ran'\ntR.", r"os\.system"),
+        (pickle.dumps({"conv1_w": np.array([{}], dtype=object)}), "O8"),
+        (pickle.dumps({"conv1_w": np.array(["text"])}), "U4"),
+    ],
+)
+def test_anything_but_arrays_of_numbers_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "R-50.pkl").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"refused, because reading it could run code: .*{said}"):
+        checkpoint.read(tmp_path / "R-50.pkl")
+
+
+def test_a_checkpoint_with_a_global_of_its_own_is_refused(tmp_path: Path) -> None:
+    """torch's format is a zip with a pickle in it, which may name any function."""
+    file = tmp_path / "R_50_3x.pth"
+    torch.save({"model": {"weight": torch.zeros(3)}}, file)
+    with zipfile.ZipFile(file) as before:
+        members = {name: before.read(name) for name in before.namelist()}
+    with zipfile.ZipFile(file, "w") as after:
+        for name, content in members.items():
+            after.writestr(
+                name, b"cposix\nsystem\n(S'touch ran'\ntR." if name.endswith("data.pkl") else content
+            )
+    with pytest.raises(CheckpointError, match=r"refused, because reading it could run code: .*posix\.system"):
+        checkpoint.read(file)
 
 
 @pytest.mark.parametrize("name", ["R-50.pkl", "R_50_3x.pth"])
 @pytest.mark.parametrize("length", [0, 1, 100])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, length: int) -> None:
     file = tmp_path / name
-    whole = pickle.dumps({"conv1_w": np.arange(3000.0)})
+    whole = pickle.dumps({"conv1_w": np.arange(3000.0)}, 4)
     file.write_bytes(whole[:length] if name.endswith("pkl") else b"PK\x03\x04"[:length] * 9)
     with pytest.raises(CheckpointError, match=name):
         checkpoint.read(file)

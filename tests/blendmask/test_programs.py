@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import ascendet_common
 import pytest
 import torch
 from ascendet_common import progress
+from blendmask.config import load
+from blendmask.launch import CONFIGS
+from blendmask.model import BlendMask
 
 SHAPES = Path(ascendet_common.__file__).with_name("shapes.py")
 STEPS = 11  # of 4 images: 3 passes over the 15 of 17 that have an object
@@ -175,7 +179,70 @@ def test_inference_draws_and_lists(data: Path, trained: Path, tmp_path: Path) ->
         scores = [one["score"] for one in image["detections"]]
         assert scores == sorted(scores, reverse=True)
         assert {one["category"] for one in image["detections"]} <= set(content["categories"])
-    assert content["latency"]["calls"] == 2
+    assert content["latency"]["steady"]["calls"] == 2
+
+
+def test_speed_is_measured_without_an_npu_too(data: Path, trained: Path, tmp_path: Path) -> None:
+    run("speed", data, tmp_path, "--images=2", CHECKPOINT=str(trained / "best.pth"))
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["fixed"]["first_call"]["device"] > 0
+    assert len(content["pictures"]["calls"]) == 2
+    assert content["fixed"]["memory"] is None
+
+
+OWN = """
+_BASE_: "{base}"
+DATASETS:
+  TRAIN: ("coco_2017_train",)
+  TEST: ("coco_2017_val",)
+MODEL: {{CONDINST: {{MASK_OUT_STRIDE: 4}}}}
+"""
+
+
+def test_a_configuration_of_the_users_own_trains_and_infers(
+    data: Path, trained: Path, tmp_path: Path
+) -> None:
+    """It says the same as blendmask-tiny, so it gives the same weights; what it says in vain is told."""
+    own = tmp_path / "mine.yaml"
+    own.write_text(OWN.format(base=CONFIGS / "blendmask-tiny.yaml"))
+    more = {"MODEL": "mine", "CONFIG": str(own)}
+    run("train", data, tmp_path / "train", "--epochs=3", **more)
+    notes = [row["text"] for row in rows(tmp_path / "train", "note")]
+    assert (
+        "DATASETS of the configuration (coco_2017_train, coco_2017_val) is not used: DATASET=shapes is"
+        in notes
+    )
+    assert "of other models, and not used: MODEL.CONDINST.MASK_OUT_STRIDE" in notes
+    expected, found = (weights(folder / f"step_{STEPS}.pth") for folder in (trained, tmp_path / "train"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    whole, others = load(tmp_path / "train" / "config.yaml")
+    assert whole.SOLVER.MAX_ITER == 1200, "as it was written, not as it was fitted to the data set"
+    assert others == ("MODEL.CONDINST.MASK_OUT_STRIDE",)
+    pictures = [str(file) for file in sorted((data / "shapes/val").iterdir())[:1]]
+    (tmp_path / "list.json").write_text(json.dumps(pictures))
+    words = [f"--images={tmp_path / 'list.json'}"]
+    run("infer", data, tmp_path / "infer", *words, CHECKPOINT=str(tmp_path / "train/best.pth"), **more)
+    own.write_text(own.read_text() + "SOLVER: {BASE_LRATE: 1}\n")
+    run("predict", data, tmp_path / "predict", code=1, CHECKPOINT=str(trained / "best.pth"), **more)
+    assert json.loads((tmp_path / "predict" / "error.json").read_text())["name"] == "config-invalid"
+
+
+def test_a_training_starts_from_a_backbone_in_the_folder_of_weights(data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(f'_BASE_: "{CONFIGS / "blendmask-tiny.yaml"}"\nMODEL: {{WEIGHTS: "tiny.pkl"}}\n')
+    more = {"CONFIG": str(own)}
+    run("train", data, tmp_path / "no", "--epochs=1", code=1, **more)
+    assert json.loads((tmp_path / "no" / "error.json").read_text())["name"] == "checkpoint-missing"
+    model = BlendMask(load(own)[0])
+    prefix = "backbone.bottom_up."
+    state = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith(prefix)}
+    content = {"model": {name.removeprefix(prefix): value for name, value in state.items()}}
+    (data / "weights").mkdir(exist_ok=True)
+    (data / "weights" / "tiny.pkl").write_bytes(pickle.dumps(content, 4))
+    run("train", data, tmp_path / "yes", "--epochs=1", **more)
+    said = "starts from tiny.pkl: no weight is missing, none is unexpected"
+    assert any(row["text"].startswith(said) for row in rows(tmp_path / "yes", "note"))
+    assert (data / "weights" / "tiny.safetensors").is_file()
 
 
 def test_a_checkpoint_of_other_classes_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:

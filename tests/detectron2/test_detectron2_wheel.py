@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import pickle
@@ -224,6 +225,66 @@ def test_weights_of_the_zoo_are_read_and_nothing_in_them_is_run(tmp_path: Path) 
         file.write(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.")
     with (tmp_path / "codec.pkl").open("rb") as file, pytest.raises(pickle.UnpicklingError, match="rot13"):
         ArrayUnpickler(file).load()
+
+
+class Reduced:
+    """Pickles as whatever call it is told."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+# numpy's own unpickling reads these eight bytes as the address of an object, and the process dies.
+_WITHOUT_OBJECTS = Reduced(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            Reduced(
+                np.zeros(0).__reduce__()[0],
+                (np.ndarray, (0,), b"b"),
+                (1, (1,), _WITHOUT_OBJECTS, False, b"A" * 8),
+            ),
+            "O8",
+        ),
+        (np.array([{}], dtype=object), "O8"),
+        (np.array(["text"]), "U4"),
+        (np.zeros(2, [("a", "i4")]), "V4"),
+        (np.ma.array([1.0]), "numpy.ma.core"),
+        (
+            Reduced(
+                np.zeros(0).__reduce__()[0],
+                (np.ndarray, (0,), b"b"),
+                (1, (9,), np.dtype("f4"), False, b"A" * 8),
+            ),
+            "8 bytes",
+        ),
+        (Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b")), "without content"),
+        (Reduced(os.system, ("exit",)), "system"),
+    ],
+)
+def test_an_array_of_anything_but_numbers_is_refused(content: object, said: str) -> None:
+    file = io.BytesIO(pickle.dumps({"model": [content]}, 4))
+    with pytest.raises(pickle.UnpicklingError, match=f"refused: .*{said}"):
+        ArrayUnpickler(file).load()
+
+
+def test_arrays_of_numbers_come_back_as_they_were() -> None:
+    arrays = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.array(3, dtype=">i4"),
+        np.array([True, False]),
+        np.zeros((0, 3), np.float16),
+    ]
+    for array, found in zip(arrays, ArrayUnpickler(io.BytesIO(pickle.dumps(arrays, 4))).load(), strict=True):
+        assert np.array_equal(array, found)
+        assert (array.dtype, found.flags.writeable) == (found.dtype, True)
 
 
 LAUNCH = """

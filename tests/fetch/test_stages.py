@@ -83,7 +83,7 @@ class Coco:
                 text += f'members = {{"instances_val2017.json" = "{hashlib.sha256(member).hexdigest()}"}}\n'
         text += f'[val200]\nfolder = "coco-val200"\nurls = ["{server.base}/val2017"]\nsha256 = "unknown"\n'
         text += f'["old.pth"]\nfolder = "weights"\nurls = ["{server.base}/old.pth"]\n'
-        text += f'md5 = "{hashlib.md5(self.old).hexdigest()}"\n'
+        text += f'md5 = "{hashlib.md5(self.old).hexdigest()}"\nlicence = "for tests"\n'
         text += f'["new.pth"]\nfolder = "weights"\nurls = ["{server.base}/new.pth"]\nsha256 = "unknown"\n'
         self.lock.write_text(text)
 
@@ -331,6 +331,17 @@ def test_weights_arrive_where_configurations_look(weights: Coco) -> None:
     weights.asked()
     assert run("weights") == 0
     assert weights.asked() == []
+
+
+def test_the_licence_is_told_before_anything_is_fetched(
+    weights: Coco, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("weights") == 0
+    assert capsys.readouterr().out.startswith("old.pth: for tests\n")
+    del weights.server.files["/new.pth"]
+    fails(capsys, "digest-unknown", "weights", "--stack", "blendmask")
+    assert run("weights", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["licences"] == {"old.pth": "for tests"}
 
 
 def test_no_digest_is_no_pass(weights: Coco, capsys: pytest.CaptureFixture[str]) -> None:

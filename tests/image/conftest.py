@@ -1,7 +1,8 @@
 """The image on a real Docker engine: the one that answers here, else Debian's, started for the tests; else skipped.
 
-One whole image is built, from the stand-in base that has cann_sim where CANN would be. What concerns the Dockerfile
-and not torch is tested on small images: the same Dockerfile with three small packages.
+One whole image is built, that of STACK (`make test-image STACK=blendmask`), from the stand-in base that has cann_sim
+where CANN would be. What concerns the Dockerfile and not torch is tested on small images: the same Dockerfile with a
+few small packages.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ascendet.machine import arch, engine
 from ascendet.supply import lockfiles
 from ascendet.wheels import wheelfile
 
-STACK = Stack.load("vitdet")
+STACK = Stack.load(os.environ.get("STACK") or "vitdet")
 SECRET = "token-5f3a.example"  # in pip's and the proxies' settings; it means nothing to them
 _DISK = (
     14 * 2**30
@@ -114,7 +115,11 @@ def small_context(folder: Path, text: str = "echo first") -> Path:
     (context / "scripts/train.sh").write_text(f"#!/bin/bash\n{text}\n")
     (context / "scripts/train.sh").chmod(0o755)
     locked = lockfiles.packages_lock(STACK.packages).read_text()
-    for name, package in (("torch.txt", "six"), ("packages.txt", "pyyaml")):
+    for name, package in (
+        ("torch.txt", "packaging"),
+        ("build.txt", "setuptools"),
+        ("packages.txt", "pyyaml"),
+    ):
         start = locked.index(f"\n{package}==") + 1
         body = locked[start:].splitlines()
         end = next(number for number, line in enumerate(body) if not line.endswith("\\"))
@@ -147,7 +152,7 @@ def build_small(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     (paths.BUILD / "image").mkdir(parents=True)
 
     def build(context: Path, tag: str, **more: bool) -> str:
-        arguments = {"PYTHON": STACK.python, "IMPORTS": "six,yaml yaml,six"}
+        arguments = {"PYTHON": STACK.python, "IMPORTS": "packaging,yaml yaml,packaging"}
         with pytest.MonkeyPatch.context() as tools:
             tools.setattr("ascendet.envs.venv.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
             image.build(context, machine, base_facts, arguments, {}, tag, **more)

@@ -15,7 +15,7 @@ from ascendet.core import manifest
 from ascendet.data import data, datasets
 from ascendet.errors import AscendetError
 from ascendet.machine import engine
-from ascendet.run import evaluate, infer, train
+from ascendet.run import evaluate, family, infer, train
 from conftest import STACK
 from test_image import make_node
 
@@ -90,12 +90,24 @@ def test_training_and_evaluation_in_the_image(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """`make train` and `make eval` with RUN_IN=docker, on a few images of the data set."""
+    """`make train`, `make eval` and `make infer` with RUN_IN=docker, on a few images of the data set."""
     small_data(data.ensure_generated(datasets.find("shapes"), STACK), tmp_path / "data" / "shapes")
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("NPU", "sim")
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
-    words = [f"--image={built.tag}", "--run-in=docker", "--model=vitdet-tiny", "--dataset=shapes"]
+    model = name = STACK.models[0]
+    if (
+        STACK.name == "blendmask"
+    ):  # with a user's configuration: the container must see it, and what it is based on
+        name, model = "mine", str(tmp_path / "mine.yaml")
+        Path(model).write_text(f"_BASE_: {family.of(STACK).config(STACK.models[0])}\n")
+    words = [
+        f"--stack={STACK.name}",
+        f"--image={built.tag}",
+        "--run-in=docker",
+        f"--model={model}",
+        "--dataset=shapes",
+    ]
 
     def execute(stage: object, *more: str) -> str:
         parser = argparse.ArgumentParser()
@@ -106,7 +118,7 @@ def test_training_and_evaluation_in_the_image(
     shown = execute(train, "--devices=6,7")
     assert f"2 x {STACK.soc[0]} (simulated, cann_sim) in {built.tag}" in shown
     assert "runtime: ASCEND_RT_VISIBLE_DEVICES=0,1" in shown
-    run_folder = (tmp_path / "build/runs/vitdet-tiny_shapes/latest").resolve()
+    run_folder = (tmp_path / f"build/runs/{name}_shapes/latest").resolve()
     content = manifest.read(run_folder) or {}
     assert (content["state"], content["simulated"], content["devices"]) == ("finished", True, [6, 7])
     owner = 1000 if os.geteuid() == 0 else os.geteuid()

@@ -64,6 +64,7 @@ def script_environ(data: Path) -> dict[str, str]:
         "MODEL": "vitdet-tiny",
         "DATASET": "shapes",
         "OMP_NUM_THREADS": "1",
+        "NPU_FALLBACK": "error",
     }
 
 

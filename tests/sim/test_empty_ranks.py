@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import MakeShapes
-from empty_ranks_job import TRAININGS
 
 pytest.importorskip("vitdet", reason="the stack has no vitdet")
+from empty_ranks_job import TRAININGS
 
 pytestmark = pytest.mark.skipif(
     "cann_sim" not in os.environ.get("ASCEND_HOME_PATH", ""),

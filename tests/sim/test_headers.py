@@ -53,6 +53,8 @@ def test_sources_compile(version: str, tmp_path: Path) -> None:
             "g++",
             "-std=c++17",
             "-fsyntax-only",
+            # A function that this version's header does not declare would not get its name in C.
+            *(["-Wmissing-declarations"] if file.parent.name == "hccl" else []),
             "-I",
             SOURCE,
             "-isystem",

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -93,11 +94,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2, 3):
         Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{number}.png")
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "Upper.PNG")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / os.fsdecode("图片.png".encode("gbk")))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "turned.jpg", exif=exif)
     Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "other.png")
     (folder / "none.png").write_text("no picture")
+    noise = Image.effect_noise((WIDTH, HEIGHT), 64)
+    for name in ("whole.jpg", "whole.png", "whole.bmp", "whole.webp"):
+        noise.convert("RGB").save(folder / name)
+        whole = (folder / name).read_bytes()
+        (folder / name.replace("whole", "cut")).write_bytes(whole[: len(whole) * 2 // 3])
+        (folder / name.replace("whole", "more")).write_bytes(whole + b"\0" * 9 + b"a camera's own data" * 9)
     (folder / "sub").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "sub" / "1.png")
     return folder
@@ -255,6 +263,10 @@ BROKEN: dict[str, tuple[Callable[[Content], None], list[str]]] = {
         ["picture-missing", "object-image-dropped"],
     ),
     "picture is no picture": (at("images", 2, "file_name", value="none.png"), ["picture-unreadable"]),
+    **{
+        f"truncated {kind}": (at("images", 2, "file_name", value=f"cut.{kind}"), ["picture-unreadable"])
+        for kind in ("jpg", "png", "bmp", "webp")
+    },
     "picture of another size": (at("images", 2, "file_name", value="other.png"), ["image-size-differs"]),
     "width is negative": (at("images", 2, "width", value=-100), ["image-size-invalid"]),
     "width is half a pixel": (at("images", 2, "width", value=99.5), ["image-size-invalid"]),
@@ -320,6 +332,7 @@ BROKEN: dict[str, tuple[Callable[[Content], None], list[str]]] = {
     "two images, one file": (twin, ["file-name-twice"]),
     "no sizes": (every("images", lambda one: (one.pop("width"), one.pop("height"))), ["image-size-absent"]),
     "backslash": (at("images", 0, "file_name", value="sub\\1.png"), ["file-name-form"]),
+    "the file's name is GBK": (at("images", 0, "file_name", value="图片.png"), ["file-name-encoding"]),
     "upper case": (at("images", 0, "file_name", value="upper.png"), ["file-name-case"]),
     "no iscrowd": (every("annotations", without("iscrowd")), ["crowd-absent"]),
     "iscrowd is false": (at(*FIRST, "iscrowd", value=False), ["crowd-form"]),
@@ -650,6 +663,14 @@ def test_coco_s_own_peculiarities_pass(tmp_path: Path) -> None:
     assert [one for one in before["annotations"] if one["id"] in kept] == list(kept.values())
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "webp"])
+def test_bytes_after_a_picture_s_end_are_no_damage(pictures: Path, tmp_path: Path, kind: str) -> None:
+    content = valid()
+    for name in ("whole", "more"):
+        content["images"][2]["file_name"] = f"{name}.{kind}"
+        assert not checks.check(written(content, tmp_path), pictures, training=True).findings
+
+
 # -- the receipt --
 
 
@@ -712,7 +733,7 @@ def test_data_check_prints_a_table(dataset: Path, capsys: pytest.CaptureFixture[
     run("--dataset", "own")
     lines = capsys.readouterr().out.splitlines()
     assert "instances_train2017.json" in lines[0]
-    assert "3 pictures, 2 of them with objects; 4 objects, 1 crowds, 2 classes" in lines[1]
+    assert "pictures: 3, with objects: 2, objects: 4, crowds: 1, classes: 2" in lines[1]
     assert any(line.split()[:3] == ["dropped", "1", "object-image-unknown:"] for line in lines)
     run("--dataset", "own", "--json")
     printed = json.loads(capsys.readouterr().out)

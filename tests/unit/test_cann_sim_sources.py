@@ -20,6 +20,8 @@ ALLOWED = {
     "hccl": {"runtime"},
     "compute": {"runtime"},
     "acl": {"compute", "runtime"},
+    "opapi": {"runtime"},
+    "aclnn": {"compute", "opapi", "runtime"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -59,10 +60,15 @@ def test_help_lists_every_target_in_the_files_order() -> None:
 
 
 def test_bench_wheel_is_a_benchmark_and_mmcv_wheel_a_wheel() -> None:
-    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel")
+    assert "ascendet bench 'wheel'" in make("--dry-run", "bench-wheel", "STACK=vitdet")
     assert "ascendet wheel 'mmcv' --stack 'vitdet' --machine 'aarch64'" in make(
-        "--dry-run", "mmcv-wheel", "ARCH=aarch64"
+        "--dry-run", "mmcv-wheel", "ARCH=aarch64", "STACK=vitdet"
     )
+
+
+def test_paths_with_blanks_and_apostrophes_are_one_word() -> None:
+    recipe = make("--dry-run", "data", "FROM=/data/Ann's pictures", "PYTHON=python3")
+    assert "/data/Ann's pictures" in shlex.split(recipe)
 
 
 def test_print_variable() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import multiprocessing
 import threading
 from pathlib import Path
 
 import pytest
-from ascendet_common import errors, plot, progress
+from ascendet_common import errors, plot, progress, watch
 
 
 @pytest.fixture
@@ -94,3 +95,7 @@ def test_other_exceptions_are_not_reported(work: Path) -> None:
     with pytest.raises(ValueError, match="x"), errors.reporting():
         raise ValueError("x")
     assert not (work / errors.FILE).exists()
+
+
+def test_the_examples_of_the_stop_watch_are_true() -> None:
+    assert doctest.testmod(watch) == (0, 2)

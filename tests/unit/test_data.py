@@ -26,7 +26,7 @@ for name in ("out", "seed", "train", "val"):
 args = parser.parse_args()
 (pathlib.Path(args.out) / "train").mkdir()
 (pathlib.Path(args.out) / "train" / "one.png").write_text(args.seed)
-print(json.dumps({"train": {"images": int(args.train)}}))
+print(json.dumps({"train": {"images": int(args.train), "with_objects": 1, "objects": 1}}))
 """
 
 
@@ -63,7 +63,7 @@ def test_shapes_is_made_once(generator: Path, build: Path, capsys: pytest.Captur
     execute("shapes")
     folder = build / "data" / "shapes"
     assert (folder / "train" / "one.png").read_text() == "0"
-    assert '{"train": {"images": 600}}' in capsys.readouterr().out
+    assert "train: 600 pictures, 1 objects" in capsys.readouterr().out
     content = manifest.read(folder)
     assert content is not None
     assert set(content["outputs"]) == {"train/one.png"}  # type: ignore[call-overload]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ascendet import paths
+from ascendet.containers import bundle
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import host, needs
+from ascendet.supply import lock
+from ascendet.wheels import wheelfile
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 STACK = Stack.load("vitdet")
@@ -45,7 +50,7 @@ def test_made_once_and_anew_when_the_lock_changes(
 ) -> None:
     home = build / "venv/some"
     make(home, locked)
-    assert installed == [["--require-hashes", "--requirement", str(locked)]]
+    assert installed == [["--require-hashes", "--requirement", str(locked), *venv.build_pins([locked])]]
     assert subprocess.run([home / "bin/python", "-c", ""], check=True).returncode == 0
     (home / "mark").touch()
     make(home, locked)
@@ -251,3 +256,107 @@ def test_cann_trees_of_all_layouts_are_found(
     tree = host.find_cann(tmp_path)
     assert tree == host.CannTree(home=home, version=version)
     assert host.find_cann(tmp_path / "elsewhere") is None
+
+
+# A build backend: the package that it makes says which version of it made it.
+MAKER = """
+import pathlib, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    with zipfile.ZipFile(pathlib.Path(folder, "thing-1-py3-none-any.whl"), "w") as wheel:
+        wheel.writestr("thing.py", "MADE_BY = VERSION")
+        wheel.writestr("thing-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: thing\\nVersion: 1\\n")
+        wheel.writestr("thing-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("thing-1.dist-info/RECORD", "thing.py,,\\n")
+    return "thing-1-py3-none-any.whl"
+"""
+
+
+@pytest.fixture
+def published(tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of packages: `thing` as source only, and `maker`, which builds it, in versions 1 and 2."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for version in ("1", "2"):
+        info = f"maker-{version}.dist-info"
+        content = {
+            "maker.py": MAKER.replace("VERSION", version, 1).encode(),
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: maker\nVersion: {version}\n".encode(),
+            f"{info}/WHEEL": wheelfile.wheel_metadata("py3-none-any", pure=True),
+        }
+        wheelfile.write(folder, "maker", version, "py3-none-any", content)
+    pages = {
+        "pyproject.toml": '[build-system]\nrequires = ["maker"]\nbuild-backend = "maker"\n'
+        '[project]\nname = "thing"\nversion = "1"\n',
+        "PKG-INFO": "Metadata-Version: 2.1\nName: thing\nVersion: 1\n",
+    }
+    with tarfile.open(folder / "thing-1.tar.gz", "w:gz") as archive:
+        for name, text in pages.items():
+            member = tarfile.TarInfo(f"thing-1/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setattr(venv, "tools_home", lambda: Path(sys.prefix))  # these tests run in it
+    monkeypatch.setattr(venv, "pip_settings", dict)
+    monkeypatch.setattr(venv, "local_wheels", lambda _: folder)
+    monkeypatch.setattr(needs, "DISK_GIB", {})
+    return folder
+
+
+def lock_of(published: Path, *names: str) -> Path:
+    lines = [f"{name[:5]}==1 \\\n    --hash=sha256:{files.digest(published / name)}\n" for name in names]
+    path = published.parent / "lock.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_package_without_wheels_is_built_by_what_is_locked(build: Path, published: Path) -> None:
+    """The index has a newer builder, which nobody has looked at."""
+    home = build / "venv/some"
+    make(home, lock_of(published, "maker-1-py3-none-any.whl", "thing-1.tar.gz"))
+    done = subprocess.run(
+        [home / "bin/python", "-c", "import thing; print(thing.MADE_BY)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1\n"
+
+
+def test_a_package_is_not_built_by_what_is_not_locked(
+    build: Path, published: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AscendetError, match="install-failed"):
+        make(build / "venv/some", lock_of(published, "thing-1.tar.gz"))
+    assert "no trusted hash was provided for: `maker`" in capfd.readouterr().err
+
+
+def test_relock_asks_a_package_without_running_what_is_not_locked(published: Path, tmp_path: Path) -> None:
+    words = [
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        f"--find-links={published}",
+        f"--wheel-dir={tmp_path}",
+        "thing",
+    ]
+    command = [sys.executable, "-m", "pip", *words]
+    done = subprocess.run(command, env=lock._environ(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "maker" in done.stdout + done.stderr
+    without = {name: value for name, value in lock._environ().items() if name != "PIP_BUILD_CONSTRAINT"}
+    assert subprocess.run(command, env=without, capture_output=True, check=False).returncode == 0
+
+
+def test_a_bundle_takes_a_package_without_running_what_is_not_locked(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(venv, "tools_pip", lambda: [sys.executable, "-m", "pip"])
+    monkeypatch.setattr(venv, "local_wheels", lambda _: paths.CACHE / "wheels")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(published))
+    locked = lock_of(published, "thing-1.tar.gz")
+    monkeypatch.setattr(bundle, "_lock_files", lambda _: [locked])
+    with pytest.raises(AscendetError, match="command-failed"):
+        list(bundle._wheels(STACK))
+    lock_of(published, "maker-1-py3-none-any.whl", "thing-1.tar.gz")
+    names = {name.rpartition("/")[2] for name, _ in bundle._wheels(STACK)}
+    assert names == {"maker-1-py3-none-any.whl", "thing-1.tar.gz"}

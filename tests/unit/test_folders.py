@@ -126,6 +126,7 @@ def test_which_checkpoint_is_evaluated(aim: Target, tmp_path: Path) -> None:
     found = folders.find_checkpoint(aim, "")
     assert found == run / "epoch_3.pth"
     assert folders.folder_beside(aim, found, "eval") == run / "eval"
+    assert folders.folder_beside(aim, run / "epoch_2.pth", "eval") == run / "eval-epoch_2"
     other = tmp_path / "other.pth"
     other.touch()
     found = folders.find_checkpoint(aim, str(other))

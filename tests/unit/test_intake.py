@@ -284,6 +284,40 @@ def test_no_validation_split_names_the_command(tmp_path: Path) -> None:
     fails("usage", take, custom.coco(tmp_path / "two"), val="0.1")
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("", "not-json"), ('{"images": [', "not-json"), ("[]", "not-coco"), ('{"a": 1}', "not-coco")],
+)
+def test_a_file_called_like_annotations_is_checked_whatever_it_holds(
+    tmp_path: Path, text: str, rule: str
+) -> None:
+    for root, file in (
+        (custom.coco(tmp_path / "coco"), "annotations/instances_val2017.json"),
+        (custom.roboflow(tmp_path / "roboflow"), "valid/_annotations.coco.json"),
+        (custom.single(tmp_path / "single"), "labels.json"),
+    ):
+        (root / file).write_text(text)
+        assert rule in str(
+            fails("annotations-invalid", take, root, val="0.5" if file == "labels.json" else "").found
+        )
+        assert not [path.name for path in assets.store().iterdir() if path.name.startswith(".tmp-")]
+
+
+def test_a_refused_zip_leaves_nothing_behind(tmp_path: Path) -> None:
+    root = custom.coco(tmp_path / "in")
+    (root / "annotations/instances_val2017.json").write_text("{")
+    fails("annotations-invalid", take, zipped(root, tmp_path / "in.zip"))
+    assert not [path.name for path in assets.store().iterdir() if path.name.startswith(".tmp-")]
+
+
+def test_a_truncated_picture_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = custom.coco(tmp_path / "in")
+    picture = root / "train2017" / "000000000000.jpg"
+    picture.write_bytes(picture.read_bytes()[:-50])
+    check_whole(take(root), {"train": 3, "val": 2})
+    assert "picture-unreadable" in capsys.readouterr().err
+
+
 def test_two_candidates(tmp_path: Path) -> None:
     root = custom.single(tmp_path / "in")
     (root / "more.json").write_text((root / "labels.json").read_text())
@@ -344,6 +378,19 @@ def test_a_zip_with_such_names(tmp_path: Path) -> None:
     info.flag_bits |= 0x800
     info.filename = "图.png"
     assert archive.file_name(info) == "图.png"
+
+
+def test_a_zip_with_such_names_and_annotations_in_utf_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The zip is made on a Windows in Chinese; the annotations are as all tools write them."""
+    root = custom.single(tmp_path / "in", 3)
+    custom.write(root / "labels.json", custom.draw(root / "images", ["图片.png", "b.png"], ("nut",)))
+    (root / "images" / "图片.png").rename(root / "images" / os.fsdecode("图片.png".encode("gbk")))
+    folder = take(root, val="0.5")
+    assert "file-name-encoding" in capsys.readouterr().err
+    names = {image["file_name"] for split in ("train", "val") for image in content(folder, split)["images"]}
+    assert names == {os.fsdecode("图片.png".encode("gbk")), "b.png"}
 
 
 # -- what it says --

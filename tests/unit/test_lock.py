@@ -57,6 +57,7 @@ def test_everything_agrees() -> None:
         ("lock/vitdet-torch-aarch64.txt", "--hash=sha256:", "--hash=md5:", "not a SHA-256"),
         ("lock/vitdet-torch-aarch64.txt", "    --hash", "    # --hash", "no hash for torch==2.8.0"),
         ("lock/vitdet.txt", "opencv-python-headless==", "opencv-python==", "needs libGL"),
+        ("lock/data.toml", "licence = \"AdelaiDet's", '# "', "R_50_3x.pth does not say its licence"),
         ("lock/sources.toml", "mmcv-2.1.0", "mmcv-2.2.0", "lock/sources.toml: mmcv-2.1.0.tar.gz"),
     ],
 )
@@ -76,6 +77,14 @@ def test_setuptools_keeps_pkg_resources() -> None:
     for name in ("vitdet", "blendmask"):
         version = lockfiles.pins((paths.LOCK / f"{name}.txt").read_text())["setuptools"]
         assert int(version.split(".")[0]) < 82
+
+
+@pytest.mark.parametrize("name", lockfiles.package_lists())
+def test_each_lock_has_what_builds_its_packages(name: str) -> None:
+    """Environments, images and bundles build those without wheels with it; its part of the lock has the hashes."""
+    part = lockfiles.part(lockfiles.packages_lock(name).read_text(encoding="utf-8"), {"setuptools"})
+    assert list(lockfiles.pins(part)) == ["setuptools"]
+    assert "--hash=sha256:" in part
 
 
 def test_torch_npus_undeclared_needs_are_locked() -> None:

@@ -1,4 +1,4 @@
-"""The options of make train, eval and infer, and the acceptance bands."""
+"""The options of make train, eval, infer and speed, the acceptance bands, and the official figures."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 from ascendet.core import manifest
-from ascendet.core.stack import Stack
+from ascendet.core.stack import load_all
 from ascendet.data import datasets
-from ascendet.run import evaluate, infer, train
+from ascendet.run import evaluate, infer, official, speed, train
 from ascendet.run.target import Target
 from conftest import fails, make_run
 
-STACK = Stack.load("vitdet")
-
 
 def test_arguments_are_those_that_make_passes() -> None:
-    for module in (train, evaluate, infer):
+    for module in (train, evaluate, infer, speed):
         parser = argparse.ArgumentParser()
         module.configure_parser(parser)
         options = ["--stack", "vitdet", "--model", "m", "--dataset", "d", "--devices", "", "--images", ""]
@@ -83,11 +81,41 @@ def test_no_band_is_applied_to_what_it_was_not_measured_on(tmp_path: Path) -> No
     assert masks == "masks: no acceptance band: the annotations have no object to measure AP on"
 
 
+def test_official_figures_are_compared_on_the_same_images_only(tmp_path: Path) -> None:
+    entry = '[m]\nof = "c"\nsource = "s"\ndataset = "d"\nimages = 5\nannotations = "d16e57"\n'
+    (tmp_path / "o.toml").write_text(f"{entry}AP = {{ bbox = 0.5, segm = 0.4 }}\n")
+    numbers = {"bbox": {"AP": 0.52}, "segm": {"AP": 0.39}}
+
+    def differences(digest: str, images: int) -> list[float | None]:
+        compared = official.compare("m", numbers, digest, images, tmp_path / "o.toml")
+        assert compared is not None
+        shown = official.table(compared, "others")
+        assert ("others, so no difference" in shown) != compared["same_images"]
+        return [row["difference"] for row in compared["figures"].values()]
+
+    assert differences("d16e57", 5) == [pytest.approx(0.02), pytest.approx(-0.01)]
+    assert differences("d16e57", 4) == [None, None], "a part of the images"
+    assert differences("07e4", 5) == [None, None], "other annotations"
+    assert official.compare("other", numbers, "d16e57", 5, tmp_path / "o.toml") is None
+
+
+def test_official_figures_are_complete_and_of_models_that_there_are() -> None:
+    known = {model for stack in load_all().values() for model in stack.models}
+    table = tomllib.loads(official.FILE.read_text())
+    assert table
+    assert table.keys() <= known
+    for entry in table.values():
+        assert entry.keys() == {"of", "source", "dataset", "images", "annotations", "AP"}
+        assert re.fullmatch(r"[0-9a-f]{64}", entry["annotations"])
+        assert entry["AP"].keys() == {"bbox", "segm"}
+        assert all(0 < value < 1 for value in entry["AP"].values())
+
+
 @pytest.mark.parametrize("file", sorted(evaluate.BANDS.glob("*.toml")), ids=lambda file: file.stem)
 def test_bands_are_complete_and_of_models_that_there_are(file: Path) -> None:
     band = tomllib.loads(file.read_text())
     assert file.stem == f"{band['model']}_{band['dataset']}"
-    assert band["model"] in STACK.models
+    assert band["model"] in {model for stack in load_all().values() for model in stack.models}
     assert band["dataset"] in datasets.load()
     assert band["device"] in ("any", "simulated")
     assert re.fullmatch(r"[0-9a-f]{64}", band["annotations"])

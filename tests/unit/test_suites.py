@@ -122,6 +122,13 @@ def test_no_test_no_import_and_a_crash_are_failures(tmp_path: Path, text: str) -
     assert found.counts == Counts(failed=1)
 
 
+def test_a_file_that_is_skipped_as_a_whole_is_no_failure(tmp_path: Path) -> None:
+    text = "import pytest\npytest.importorskip('no_such_module', reason='the stack has none')\ndef test_x(): pass\n"
+    report, code = run_pytest(tmp_path, text)
+    found = reports.read(report, exit_code=code, seconds=2.0, cpu_seconds=3.0)
+    assert found.counts == Counts(skipped=1)
+
+
 def test_the_ten_slowest_tests_and_each_suites_time_are_told() -> None:
     tests = tuple((float(number), f"tests/unit/test_x.py::test_{number}") for number in range(12))
     other = Report(counts=Counts(failed=1), tests=((99.5, "tests/sim/test_y.py::test_y"),), seconds=99.9)

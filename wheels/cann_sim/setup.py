@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).parent / "opapi"))
+import generate  # the tables of aclnn functions
 
 SOURCE = Path(__file__).parent / "src"
 CXX = [*(["ccache"] if shutil.which("ccache") else []), os.environ.get("CXX", "g++")]
@@ -37,23 +41,28 @@ LIBRARIES = {
     "libascendcl.so": ["runtime"],
     "libacl_op_compiler.so": ["compiler"],
     "libhccl.so": ["hccl"],
-    "libcann_sim_compute.so": ["compute", "acl"],
+    "libcann_sim_compute.so": ["compute", "acl", "aclnn"],
+    "libopapi.so": ["opapi"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
     # torch_npu links or loads these, but calls no function of them here.
-    "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [], "libopapi.so": [],
+    "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [],
 }  # fmt: skip
 COMPUTE = "libcann_sim_compute.so"
 
 
-def sources_of(library: str) -> list[Path]:
-    """Return the sources of a library, sorted, so that the linker's input is the same everywhere."""
-    return sorted(source for folder in LIBRARIES[library] for source in (SOURCE / folder).glob("*.cpp"))
+def sources_of(library: str, objects: Path) -> list[Path]:
+    """Return a library's sources, generated ones too, sorted, so that the linker's input is the same everywhere."""
+    folders = [root / folder for folder in LIBRARIES[library] for root in (SOURCE, objects)]
+    return sorted(
+        (source for folder in folders for source in folder.glob("*.cpp")),
+        key=lambda source: (source.parent.name, source.name),
+    )
 
 
 def object_of(source: Path, objects: Path) -> Path:
     """Return the object file of a source, in a folder like the source's: two folders may have sources of one name."""
-    return objects / source.relative_to(SOURCE).with_suffix(".o")
+    return objects / source.parent.name / f"{source.stem}.o"
 
 
 def package_folder(distribution: str, module: str) -> Path:
@@ -93,12 +102,14 @@ class BuildTree(build_py):
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):
             (objects / folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(SOURCE / "compute/pch.h", header)
+        generate.write_functions(objects / "opapi")
+        generate.write_levels(objects / "compute/levels_table.cpp")
         light: list[list[str | Path]] = []
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
             include = ["-I", objects, *aten] if library == COMPUTE else acl
             jobs = heavy if library == COMPUTE else light
-            for source in sources_of(library):
+            for source in sources_of(library, objects):
                 words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
@@ -119,14 +130,14 @@ class BuildTree(build_py):
             needs: list[str | Path] = []
             if library == "libhccl.so":
                 needs = ["-Wl,-z,nodelete"]  # its sender threads and fork handlers outlive a dlclose
-            elif library == "libacl_op_compiler.so":
+            elif library in ("libacl_op_compiler.so", "libopapi.so"):
                 needs = ["-L", lib64, "-lascendcl"]
             elif library == COMPUTE:
                 # libtorch loads the libraries that it needs (CUDA's for that build); they are not linked here.
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
-            ours = [object_of(source, objects) for source in sources_of(library)]
+            ours = [object_of(source, objects) for source in sources_of(library, objects)]
             run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
                  *ours, *needs, "-ldl", "-lpthread"])  # fmt: skip
 

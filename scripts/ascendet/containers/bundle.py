@@ -162,6 +162,8 @@ def _wheels(stack: Stack) -> Iterator[tuple[str, Path]]:
                 "--no-cache-dir",
                 "--require-hashes",
             ]
+            # pip asks a source distribution for its name, which runs its build: with packages of the lock only.
+            command.append(f"--build-constraint={path}")
             _run([*command, "--requirement", str(path), "--dest", str(temp)])
             temp.rename(folder)
         yield from _tree(folder, f"cache/{folder.relative_to(paths.CACHE).as_posix()}")

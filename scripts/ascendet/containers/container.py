@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import stat
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from ascendet import paths
 from ascendet.containers import image
 from ascendet.containers.image import ImageRequest
+from ascendet.core import own_config, process
 from ascendet.core.stack import Stack
 from ascendet.envs import activation
 from ascendet.errors import AscendetError
@@ -283,8 +283,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-in", default="venv", help="venv (the stack's environment) or docker (its image)"
     )
-    parser.add_argument("--model", required=True, help="one of the stack's models")
+    parser.add_argument("--model", required=True, help="one of the stack's models, or a configuration file")
     parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
+    parser.add_argument(
+        "--dataset-by-default",
+        action="store_true",
+        help="nobody asked for the data set: it is make's default",
+    )
     parser.add_argument("--devices", required=True, help="logical device ids, such as 0,1")
 
 
@@ -308,40 +313,27 @@ def execute(args: argparse.Namespace) -> None:
     chosen = devices.choose(args.devices, container.count)
     folder = assets.root()
     work_dir = paths.BUILD / "runs"
-    work_dir /= "shell" if args.what == "shell" else f"{args.model}_{args.dataset}/by-hand"
+    own = own_config.find(Stack.load(args.stack), args.model)
+    model = own.name if own else args.model
+    work_dir /= "shell" if args.what == "shell" else f"{model}_{args.dataset}/by-hand"
     environ = {"ASCENDET_DATA": str(folder)}
     program = ["bash"]
     if args.what == "plan":
-        environ |= {"MODEL": args.model, "DATASET": args.dataset, "WORK_DIR": str(work_dir)}
+        environ |= {"MODEL": model, "DATASET": args.dataset, "WORK_DIR": str(work_dir)}
+        environ |= {"CONFIG": str(own.files[0])} if own else {}
         program = [f"{SCRIPTS}/train.sh"]
     command = container.command(
         chosen,
         program,
         name=f"ascendet-{args.what}-{os.getpid()}",
         work_dir=work_dir,
-        inputs=[folder] if folder.is_dir() else [],
+        inputs=[*([folder] if folder.is_dir() else []), *(own.files if own else [])],
         environ=environ,
         interactive=args.what == "shell",
     )
     container.prepare(work_dir)
     if args.what == "plan":
-        print(show([engine.client(), *command]))
+        print(process.show([engine.client(), *command]))
         return
     check_free(container.physical(chosen))
     os.execv(engine.client(), [engine.client(), *command])
-
-
-def show(command: Sequence[str]) -> str:
-    r"""Return a command as text for a terminal, with one option per line.
-
-    >>> print(show(["docker", "run", "--rm", "--env=A=b c", "image", "bash"]))
-    docker run \
-      --rm \
-      --env='A=b c' \
-      image bash
-    """
-    lines, rest = [shlex.join(command[:2])], list(command[2:])
-    while rest and rest[0].startswith("-"):
-        option, equals, value = rest.pop(0).partition("=")
-        lines.append(f"  {option}{equals}{shlex.quote(value) if equals else ''}")
-    return " \\\n".join([*lines, f"  {shlex.join(rest)}"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -231,21 +230,15 @@ def make_context(stack: Stack, machine: str) -> Path:
                 target.chmod(0o755 if target.suffix == ".sh" else 0o644)
                 os.utime(target, (0, 0))  # COPY keeps the time, so the layer is the same in every build
             locked = lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8")
-            Path(folder, "context", "packages.txt").write_text(runtime_packages(locked), encoding="utf-8")
+            # setuptools builds source distributions without any other package.
+            for name, chosen in (
+                ("build.txt", {"setuptools"}),
+                ("packages.txt", lockfiles.pins(locked).keys() - _LEFT_OUT),
+            ):
+                text = lockfiles.part(locked, chosen)
+                Path(folder, "context", name).write_text(text, encoding="utf-8")
             files.publish(Path(folder, "context"), final)
     return final
-
-
-def runtime_packages(locked: str) -> str:
-    r"""Return a lock without the packages that an image does not need.
-
-    >>> runtime_packages("numpy==2 \\\n    --hash=sha256:00\npip==1 \\\n    --hash=sha256:11\n")
-    'numpy==2 \\\n    --hash=sha256:00\n'
-    """
-    blocks = re.split(r"^(?=\w)", locked, flags=re.MULTILINE)
-    return "".join(
-        block for block in blocks if lockfiles.normalise(block.partition("==")[0]) not in _LEFT_OUT
-    )
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -124,3 +125,19 @@ def describe_exit(code: int) -> str:
     ('exit code 2', 'ended by SIGKILL')
     """
     return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+
+
+def show(command: Sequence[str]) -> str:
+    r"""Return a command as text for a terminal, with one option per line.
+
+    >>> print(show(["docker", "run", "--rm", "--env=A=b c", "image", "bash"]))
+    docker run \
+      --rm \
+      --env='A=b c' \
+      image bash
+    """
+    lines, rest = [shlex.join(command[:2])], list(command[2:])
+    while rest and rest[0].startswith("-"):
+        option, equals, value = rest.pop(0).partition("=")
+        lines.append(f"  {option}{equals}{shlex.quote(value) if equals else ''}")
+    return " \\\n".join([*lines, f"  {shlex.join(rest)}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import sys
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from ascendet.data.annotation_rules import Findings, shown
 
@@ -22,6 +23,11 @@ _LARGEST_PICTURE = 2**30  # pixels, OpenCV's limit
 _TURNED = range(5, 9)  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 _EVERY = 5.0  # seconds between lines of progress
+# The encodings of names in zips that Windows makes in China, Taiwan, Japan and Korea.
+_ENCODINGS = ("gb18030", "big5", "shift_jis", "cp949")
+# The last bytes of a complete file, by Pillow's name of the format.
+_TAIL = 64  # bytes at a file's end to look at
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def as_id(value: object) -> Id | None:
@@ -197,10 +203,20 @@ def _correct_name(
     elif len(similar) == 1:
         findings.add("file-name-case", given)
         name = similar[0]
+    elif encoded := [other for other in _encode(name) if other in names]:
+        findings.add("file-name-encoding", given)
+        name = encoded[0]
     else:
         return False
     entry["file_name"] = name
     return True
+
+
+def _encode(name: str) -> Iterator[str]:
+    """Yield a name as the file system shows it if its bytes are in one of `_ENCODINGS`."""
+    for encoding in _ENCODINGS:
+        with contextlib.suppress(UnicodeEncodeError):
+            yield os.fsdecode(name.encode(encoding))
 
 
 def _fold(name: str) -> str:
@@ -282,17 +298,32 @@ def read_sizes(
 def read_size(path: Path, stated: tuple[int, int] | None) -> tuple[int, int, bool] | None:
     """Return a picture's width and height as stored, and whether its EXIF orientation swaps them; None if unreadable.
 
-    The orientation is read only if the size is not the stated one, because in a PNG it may follow the pixels.
+    The orientation is read only if the size is not the stated one, because in a PNG it may follow the pixels. Pixels
+    are decoded only if the file does not end as complete files do, to find out whether it is truncated.
     """
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # no pixels are decoded here, so large pictures are no danger
+    Image.MAX_IMAGE_PIXELS = None  # only `_LARGEST_PICTURE` is a limit
     try:
-        with Image.open(path) as image:
-            turned = image.size != stated and image.getexif().get(_ORIENTATION) in _TURNED
-            return *image.size, turned
+        with path.open("rb") as file:
+            tail = _tail(file)
+            with Image.open(file) as image:
+                width, height = image.size
+                turned = image.size != stated and image.getexif().get(_ORIENTATION) in _TURNED
+                end = _ENDS.get(image.format or "")
+                if not (end and tail.endswith(end)) and width * height <= _LARGEST_PICTURE:
+                    image.load()  # raises OSError if the file is truncated
+                return width, height, turned
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError):  # damaged headers
         return None
+
+
+def _tail(file: BinaryIO) -> bytes:
+    """Return a file's last bytes without padding; the position is the file's start afterwards."""
+    file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    tail = file.read().rstrip(b"\0")
+    file.seek(0)
+    return tail
 
 
 def _join_twins(found: dict[Id, Entry | None], findings: Findings) -> None:

@@ -44,7 +44,7 @@ _RULES: dict[Action, dict[str, str]] = {
         "image-size-differs": "the picture's file has another size than its annotations state",
         "file-name-invalid": "an image has no file_name that can be one",
         "picture-missing": "the picture is not in the picture folder",
-        "picture-unreadable": "the file is no picture",
+        "picture-unreadable": "the file is no picture, or is truncated",
         "object-invalid": "an entry of annotations is not an object",
         "object-image-unknown": "an object's image_id names no image",
         "object-image-dropped": "an object of a picture that was dropped",
@@ -75,6 +75,8 @@ _RULES: dict[Action, dict[str, str]] = {
         "image-size-absent": "width and height are absent and now those of the file",
         "file-name-form": "a file_name with backslashes, ./ or // is now written with single /",
         "file-name-case": "a file_name differs from the file's in case or accents' form and is now the file's",
+        "file-name-encoding": "a file's name is not UTF-8 (zips from Chinese, Japanese or Korean Windows) and the "
+        "file_name is now the file's",
         "file-name-twice": "two images name the same file and are now one, with the objects of both",
         "object-ids": "annotation ids that are missing, equal, or that an evaluator cannot use are numbered from 1; "
         "the old one is original_id",

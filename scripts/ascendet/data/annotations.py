@@ -229,8 +229,8 @@ def print_check(folder: Path, splits: Sequence[str], *, as_json: bool) -> None:
 
 def _describe(counts: dict[str, Any]) -> str:
     return (
-        f"{counts['pictures']} pictures, {counts['usable']} of them with objects; {counts['objects']} objects, "
-        f"{counts['crowds']} crowds, {len(counts['per_class'])} classes"
+        f"pictures: {counts['pictures']}, with objects: {counts['usable']}, objects: {counts['objects']}, "
+        f"crowds: {counts['crowds']}, classes: {len(counts['per_class'])}"
     )
 
 

@@ -11,8 +11,9 @@ import functools
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ascendet import paths
 from ascendet.core import files, manifest, options
@@ -69,11 +70,31 @@ def execute(args: argparse.Namespace) -> None:
         folder = intake.take_in(options)
     else:
         folder = ensure(datasets.find(args.dataset), Stack.load(args.stack), choices)
-    splits = (manifest.read(folder) or {}).get("splits") or dict(datasets.find(args.dataset).splits)
+    splits: Any = (manifest.read(folder) or {}).get("splits") or dict(datasets.find(args.dataset).splits)
     if args.json:
         print(json.dumps({"dataset": args.dataset, "folder": str(folder), "splits": splits}))
     else:
-        print(f"{paths.shorten(folder)}: {json.dumps(splits)}")
+        print(paths.shorten(folder))
+        print("\n".join(_describe(name, count) for name, count in splits.items()))
+        stage = "train" if any(name.startswith("train") for name in splits) else "eval"
+        print(f"next: make {stage} DATASET={args.dataset}")
+
+
+def _describe(split: str, count: int | Mapping[str, int]) -> str:
+    """Return a split's number of pictures, and of objects if that is known, as text.
+
+    >>> _describe("val2017", 5000)
+    'val2017: 5000 pictures'
+    >>> print(_describe("train", {"images": 9, "with_objects": 8, "objects": 20}))
+    train: 9 pictures, 20 objects; 1 without objects to train on
+    """
+    if isinstance(count, int):
+        return f"{split}: {count} pictures"
+    text = f"{split}: {count['images']} pictures, {count['objects']} objects"
+    empty = count["images"] - count["with_objects"]
+    if split.startswith("train") and empty:
+        text += f"; {empty} without objects to train on"
+    return text
 
 
 def ensure(one: Dataset, stack: Stack, choices: Choices) -> Path:

@@ -120,7 +120,11 @@ def take_in(options: Options) -> Path:
             _remove(home.glob(f".tmp-{options.name}+*"), keep=_unpacked(options, inputs))
             work = home / f".tmp-{options.name}+taking"
             work.mkdir()
-            _fill(work, options, inputs)
+            try:
+                _fill(work, options, inputs)
+            except AscendetError:  # the same files would fail again
+                _remove([work, _unpacked(options, inputs)])
+                raise
             os.sync()  # flush all files at once, before the folder gets its name
             work.rename(final)
             _remove([_unpacked(options, inputs)])
@@ -224,7 +228,7 @@ def _fill(work: Path, options: Options, inputs: Mapping[str, object]) -> None:
         "outputs": {f"{ANNOTATIONS}/{name}": digest for name, digest in outputs.items()},
     }
     manifest.write(work, facts)
-    splits.say(f"{options.name}: {len(classes)} classes: {', '.join(shown(name) for name in classes[:20])}")
+    splits.say(f"{options.name}: classes ({len(classes)}): {', '.join(shown(name) for name in classes[:20])}")
 
 
 def _unpack(options: Options, folder: Path) -> Path:

@@ -22,6 +22,7 @@ from ascendet.errors import AscendetError
 _KINDS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation"), "val"
 )
+_ROBOFLOW = "_annotations.coco.json"
 _DEPTH = 4  # levels of folders in which annotation files are searched
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _SAMPLE = 200  # number of names to look up, to find out which folder holds the pictures
@@ -85,7 +86,11 @@ def kind_of(file: Path) -> str:
 
 
 def _annotation_files(root: Path) -> list[Path]:
-    """Return the COCO files below a folder, each once; from a folder with files called instances_…, only these."""
+    """Return the COCO files below a folder, each once; from a folder with files called instances_…, only these.
+
+    A file that is called like one is taken whatever it contains, and so is a folder's only JSON file: the annotation
+    check says what is wrong with it.
+    """
     by_folder: dict[Path, list[Path]] = {}
     once = {file.resolve(): file for file in sorted(_walk(root), key=lambda file: (-len(file.parts), file))}
     for file in sorted(once.values()):
@@ -93,8 +98,8 @@ def _annotation_files(root: Path) -> list[Path]:
     found = []
     for files in by_folder.values():
         instances = [file for file in files if file.name.startswith("instances_")]
-        found += [file for file in instances or files if _looks_like_coco(file)]
-    return found
+        found += instances or [file for file in files if file.name == _ROBOFLOW or _looks_like_coco(file)]
+    return found or (list(once.values()) if len(once) == 1 else [])
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SLOWEST = 10
+_NO_TESTS = 5  # pytest's exit code where no test ran
 _SLOW = 1.0  # seconds; faster tests are not listed
 
 
@@ -64,7 +65,10 @@ class Report:
 
 
 def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> Report:
-    """Return the report in pytest's JUnit XML (family xunit1); a crash or a run without tests counts as a failure."""
+    """Return the report in pytest's JUnit XML (family xunit1); a crash or a run without tests counts as a failure.
+
+    A file that is skipped as a whole is no failure.
+    """
     counts, failed, tests = Counts(), set(), []
     if file.exists():
         for case in ElementTree.parse(file).iter("testcase"):  # noqa: S314  # written by our own pytest
@@ -76,7 +80,8 @@ def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> R
                 failed.add(str(case.get("file") or case.get("name")))
             else:
                 counts += Counts(skipped=1) if "skipped" in kinds else Counts(passed=1)
-    if exit_code != 0 and not counts.failed:  # such as a crash, a broken plug-in, no test at all
+    skipped = exit_code == _NO_TESTS and counts.skipped
+    if exit_code and not counts.failed and not skipped:  # a crash, a broken plug-in, no test at all
         counts += Counts(failed=1)
     return Report(
         counts=counts,

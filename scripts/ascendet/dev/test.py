@@ -35,12 +35,24 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     options.add_stack_option(parser)
     parser.add_argument("--tests", default="", help="only these files, folders or test ids")
     parser.add_argument(
-        "suites", nargs="*", choices=[LINT, *SUITES, []], help="all of make test where none is named"
+        "suites",
+        nargs="*",
+        metavar="suite",
+        help=f"{', '.join([LINT, *SUITES])}; all of make test if none is named",
     )
 
 
 def execute(args: argparse.Namespace) -> None:
     """Run the suites, all of them even if one fails, then say what was slow and print the closing line."""
+    for name in args.suites:
+        if name not in (LINT, *SUITES):
+            raise AscendetError(
+                "usage",
+                f"there is no suite {name}",
+                expected=", ".join([LINT, *SUITES]),
+                found=f"make test-{name}",
+                hint="make test-unit",
+            )
     stack = Stack.load(args.stack)
     tests = suites.parse_tests(args.tests)
     names = args.suites or list(tests) or _default(stack)
@@ -172,6 +184,7 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
     environ |= {
         "NPU_FALLBACK": environ.get("NPU_FALLBACK", "error"),
         "PYTHONPATH": str(paths.ROOT / "scripts"),
+        "STACK": stack.name,  # whose image tests/image builds
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
     }
     for name, words in suite.processes(tests).items():

@@ -111,6 +111,15 @@ def ensure(home: Path, python: str, locks: list[Path], layers: Mapping[str, Laye
             _install_layers(home, layers)
 
 
+def build_pins(locks: list[Path]) -> list[str]:
+    """Return uv's options by which a source distribution is built with packages of the locks only, by their hashes.
+
+    Without them uv takes the newest setuptools of the index, which no lock knows, and runs it.
+    """
+    pins = [f"--build-constraints={path}" for path in locks]
+    return [*pins, "--require-build-hashes", "--preview-features=build-dependency-hashes"]
+
+
 def _stale(home: Path, base: str) -> bool:
     content = manifest.read(home)
     return content is None or content.get("base") != base or not (home / "bin/python").exists()
@@ -144,7 +153,9 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     wanted = [option for path in locks for option in ("--requirement", str(path))]
     if all(map(has_wheels, locks)):
         wanted += ["--no-index", *(f"--find-links={local_wheels(path)}" for path in locks)]
-    (_pip_install if tools else uv_install)(inside, ["--require-hashes", *wanted])
+    (_pip_install if tools else uv_install)(
+        inside, ["--require-hashes", *wanted, *([] if tools else build_pins(locks))]
+    )
     manifest.write(
         home, {"stage": "venv", "base": base, "locks": [path.name for path in locks], "layers": {}}
     )

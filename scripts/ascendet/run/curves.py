@@ -16,7 +16,7 @@ from ascendet.wheels import install
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     options.add_stack_option(parser)
-    parser.add_argument("--model", required=True, help="one of the stack's models")
+    parser.add_argument("--model", required=True, help="one of the stack's models, or a configuration file")
     parser.add_argument("--dataset", required=True, help="one of the stack's data sets")
     parser.add_argument("--run", default="", help="the run folder's name; empty: the latest")
 
@@ -24,8 +24,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Draw the curves, and print where the files are."""
     stack = Stack.load(args.stack)
-    target.check_names(stack, args.model, args.dataset)
-    run = paths.BUILD / "runs" / f"{args.model}_{args.dataset}" / (args.run or "latest")
+    own = target.check_names(stack, args.model, args.dataset)
+    model = own.name if own else args.model
+    run = paths.BUILD / "runs" / f"{model}_{args.dataset}" / (args.run or "latest")
     content = manifest.read(run)
     if content is None:
         raise AscendetError(
@@ -35,7 +36,7 @@ def execute(args: argparse.Namespace) -> None:
             hint=again.command("train", RUN=""),
         )
     run = run.resolve()
-    title = f"{args.model} on {args.dataset}{' (simulated)' if content.get('simulated') else ''}"
+    title = f"{model} on {args.dataset}{' (simulated)' if content.get('simulated') else ''}"
     command = [str(install.ensure(stack)), "-m", "ascendet_common.plot", f"--run={run}", f"--title={title}"]
     done = subprocess.run([*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -15,7 +15,8 @@ from ascendet.run import folders
 
 ERROR = "error.json"  # written by wheels/common
 _DOCKER_FAILED = 125  # the exit code of `docker run` if docker itself failed, not the program
-_TARGETS = {"train": "train", "predict": "eval", "infer": "infer"}  # the make target of a program
+# The make target of a program.
+_TARGETS = {"train": "train", "predict": "eval", "infer": "infer", "speed": "speed"}
 
 # torch_npu's messages about failed devices and links between devices. The codes are in acl/error_codes/rt_error_codes.h
 # and hccl/hccl_types.h of CANN 8.5.
@@ -117,6 +118,8 @@ def _stated(program: str, log: Path, only: str = "") -> AscendetError | None:
 
 def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
     """Return the next command for an error from error.json."""
+    if name == "checkpoint-missing":
+        return f"{again.command('weights')}, or CHECKPOINT=<file>"
     if name.startswith("checkpoint-"):
         note = paths.shorten(log.parent / "last_checkpoint")
         return (
@@ -124,6 +127,8 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
             if program == "train"
             else "CHECKPOINT=<file>"
         )
+    if name.startswith("config-"):
+        return f"edit it, then: {_again(program, log)}"
     if name == "image-damaged":
         return "repair or remove it; " + (
             f"{again.command('infer', BAD='skip')} leaves it out"

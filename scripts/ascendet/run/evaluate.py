@@ -19,7 +19,7 @@ from ascendet.core import files, manifest
 from ascendet.data import datasets
 from ascendet.data.annotations import check_splits
 from ascendet.errors import AscendetError
-from ascendet.run import folders, program, target
+from ascendet.run import folders, official, program, target
 from ascendet.run.score import CLASSES, IMAGES, METRICS, PREDICTIONS
 from ascendet.supply import assets
 
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> None:
             environ=environ,
             log=work / _LOG,
             target=aim,
-            inputs=[assets.root(), data.resolve(), checkpoint],
+            inputs=[assets.root(), data.resolve(), *aim.files, checkpoint],
             arguments=[f"--images={count}"] if count else [],
         )
         program.execute(run)
@@ -62,11 +62,11 @@ def execute(args: argparse.Namespace) -> None:
         annotations, images = Path(evaluated["annotations"]), evaluated["images"]
         digest = files.digest(annotations)
         verdicts = [] if count else judge(aim.model, aim.dataset, numbers, digest)
+        compared = official.compare(aim.model, numbers, digest, len(images))
         facts = {
             "stage": "evaluate",
             "inputs": {
-                "model": aim.model,
-                "dataset": aim.dataset,
+                **aim.inputs,
                 "data": (manifest.read(data) or {}).get("key"),
                 "annotations": digest,
                 "checkpoint": files.digest(checkpoint),
@@ -79,10 +79,13 @@ def execute(args: argparse.Namespace) -> None:
             "cpu_fallbacks": folders.fallbacks(work),
             "metrics": numbers,
             "acceptance": verdicts,
+            "official": compared,
         }
         manifest.write(work, facts)
     for verdict in verdicts or [f"no acceptance band: {len(images)} images are only a part of {aim.dataset}"]:
         print(verdict)
+    if compared:
+        print(f"\n{official.table(compared, f'{len(images):,} images of {aim.dataset}')}\n")
     print(
         f"{len(images)} images; stored in {paths.shorten(final)}: {METRICS}, {CLASSES}, {PREDICTIONS} ({line})\n"
         f"the ids in {PREDICTIONS} are those of {paths.shorten(annotations)}"
@@ -96,7 +99,7 @@ def check_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise AscendetError(
             "usage",
-            "IMAGES must be a number for make eval",
+            "IMAGES must be a number of pictures",
             expected="a number above 0",
             found=text,
             hint="IMAGES=200",

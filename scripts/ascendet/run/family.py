@@ -28,7 +28,7 @@ class Family:
     configs
         The path of a model's configuration in the package, with `{model}` for the model's name.
     programs
-        The names of the programs that the family has: `train`, `predict`, `infer`.
+        The names of the programs that the family has: `train`, `predict`, `infer`, `speed`.
     """
 
     package: str

@@ -100,15 +100,19 @@ def find_checkpoint(target: Target, asked: str) -> Path:
             "checkpoint-missing",
             f"{target.model} was not trained on {target.dataset} here",
             expected=f"a checkpoint in {paths.shorten(latest)}",
-            hint=f"{again.command('train')}, or CHECKPOINT=<file>",
+            hint=f"{again.command('train', IMAGES='', SCORE='', BAD='')}, or CHECKPOINT=<file>",
         )
     return path_or_none
 
 
 def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
-    """Return the folder for results of a checkpoint: in the checkpoint's run, or beside the runs if it has none."""
-    if checkpoint.parent.parent == target.home:
-        return checkpoint.parent / noun
+    """Return the folder for results of a checkpoint: in the checkpoint's run, or beside the runs if it has none.
+
+    The name is `noun` for the last checkpoint of a run, and states the checkpoint for others.
+    """
+    run = checkpoint.parent
+    if run.parent == target.home:
+        return run / (noun if checkpoint == last_checkpoint(run) else f"{noun}-{checkpoint.stem}")
     return target.home / f"{noun}-{checkpoint.stem}"
 
 

@@ -8,13 +8,12 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.data import datasets
 from ascendet.errors import AscendetError
-from ascendet.run import folders, program, target
+from ascendet.run import folders, latency, program, target
 from ascendet.supply import assets
 
 RESULTS = "results.json"
@@ -56,6 +55,7 @@ def execute(args: argparse.Namespace) -> None:
             target=aim,
             inputs=[
                 checkpoint,
+                *aim.files,
                 *sorted({file.parent for file in pictures}),
                 *([assets.root(), data.resolve()] if data.is_dir() else []),
             ],
@@ -65,18 +65,16 @@ def execute(args: argparse.Namespace) -> None:
         results = json.loads((work / RESULTS).read_text(encoding="utf-8"))
         facts = {
             "stage": "infer",
-            "inputs": {
-                "model": aim.model,
-                "dataset": aim.dataset,
-                "checkpoint": files.digest(checkpoint),
-            },
+            "inputs": {**aim.inputs, "checkpoint": files.digest(checkpoint)},
             "checkpoint": paths.shorten(checkpoint),
             **target.facts(aim, line),
             "cpu_fallbacks": folders.fallbacks(work),
             "latency": results["latency"],
         }
         manifest.write(work, facts)
-    print(f"\n{latency_table(results['latency'])}\n")
+    calls = results["latency"]
+    rows = {"first call": (calls["first_call"], None), **latency.describe_calls("steady", calls["steady"])}
+    print(f"\n{latency.table(rows)}\n")
     for bad in results["skipped"]:
         print(f"skipped: {paths.printable(bad['file'])}: {bad['reason']}")
     print(f"stored in {paths.shorten(final)}: {len(results['images'])} pictures, {RESULTS} ({line})")
@@ -116,24 +114,6 @@ def find_images(text: str) -> list[Path]:
             )
         found += pictures
     return list(dict.fromkeys(found))
-
-
-def latency_table(latency: dict[str, Any]) -> str:
-    """Return a table of milliseconds per stage: the first call, which compiles, and the median of the others.
-
-    >>> stages = {"read": 1.0, "preprocess": 2.0, "device": 30.0, "postprocess": 4.0, "total": 37.0}
-    >>> steady = stages | {"images_per_second": 27.0}
-    >>> print(latency_table({"first_call": stages, "steady": steady, "calls": 5}))
-    ms                read  preprocess      device postprocess       total
-    first call         1.0         2.0        30.0         4.0        37.0
-    steady (5)         1.0         2.0        30.0         4.0        37.0  27.00 img/s
-    """
-    names = [name for name in latency["first_call"] if name != "total"] + ["total"]
-    rows = {"first call": latency["first_call"], f"steady ({latency['calls']})": latency["steady"]}
-    lines = [f"{'ms':<10}" + "".join(f"{name:>12}" for name in names)]
-    for label, row in rows.items():
-        lines.append(f"{label:<10}" + "".join(f"{row[name]:>12.1f}" for name in names))
-    return "\n".join(lines) + f"  {latency['steady']['images_per_second']:.2f} img/s"
 
 
 def check_options(score: str, bad: str) -> float:

@@ -84,7 +84,14 @@ def make_jobs(request: JobRequest) -> dict[str, Any]:
     import yaml
 
     stack = request.image.stack
-    target.check_names(stack, request.model, request.dataset)
+    if target.check_names(stack, request.model, request.dataset):
+        raise AscendetError(
+            "usage",
+            "MODEL must be one of the stack's models: the pods do not see this machine's files",
+            expected=", ".join(stack.models),
+            found=f"MODEL={request.model}",
+            hint="put the configuration into the image: docs/add-a-model.md",
+        )
     chosen = devices.parse(request.devices, devices.PER_NODE)
     chip, machine = stack.chip(request.image.soc), arch.KNOWN[request.image.machine]
     name = re.sub(r"[^a-z0-9]+", "-", f"{request.model}-{request.dataset}")

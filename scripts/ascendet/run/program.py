@@ -34,7 +34,7 @@ class Run:
     Attributes
     ----------
     program
-        One of the family's programs: `train`, `predict` or `infer`.
+        One of the family's programs: `train`, `predict`, `infer` or `speed`.
     environ
         Environment variables; see `target.environ`.
     log

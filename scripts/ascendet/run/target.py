@@ -15,7 +15,8 @@ from pathlib import Path
 from ascendet import __version__, paths
 from ascendet.containers import container, image
 from ascendet.containers.image import ImageRequest
-from ascendet.core import manifest
+from ascendet.core import again, manifest, own_config
+from ascendet.core.own_config import OwnConfig
 from ascendet.core.stack import Stack, load_all
 from ascendet.data import datasets
 from ascendet.envs import activation, venv
@@ -28,6 +29,7 @@ from ascendet.wheels import install
 # Settings of scripts/runtime.sh that the caller may set; it keeps their values.
 RUNTIME = (
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
     "TASK_QUEUE_ENABLE",
     "PYTORCH_NPU_ALLOC_CONF",
     "HCCL_CONNECT_TIMEOUT",
@@ -42,6 +44,7 @@ RUNTIME = (
 class Target:
     """The checked names and devices of a run, in the stack's environment or in a container.
 
+    `own` is the user's configuration where MODEL names a file; `model` is then its name without folder and suffix.
     With an `image`, only `prepare`, which builds it, can set `container`, find out whether its NPUs are simulated, and
     check that it has the devices.
     """
@@ -52,6 +55,7 @@ class Target:
     dataset: str
     devices: tuple[int, ...]
     npu: host.NpuKind
+    own: OwnConfig | None = None
     image: ImageRequest | None = None
     container: container.Container | None = None
 
@@ -59,6 +63,17 @@ class Target:
     def home(self) -> Path:
         """The folder that holds all runs of this model on this data set."""
         return paths.BUILD / "runs" / f"{self.model}_{self.dataset}"
+
+    @property
+    def inputs(self) -> dict[str, object]:
+        """The names that every result depends on, and the user's configuration."""
+        own = {"config": self.own.digests} if self.own else {}
+        return {"model": self.model, "dataset": self.dataset, **own}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the user's configuration, which a container must see."""
+        return list(self.own.files) if self.own else []
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,30 +89,41 @@ def check(args: argparse.Namespace, program: str) -> Target:
     ------
     AscendetError
         `model-unknown`, `dataset-unknown`, `config-missing`, `program-missing`, `devices-invalid`, `npu-unknown`,
-        `npu-missing`, `usage`.
+        `npu-missing`, `usage`; those of `own_config.find`.
     """
     stack = Stack.load(args.stack)
-    check_names(stack, args.model, args.dataset)
+    own = check_names(stack, args.model, args.dataset)
     kin = family.of(stack)
     kin.check_program(program)
-    kin.config(args.model)
+    if own:
+        _check_dataset_given(args.dataset_by_default, own, program)
+    else:
+        kin.config(args.model)
     request = ImageRequest.read(args) if container.in_docker(args.run_in) else None
     npu = host.npu_kind()
     chosen = devices.choose(args.devices, devices.PER_NODE if request else devices.available(npu))
     return Target(
         stack=stack,
         family=kin,
-        model=args.model,
+        model=own.name if own else args.model,
         dataset=args.dataset,
         devices=chosen,
         npu=npu,
+        own=own,
         image=request,
     )
 
 
-def check_names(stack: Stack, model: str, dataset: str) -> None:
-    """Raise `model-unknown` if the stack does not have the model, `dataset-unknown` if there is no such data set."""
-    if model not in stack.models:
+def check_names(stack: Stack, model: str, dataset: str) -> OwnConfig | None:
+    """Check the names of a model and a data set; return the user's configuration if MODEL names a file.
+
+    Raises
+    ------
+    AscendetError
+        `model-unknown`, `dataset-unknown`; those of `own_config.find`.
+    """
+    own = own_config.find(stack, model)
+    if own is None and model not in stack.models:
         raise AscendetError(
             "model-unknown",
             f"the {stack.name} stack has no model {model!r}",
@@ -106,6 +132,23 @@ def check_names(stack: Stack, model: str, dataset: str) -> None:
             hint=f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}",
         )
     datasets.find(dataset)
+    return own
+
+
+def _check_dataset_given(by_default: bool, own: OwnConfig, program: str) -> None:
+    """Raise `usage` if the data set of a user's configuration is only make's default.
+
+    Such a file was written for a data set, which it may name in words that mean nothing here.
+    """
+    if by_default:
+        target = {"predict": "eval"}.get(program, program)
+        raise AscendetError(
+            "usage",
+            "DATASET must be given with a configuration of your own",
+            expected="one of requirements/datasets.toml, or your own",
+            found=f"MODEL={paths.shorten(own.files[0])} without DATASET",
+            hint=again.command(target, DATASET="coco"),
+        )
 
 
 def prepare(target: Target) -> Target:
@@ -130,6 +173,7 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     given = {
         "FAMILY": target.family.package,
         "MODEL": target.model,
+        "CONFIG": str(target.own.files[0]) if target.own else "",
         "DATASET": target.dataset,
         "WORK_DIR": str(work_dir),
         "ASCENDET_DATA": str(assets.root()),
@@ -171,6 +215,7 @@ def facts(target: Target, where: str) -> dict[str, object]:
         "where": where,
         "versions": versions(target.stack),
         "simulated": target.npu == "sim",
+        **({"config": target.own.texts} if target.own else {}),
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -63,7 +63,7 @@ def execute(args: argparse.Namespace) -> None:
         environ=environ,
         log=run / (f"train-{node}.log" if node else folders.LOG),
         target=aim,
-        inputs=[assets.root(), data.resolve(), *([start] if start else [])],
+        inputs=[assets.root(), data.resolve(), *aim.files, *([start] if start else [])],
         arguments=[
             *([f"--epochs={epochs}"] if epochs else []),
             *([f"--lr={inputs['lr']}"] if inputs["lr"] else []),
@@ -101,10 +101,10 @@ def _check_name(run: str) -> None:
 
 
 def _check_epochs(text: str) -> None:
-    """Raise `usage` if EPOCHS is not a number above 0."""
+    """Raise `usage` if EPOCHS is not a whole number above 0."""
     if text and not (text.isascii() and text.isdecimal() and int(text)):
         raise AscendetError(
-            "usage", "EPOCHS must be a number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
+            "usage", "EPOCHS must be a whole number above 0", found=f"EPOCHS={text}", hint="EPOCHS=12"
         )
 
 
@@ -170,8 +170,7 @@ def _inputs(aim: target.Target, data: Path, epochs: str, start: Path | None) -> 
     return {
         **({"epochs": epochs} if epochs else {}),
         **({"start": files.digest(start)} if start else {}),
-        "model": aim.model,
-        "dataset": aim.dataset,
+        **aim.inputs,
         "data": dataset.get("key"),
         "ranks": len(aim.devices) * int(os.environ.get("NNODES") or "1"),
         "npu": aim.npu,

@@ -41,6 +41,7 @@ class Asset:
     bytes: int | None = None
     sha256: str = ""
     md5: str = ""
+    licence: str = ""
     unpacked: int = 0
     members: Mapping[str, str] = field(default_factory=dict)
 

@@ -272,12 +272,14 @@ def _pip_index() -> str:
 def _environ() -> dict[str, str]:
     """Return the environment variables for pip while locking: one index, no folder of wheels, no configuration file.
 
-    A lock must hold the hashes of the public files, whatever else a developer's pip is configured to prefer.
+    A lock must hold the hashes of the public files, whatever else a developer's pip is configured to prefer. To ask a
+    source distribution what it requires, pip runs its build: with packages of the tools' lock only, by their hashes.
     """
     extra = {"PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CONSTRAINT"}
     environ = {name: value for name, value in os.environ.items() if name not in extra}
     return environ | {
         "PIP_CONFIG_FILE": os.devnull,
+        "PIP_BUILD_CONSTRAINT": str(lockfiles.packages_lock("tools")),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "CUSTOM_COMPILE_COMMAND": lockfiles.COMMAND,
     }

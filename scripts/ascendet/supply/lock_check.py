@@ -113,6 +113,10 @@ def _check_data() -> list[str]:
     listed = {name for name, asset in known.items() if asset.folder == "weights"}
     return [
         f"lock/data.toml: {name} is in only one of it and stacks.toml" for name in sorted(wished ^ listed)
+    ] + [
+        f"lock/data.toml: {name} does not say its licence"
+        for name in sorted(listed)
+        if not known[name].licence
     ]
 
 

@@ -6,6 +6,7 @@ No lock names a host: the user's pip configuration says where files come from, a
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from pathlib import Path
 
 from ascendet import paths
@@ -68,6 +69,16 @@ def pins(text: str) -> dict[str, str]:
     {'foo-bar': '1.2'}
     """
     return {normalise(name): version for name, version in _PIN.findall(text)}
+
+
+def part(text: str, names: Set[str]) -> str:
+    r"""Return the part of a lock that is about some packages, by their normalised names.
+
+    >>> part("numpy==2 \\\n    --hash=sha256:00\npip==1 \\\n    --hash=sha256:11\n", {"numpy"})
+    'numpy==2 \\\n    --hash=sha256:00\n'
+    """
+    blocks = re.split(r"^(?=\w)", text, flags=re.MULTILINE)
+    return "".join(block for block in blocks if normalise(block.partition("==")[0]) in names)
 
 
 def normalise(name: str) -> str:

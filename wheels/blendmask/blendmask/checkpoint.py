@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from ascendet_common import checkpoints
 from ascendet_common.checkpoints import CheckpointError, CheckpointMismatch, LoadReport
@@ -26,6 +30,19 @@ _HARMLESS = tuple(
         "_core.multiarray.scalar",
         "_core.multiarray._reconstruct",
     )
+)
+# What unpickling raises where a file was cut off, or holds bytes that are no pickle.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 _BACKBONE = "backbone.bottom_up."
 # FrozenBN's statistics: files of Caffe2 have them in the scale and the bias.
@@ -51,9 +68,11 @@ def read(filename: str | Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = ArrayUnpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
+        if not str(error).startswith("refused"):
+            raise CheckpointError(f"{path} is no complete pickle of weights: {error}") from error
         raise CheckpointError(f"{path} is refused, because reading it could run code: {error}") from error
-    except (EOFError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no complete pickle of weights: {error}") from error
+    except _DAMAGED as error:
+        raise CheckpointError(f"{path} is no complete pickle of weights: {error!r}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
@@ -83,6 +102,39 @@ def backbone_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {ours: weights[name] for name, ours in zip(names, convert_basic_c2_names(names), strict=True)}
 
 
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a backbone's file by the model's names, without prefix.
+
+    They are kept beside the file as safetensors, a format that can hold nothing else: the pickle is read once. What is
+    kept is used as long as it is of the file that is there, by SHA-256.
+
+    Raises
+    ------
+    CheckpointError
+        `checkpoint-missing`: there is no such file. Else as `read`.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"the backbone {path.name} has not been fetched", name="checkpoint-missing", expected=str(path)
+        ) from error
+    kept = path.with_suffix(".safetensors")
+    with (
+        contextlib.suppress(FileNotFoundError, safetensors.SafetensorError),
+        safetensors.safe_open(kept, "pt") as content,
+    ):
+        if (content.metadata() or {}).get("made_of") == digest:
+            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # no dictionary
+    weights = {name: value.contiguous() for name, value in sorted(backbone_weights(read(path)).items())}
+    if os.environ.get("RANK", "0") == "0":
+        # A container may only read there.
+        with contextlib.suppress(OSError), checkpoints.replacing(kept) as new:
+            new.write(safetensors.torch.save(weights, {"made_of": digest}))
+    return weights
+
+
 def classes_in(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the classes that one of our checkpoints states; none in others."""
     meta = content.get("meta")
@@ -103,9 +155,9 @@ def load_backbone(model: nn.Module, filename: str | Path) -> LoadReport:
     """Load a backbone's file into a model; CheckpointMismatch unless all of the backbone is there.
 
     The classifier of its pre-training is ignored; FrozenBN's statistics are the identity where the file has none.
+    Raises as `read_backbone` too.
     """
-    content = read(filename)
-    weights = {f"{_BACKBONE}{name}": value for name, value in backbone_weights(content).items()}
+    weights = {f"{_BACKBONE}{name}": value for name, value in read_backbone(Path(filename)).items()}
     own = {name: value for name, value in model.state_dict().items() if name.startswith(_BACKBONE)}
     found = checkpoints.compare(own, weights)
     by_design = f"{_BACKBONE}fc1000.", f"{_BACKBONE}linear."

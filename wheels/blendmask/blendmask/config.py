@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ascendet_common.errors import RunError
 from detectron2.config import CfgNode, get_cfg
 
@@ -14,6 +16,30 @@ class ConfigError(RunError):
     """A configuration that asks for something that is not done here."""
 
     default_name = "config-unsupported"
+
+
+# AdelaiDet's keys in groups that are read here, and the values that they may have: they change nothing. None: any.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
+    "INPUT.CROP.CROP_INSTANCE": (True,),
+    "INPUT.HFLIP_TRAIN": (True,),
+    "INPUT.IS_ROTATE": (False,),
+    "MODEL.BACKBONE.ANTI_ALIAS": (False,),
+    "MODEL.BASIS_MODULE.ANN_SET": None,  # which files hold the semantic targets; ours are made of the instances
+    "MODEL.BLENDMASK.VISUALIZE": None,
+    "MODEL.FCOS.INFERENCE_TH_TRAIN": None,  # these three are of proposals, which YIELD_PROPOSAL asks for
+    "MODEL.FCOS.POST_NMS_TOPK_TRAIN": None,
+    "MODEL.FCOS.PRE_NMS_TOPK_TRAIN": None,
+    "MODEL.FCOS.LOSS_NORMALIZER_CLS": ("fg",),
+    "MODEL.FCOS.LOSS_WEIGHT_CLS": (1.0,),
+    "MODEL.FCOS.YIELD_BOX_FEATURES": (False,),
+    "MODEL.FCOS.YIELD_PROPOSAL": (False,),
+    "MODEL.RESNETS.DEFORM_INTERVAL": None,  # of deformable convolutions, which are refused
+}
+# Where detectron2's model zoo has the backbones of `make weights`.
+_ZOO = (
+    "detectron2://ImageNetPretrained/MSRA/",
+    "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/",
+)
 
 
 def add_blendmask_config(cfg: CfgNode) -> None:
@@ -103,19 +129,90 @@ def load(file: str | Path) -> tuple[CfgNode, tuple[str, ...]]:
     Raises
     ------
     ConfigError
-        There is no such file, or it asks for something that is not done here; see `check`.
+        There is no such file, it cannot be read, or it asks for something that is not done here; see `check`.
     """
     file = Path(file)
     if not file.is_file():
         raise ConfigError(f"there is no configuration {file}", name="config-missing")
-    content = CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
     cfg = new()
-    known = set(_names(cfg))
+    known = dict(_items(cfg))
     cfg.set_new_allowed(True)
-    cfg.merge_from_other_cfg(CfgNode(content))
+    try:
+        cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{file} is based on a file that is not there", name="config-missing", found=str(error)
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is based on itself", name="config-invalid") from error
+    except (yaml.YAMLError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read", name="config-invalid", found=" ".join(str(error).split())
+        ) from error
     cfg.set_new_allowed(False)
+    others = tuple(
+        name for name, value in _items(cfg) if name not in known and not _has_no_effect(name, value, known)
+    )
     check(cfg)
-    return cfg, tuple(name for name in _names(cfg) if name not in known)
+    return cfg, others
+
+
+def _has_no_effect(name: str, value: Any, known: Mapping[str, Any]) -> bool:
+    """Return whether a key that is not `known` changes nothing here; False where it is one of another model's.
+
+    Raises
+    ------
+    ConfigError
+        It is in a group that this model reads and means nothing there, or has an effect that is not done here.
+    """
+    if name in _WITHOUT_EFFECT:
+        allowed = _WITHOUT_EFFECT[name]
+        if allowed is not None and value not in allowed:
+            raise _not_done(name, value, allowed)
+        return True
+    # AdelaiDet's other models have groups of their own, such as MODEL.CONDINST.
+    model, _, rest = name.partition(".")
+    if (
+        model == "MODEL"
+        and "." in rest
+        and not any(one.startswith(f"MODEL.{rest.split('.')[0]}.") for one in known)
+    ):
+        return False
+    near = difflib.get_close_matches(name, [*known, *_WITHOUT_EFFECT], n=1)
+    raise ConfigError(
+        f"nothing knows the key {name}",
+        name="config-invalid",
+        expected=f"{near[0]}, perhaps" if near else "a key of detectron2 or of BlendMask",
+        found=f"{name}: {value!r}",
+    )
+
+
+def _not_done(name: str, value: Any, done: tuple[Any, ...]) -> ConfigError:
+    return ConfigError(
+        f"{name} is not supported with this value",
+        expected=" or ".join(repr(one) for one in done),
+        found=repr(value),
+    )
+
+
+def backbone_file(cfg: CfgNode) -> str:
+    """Return the name of the file in the folder of weights that MODEL.WEIGHTS means, "" for none.
+
+    Raises
+    ------
+    ConfigError
+        It is at an address that `make weights` does not know, or in a folder.
+    """
+    name = str(cfg.MODEL.WEIGHTS)
+    for zoo in _ZOO:
+        name = name.removeprefix(zoo)
+    if "/" in name:
+        raise ConfigError(
+            "MODEL.WEIGHTS is not a file of the folder of weights",
+            expected=f"R-50.pkl or R-101.pkl (or {_ZOO[0]}…), a backbone; or nothing, and CHECKPOINT=<file>",
+            found=cfg.MODEL.WEIGHTS,
+        )
+    return name
 
 
 def check(cfg: CfgNode) -> None:
@@ -152,11 +249,7 @@ def check(cfg: CfgNode) -> None:
     }
     for name, (value, done) in single.items():
         if value not in done:
-            raise ConfigError(
-                f"{name} is not supported with this value",
-                expected=" or ".join(repr(one) for one in done),
-                found=repr(value),
-            )
+            raise _not_done(name, value, done)
     levels = len(fcos.IN_FEATURES)
     if (len(fcos.FPN_STRIDES), len(fcos.SIZES_OF_INTEREST)) != (levels, levels - 1):
         raise ConfigError(
@@ -166,10 +259,10 @@ def check(cfg: CfgNode) -> None:
         )
 
 
-def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the full names of all keys that are no groups of keys."""
+def _items(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full names and the values of all keys that are no groups of keys."""
     for name, value in node.items():
         if isinstance(value, Mapping):
-            yield from _names(value, f"{prefix}{name}.")
+            yield from _items(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value

@@ -132,6 +132,18 @@ def _synchronize() -> None:
         torch.npu.synchronize()
 
 
+def build_detector(cfg: CfgNode) -> Detector:
+    """Return the detector of CHECKPOINT on this process's device; see `Trained` for what it raises."""
+    model = Trained(cfg, os.environ["CHECKPOINT"], launch.join_ranks().device)
+    fallback.watch()
+    return Detector(
+        classes=model.classes,
+        detect=model.detect,
+        draw=lambda pixels, found, score, file: draw(pixels, found, model.classes, score, file),
+        synchronize=_synchronize,
+    )
+
+
 def main() -> None:
     """Go through the pictures that the command line names."""
     parser = launch.parser("Detect objects in pictures.")
@@ -139,15 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     forget()
     with reporting():
-        cfg = launch.load_config(args)
-        model = Trained(cfg, os.environ["CHECKPOINT"], launch.join_ranks().device)
-        fallback.watch()
-        detector = Detector(
-            classes=model.classes,
-            detect=model.detect,
-            draw=lambda pixels, found, score, file: draw(pixels, found, model.classes, score, file),
-            synchronize=_synchronize,
-        )
+        detector = build_detector(launch.load_config(args))
         files = json.loads(args.images.read_text(encoding="utf-8"))
         detect_all(detector, files, Path(os.environ["WORK_DIR"]), args.score, args.bad)
 

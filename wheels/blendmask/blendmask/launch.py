@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from ascendet_common import progress
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import distributed
@@ -44,20 +45,36 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> CfgNode:
-    """Return the configuration of MODEL with the command line's changes, for the device that there is.
+    """Return CONFIG's or MODEL's configuration, with the command line's changes, for the device that there is.
 
     Raises
     ------
     KeyError
         MODEL is not set; scripts/run.sh checks it.
     ConfigError
-        The configuration asks for something that is not done here.
+        The configuration asks for something that is not done here, or has a key that nothing knows.
     """
-    cfg, _ = config.load(CONFIGS / f"{os.environ['MODEL']}.yaml")
+    cfg, others = config.load(os.environ.get("CONFIG") or CONFIGS / f"{os.environ['MODEL']}.yaml")
+    if os.environ.get("RANK", "0") == "0":
+        for text in _left_out(cfg, others):
+            progress.write("note", text=text)
     cfg.merge_from_list(args.opts)
     cfg.MODEL.DEVICE = device_type()
     config.check(cfg)
     return cfg
+
+
+def _left_out(cfg: CfgNode, others: tuple[str, ...]) -> list[str]:
+    """Return sentences about what a configuration says and a training here does not do."""
+    named = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    texts = []
+    if named:
+        texts.append(
+            f"DATASETS of the configuration ({', '.join(named)}) is not used: DATASET={os.environ['DATASET']} is"
+        )
+    if others:
+        texts.append(f"of other models, and not used: {', '.join(others)}")
+    return texts
 
 
 def device_type() -> str:

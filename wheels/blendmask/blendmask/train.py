@@ -19,10 +19,15 @@ from ascendet_common.options import add_train_options
 from detectron2.config import CfgNode
 
 from blendmask import checkpoint, launch, recipe
+from blendmask.config import backbone_file
 from blendmask.data import load_split, to_train_on
 from blendmask.launch import Rank
 from blendmask.model import BlendMask
 from blendmask.trainer import Trainer, last_of
+
+CONFIG = (
+    "config.yaml"  # all of the configuration, as it was before it was fitted to the data set and the devices
+)
 
 
 def start(model: BlendMask, cfg: CfgNode, classes: tuple[str, ...], rank: Rank) -> None:
@@ -36,9 +41,12 @@ def start(model: BlendMask, cfg: CfgNode, classes: tuple[str, ...], rank: Rank) 
         text = f"starts from {file}: {report}"
         if made_anew:
             text = f"starts from a checkpoint of other classes; made anew: {', '.join(made_anew)}"
-    elif cfg.MODEL.WEIGHTS:
-        weights = Path(os.environ.get("ASCENDET_DATA", "data"), "weights", cfg.MODEL.WEIGHTS)
-        text = f"{weights.name}: {checkpoint.load_backbone(model, weights)}"
+    elif name := backbone_file(cfg):
+        weights = Path(os.environ.get("ASCENDET_DATA", "data"), "weights", name)
+        report = checkpoint.load_backbone(model, weights)
+        text = "; ".join(
+            [f"starts from {name}: no weight is missing, none is unexpected", *str(report).splitlines()]
+        )
     else:
         return
     if rank.first:
@@ -62,7 +70,10 @@ def main() -> None:
     forget()
     with reporting():
         cfg = launch.load_config(args)
+        backbone_file(cfg)  # raises before anything is read
         rank = launch.join_ranks()
+        if rank.first:
+            Path(os.environ["WORK_DIR"], CONFIG).write_text(cfg.dump(), encoding="utf-8")
         root, work = launch.data_root(), Path(os.environ["WORK_DIR"])
         learning, validating = load_split(root, "train"), load_split(root, "val")
         if learning.classes != validating.classes:

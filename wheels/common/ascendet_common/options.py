@@ -23,3 +23,10 @@ def add_infer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=Path, help="JSON list of file names")
     parser.add_argument("--score", type=float, default=0.3, help="draw and list objects from this score on")
     parser.add_argument("--bad", choices=["skip", "refuse"], default="skip", help="damaged pictures")
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `speed`."""
+    parser.add_argument(
+        "--images", type=int, default=200, help="how many of the validation split, from the first on"
+    )

@@ -5,7 +5,7 @@ Every row has `phase` and `time` (seconds since 1970). The other fields depend o
 train     step, of (optimizer or loop steps), epoch, eta (seconds), loss, losses (by name), lr, seconds (per step),
           memory (MiB on the device)
 validate  step (of training), AP (by "bbox" and "segm", 0 to 1)
-predict, infer
+predict, infer, speed
           step, of, eta (seconds), text
 note, warning
           text; fallback (operator, line) of an operator that was computed on the CPU

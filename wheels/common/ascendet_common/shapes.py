@@ -338,6 +338,7 @@ def check_split(out: Path, split: str) -> dict[str, int]:
     with_object, with_crowd = ({entry["image_id"] for entry, _ in part} for part in (objects, crowds))
     return {
         "images": len(images),
+        "with_objects": len(with_object),
         "empty": len(images.keys() - with_object - with_crowd),
         "only crowd": len(with_crowd - with_object),
         "objects": len(objects),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 # read: file to pixels. preprocess: resize, pad, copy to the device, normalise. device: the model, with NMS and mask
 # pasting. postprocess: copy results to the host, masks to RLE. Each stage ends with a device synchronisation.
@@ -35,18 +36,32 @@ class Watch:
         self.spent[name] = 1e3 * (time.perf_counter() - start)
 
 
-def summarize(calls: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return milliseconds by stage: of the first call, in which a device compiles, and the median of the other calls.
+def summarize(calls: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return milliseconds by stage and in all: of the first call, in which a device compiles, and of the other calls.
 
-    >>> steady = summarize([dict.fromkeys(STAGES, 9.0), dict.fromkeys(STAGES, 1.0)])["steady"]
-    >>> steady["total"], steady["images_per_second"]
-    (4.0, 250.0)
+    >>> latency = summarize([dict.fromkeys(STAGES, 9.0), dict.fromkeys(STAGES, 1.0), dict.fromkeys(STAGES, 2.0)])
+    >>> latency["first_call"]["total"], latency["steady"]["p50"]["total"], latency["steady"]["p90"]["read"]
+    (36.0, 6.0, 1.9)
     """
-    totals = [sum(call[name] for name in STAGES) for call in calls]
-    steady = {name: statistics.median(call[name] for call in calls[1:]) for name in STAGES}
-    total = statistics.median(totals[1:])
-    return {
-        "first_call": {**{name: calls[0][name] for name in STAGES}, "total": totals[0]},
-        "steady": {**steady, "total": total, "images_per_second": 1e3 / total},
-        "calls": len(calls) - 1,
+    return {"first_call": with_total(calls[0]), "steady": distribution(calls[1:])}
+
+
+def distribution(calls: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the number of calls, the 50th and 90th percentile of the milliseconds by stage and in all, and the rate.
+
+    A percentile between two calls is interpolated linearly. `images_per_second` is the number of calls by the seconds
+    that they took together.
+    """
+    rows = [with_total(call) for call in calls]
+    percentiles = {
+        f"p{percent}": {name: float(np.percentile([row[name] for row in rows], percent)) for name in rows[0]}
+        for percent in (50, 90)
     }
+    seconds = sum(row["total"] for row in rows) / 1e3
+    return {"calls": len(rows), **percentiles, "images_per_second": len(rows) / seconds}
+
+
+def with_total(call: Mapping[str, float]) -> dict[str, float]:
+    """Return a call's milliseconds by stage, in the order of STAGES, and their sum as `total`."""
+    stages = {name: call[name] for name in STAGES}
+    return {**stages, "total": sum(stages.values())}

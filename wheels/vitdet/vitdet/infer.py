@@ -166,6 +166,18 @@ def _synchronize() -> None:
         torch.npu.synchronize()
 
 
+def build_detector(cfg: Config) -> Detector:
+    """Return the detector of CHECKPOINT on this process's device; see `Trained` for what it raises."""
+    model = Trained(cfg, os.environ["CHECKPOINT"])
+    fallback.watch()
+    return Detector(
+        classes=model.meta["classes"],
+        detect=model.detect,
+        draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
+        synchronize=_synchronize,
+    )
+
+
 def main() -> None:
     """Detect objects in the pictures that the command line names."""
     parser = launch.parser("Detect objects in pictures.")
@@ -173,14 +185,7 @@ def main() -> None:
     args = parser.parse_args()
     forget()
     with reporting():
-        model = Trained(launch.load_config(args), os.environ["CHECKPOINT"])
-        fallback.watch()
-        detector = Detector(
-            classes=model.meta["classes"],
-            detect=model.detect,
-            draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
-            synchronize=_synchronize,
-        )
+        detector = build_detector(launch.load_config(args))
         files = json.loads(args.images.read_text(encoding="utf-8"))
         detect_all(detector, files, Path(os.environ["WORK_DIR"]), args.score, args.bad)
 

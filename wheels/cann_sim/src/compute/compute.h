@@ -45,6 +45,9 @@ void register_npu_transformers();  // npu_transformers.cpp
 void remember_torch_npus_kernels();
 void register_plugin_hooks();
 
+// Whether this thread is inside a counted operator: what that one calls is part of it.
+bool counts_as_a_whole();
+
 // Appends one tensor to a counted signature: float32[2,3], int64[4] -> float32[4,3].
 void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef sizes);
 

@@ -218,6 +218,8 @@ void unwrap_operators() { wrappers().clear(); }
 
 }  // namespace
 
+bool counts_as_a_whole() { return depth > 0; }
+
 void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef sizes) {
     text += (text.empty() || text.back() == ' ' ? "" : ", ") + c10::getDtypeNames(type).first + "[";
     for (size_t i = 0; i < sizes.size(); ++i) {

@@ -1,9 +1,9 @@
-// aten on the simulated NPU: every operator that torch_npu registers for the NPU and that also has a CPU kernel
+// Level aten of the simulated NPU: every operator that torch_npu registers for the NPU and that also has a CPU kernel
 // runs that CPU kernel, over the NPU tensors' own memory.
 //
 // torch_npu's own kernels stay where they are the point of the exercise: allocation, views, copies between host and
-// device, scalars read by the host. What this level bypasses is op-plugin's kernels (their dtype checks and their
-// aclnn calls).
+// device, scalars read by the host; and those at level aclnn (levels.h). What this level bypasses is op-plugin's kernels
+// (their dtype checks and their aclnn calls).
 
 #include "compute/pch.h"
 
@@ -18,6 +18,7 @@
 #include <unordered_set>
 
 #include "compute/kernels.h"
+#include "compute/levels.h"
 #include "compute/task_queue.h"
 #include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -332,7 +333,7 @@ void register_aten() {
             continue;
         }
         const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
-        if (kKeep.count(full) != 0 || is_view(op->schema())) {
+        if (kKeep.count(full) != 0 || is_view(op->schema()) || at_level_aclnn(full)) {
             continue;
         }
         c10::OperatorHandle cpu_op = *op;
@@ -379,7 +380,7 @@ void register_composites() {
     for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
         const auto op = dispatcher.findSchema(name);
         const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
-        if (name.getNamespace() == "aten" && kFused.count(full) == 0 && op.has_value() &&
+        if (name.getNamespace() == "aten" && kFused.count(full) == 0 && !at_level_aclnn(full) && op.has_value() &&
             op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
             op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) && !is_view(op->schema())) {
             library.impl(full.substr(6).c_str(),

@@ -7,6 +7,8 @@
 #include <ATen/ExpandUtils.h>
 
 #include "compute/compute.h"
+#include "compute/formulas.h"
+#include "compute/levels.h"
 #include "runtime/abi.h"
 
 namespace cann_sim {
@@ -89,39 +91,6 @@ at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, 
 }
 
 // ---- losses ----
-
-at::Tensor reduced(const at::Tensor &gradient, const at::Tensor &input, int64_t reduction) {
-    return reduction == at::Reduction::Mean ? gradient / static_cast<double>(input.numel()) : gradient;
-}
-
-at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
-                            int64_t reduction) {
-    return (input - target).sign() * reduced(gradient, input, reduction);
-}
-
-at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const at::Tensor &target, int64_t reduction,
-                           bool log_target) {
-    return -(log_target ? target.exp() : target) * reduced(gradient, target, reduction);
-}
-
-// d/dx of -w (pos y log s(x) + (1 - y) log(1 - s(x))), in the order of torch's own formula for the CPU
-// (torch/csrc/autograd/FunctionsManual.cpp), so that the two agree to the last bit.
-at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
-                                    const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
-                                    int64_t reduction) {
-    at::Tensor result;
-    if (positive.has_value() && positive->defined()) {
-        const at::Tensor t = *positive * target;
-        result = t.add(1).sub_(target).mul_(input.sigmoid()).sub_(t);
-    } else {
-        result = input.sigmoid().sub_(target);
-    }
-    result.mul_(gradient);
-    if (weight.has_value() && weight->defined()) {
-        result.mul_(*weight);
-    }
-    return reduction == at::Reduction::Mean ? result.div_(input.numel()) : result;
-}
 
 // The CPU's own, but half precision in float32 and rounded once, as an NPU is expected to (torch_npu's test allows 1e-3).
 at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const std::optional<at::Tensor> &weight,
@@ -275,34 +244,39 @@ at::Tensor &one_(at::Tensor &self) { return self.fill_(1); }
 
 void register_npu_ops() {
     static torch::Library aten(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
-    aten.impl("matmul_backward", TORCH_FN(matmul_backward));
-    aten.impl("_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
-    aten.impl("binary_cross_entropy_with_logits", TORCH_FN(bce_with_logits));
+    const auto simulate = [](torch::Library &library, const std::string &space, const char *name, auto function) {
+        if (!at_level_aclnn(space + "::" + name)) {
+            library.impl(name, function);
+        }
+    };
+    simulate(aten, "aten", "matmul_backward", TORCH_FN(matmul_backward));
+    simulate(aten, "aten", "_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
+    simulate(aten, "aten", "binary_cross_entropy_with_logits", TORCH_FN(bce_with_logits));
     static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__,
                                    __LINE__);
     autograd.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
     static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
-    library.impl("npu_dtype_cast", TORCH_FN(dtype_cast));
-    library.impl("_npu_dtype_cast", TORCH_FN(dtype_cast));
-    library.impl("npu_dtype_cast_", TORCH_FN(dtype_cast_));
-    library.impl("npu_dtype_cast_backward", TORCH_FN(dtype_cast));
-    library.impl("_npu_dtype_cast_backward", TORCH_FN(dtype_cast));
-    library.impl("npu_format_cast", TORCH_FN(format_cast));
-    library.impl("_npu_format_cast", TORCH_FN(format_cast_private));
-    library.impl("npu_format_cast_.acl_format", TORCH_FN(format_cast_));
-    library.impl("_npu_dropout", TORCH_FN(dropout));
-    library.impl("_dropout_with_byte_mask", TORCH_FN(dropout));
-    library.impl("npu_dropout_backward", TORCH_FN(dropout_backward));
-    library.impl("_dropout_with_byte_mask_backward", TORCH_FN(dropout_backward));
-    library.impl("l1_loss_backward", TORCH_FN(l1_loss_backward));
-    library.impl("kl_div_backward", TORCH_FN(kl_div_backward));
-    library.impl("npu_binary_cross_entropy_with_logits_backward", TORCH_FN(bce_with_logits_backward));
-    library.impl("_conv_depthwise2d_backward", TORCH_FN(conv_depthwise2d_backward));
-    library.impl("_amp_foreach_non_finite_check", TORCH_FN(non_finite_check));
-    library.impl("one_", TORCH_FN(one_));
-    library.impl("npu_gather_backward", TORCH_FN(gather_backward));
-    library.impl("repeat_interleave_backward_int", TORCH_FN(repeat_interleave_backward_int));
-    library.impl("repeat_interleave_backward_tensor", TORCH_FN(repeat_interleave_backward_tensor));
+    simulate(library, "npu", "npu_dtype_cast", TORCH_FN(dtype_cast));
+    simulate(library, "npu", "_npu_dtype_cast", TORCH_FN(dtype_cast));
+    simulate(library, "npu", "npu_dtype_cast_", TORCH_FN(dtype_cast_));
+    simulate(library, "npu", "npu_dtype_cast_backward", TORCH_FN(dtype_cast));
+    simulate(library, "npu", "_npu_dtype_cast_backward", TORCH_FN(dtype_cast));
+    simulate(library, "npu", "npu_format_cast", TORCH_FN(format_cast));
+    simulate(library, "npu", "_npu_format_cast", TORCH_FN(format_cast_private));
+    simulate(library, "npu", "npu_format_cast_.acl_format", TORCH_FN(format_cast_));
+    simulate(library, "npu", "_npu_dropout", TORCH_FN(dropout));
+    simulate(library, "npu", "_dropout_with_byte_mask", TORCH_FN(dropout));
+    simulate(library, "npu", "npu_dropout_backward", TORCH_FN(dropout_backward));
+    simulate(library, "npu", "_dropout_with_byte_mask_backward", TORCH_FN(dropout_backward));
+    simulate(library, "npu", "l1_loss_backward", TORCH_FN(l1_loss_backward));
+    simulate(library, "npu", "kl_div_backward", TORCH_FN(kl_div_backward));
+    simulate(library, "npu", "npu_binary_cross_entropy_with_logits_backward", TORCH_FN(bce_with_logits_backward));
+    simulate(library, "npu", "_conv_depthwise2d_backward", TORCH_FN(conv_depthwise2d_backward));
+    simulate(library, "npu", "_amp_foreach_non_finite_check", TORCH_FN(non_finite_check));
+    simulate(library, "npu", "one_", TORCH_FN(one_));
+    simulate(library, "npu", "npu_gather_backward", TORCH_FN(gather_backward));
+    simulate(library, "npu", "repeat_interleave_backward_int", TORCH_FN(repeat_interleave_backward_int));
+    simulate(library, "npu", "repeat_interleave_backward_tensor", TORCH_FN(repeat_interleave_backward_tensor));
 }
 
 }  // namespace cann_sim

@@ -6,6 +6,7 @@
 #include "compute/pch.h"
 
 #include "compute/compute.h"
+#include "compute/levels.h"
 
 namespace cann_sim {
 
@@ -313,33 +314,38 @@ at::Tensor scatter_nd_update(const at::Tensor &self, const at::Tensor &indices, 
 
 void register_npu_transformers() {
     static torch::Library library(torch::Library::IMPL, "npu", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
-    library.impl("npu_rms_norm", TORCH_FN(rms_norm));
-    library.impl("npu_rms_norm_backward", TORCH_FN(rms_norm_backward));
-    library.impl("npu_gemma_rms_norm", TORCH_FN(gemma_rms_norm));
-    library.impl("npu_add_rms_norm", TORCH_FN(add_rms_norm));
-    library.impl("npu_add_layer_norm", TORCH_FN(add_layer_norm));
-    library.impl("npu_swiglu", TORCH_FN(swiglu));
-    library.impl("npu_swiglu_backward", TORCH_FN(swiglu_backward));
-    library.impl("npu_geglu", TORCH_FN(geglu));
-    library.impl("npu_geglu_grad", TORCH_FN(geglu_grad));
-    library.impl("npu_gelu", TORCH_FN(gelu));
-    library.impl("npu_gelu_backward", TORCH_FN(gelu_backward));
-    library.impl("npu_linear", TORCH_FN(linear));
-    library.impl("npu_linear_backward", TORCH_FN(linear_backward));
-    library.impl("npu_group_norm_silu", TORCH_FN(group_norm_silu));
-    library.impl("npu_group_norm_swish", TORCH_FN(group_norm_swish_of));
-    library.impl("npu_group_norm_swish_grad", TORCH_FN(group_norm_swish_grad));
-    library.impl("npu_add_layer_norm_backward", TORCH_FN(add_layer_norm_backward));
-    library.impl("npu_deep_norm", TORCH_FN(deep_norm));
-    library.impl("npu_deep_norm_backward", TORCH_FN(deep_norm_backward));
-    library.impl("npu_cross_entropy_loss", TORCH_FN(cross_entropy_loss));
-    library.impl("npu_cross_entropy_loss_backward", TORCH_FN(cross_entropy_loss_backward));
-    library.impl("npu_masked_softmax_with_rel_pos_bias", TORCH_FN(masked_softmax_with_rel_pos_bias));
-    library.impl("npu_anti_quant", TORCH_FN(anti_quant));
-    library.impl("scatter_update", TORCH_FN(scatter_update));
-    library.impl("scatter_update_", TORCH_FN(scatter_update_));
-    library.impl("npu_scatter_nd_update", TORCH_FN(scatter_nd_update));
-    library.impl("npu_scatter_nd_update_", TORCH_FN(scatter_nd_update_));
+    const auto simulate = [](const std::string &name, auto function) {
+        if (!at_level_aclnn("npu::" + name)) {
+            library.impl(name.c_str(), function);
+        }
+    };
+    simulate("npu_rms_norm", TORCH_FN(rms_norm));
+    simulate("npu_rms_norm_backward", TORCH_FN(rms_norm_backward));
+    simulate("npu_gemma_rms_norm", TORCH_FN(gemma_rms_norm));
+    simulate("npu_add_rms_norm", TORCH_FN(add_rms_norm));
+    simulate("npu_add_layer_norm", TORCH_FN(add_layer_norm));
+    simulate("npu_swiglu", TORCH_FN(swiglu));
+    simulate("npu_swiglu_backward", TORCH_FN(swiglu_backward));
+    simulate("npu_geglu", TORCH_FN(geglu));
+    simulate("npu_geglu_grad", TORCH_FN(geglu_grad));
+    simulate("npu_gelu", TORCH_FN(gelu));
+    simulate("npu_gelu_backward", TORCH_FN(gelu_backward));
+    simulate("npu_linear", TORCH_FN(linear));
+    simulate("npu_linear_backward", TORCH_FN(linear_backward));
+    simulate("npu_group_norm_silu", TORCH_FN(group_norm_silu));
+    simulate("npu_group_norm_swish", TORCH_FN(group_norm_swish_of));
+    simulate("npu_group_norm_swish_grad", TORCH_FN(group_norm_swish_grad));
+    simulate("npu_add_layer_norm_backward", TORCH_FN(add_layer_norm_backward));
+    simulate("npu_deep_norm", TORCH_FN(deep_norm));
+    simulate("npu_deep_norm_backward", TORCH_FN(deep_norm_backward));
+    simulate("npu_cross_entropy_loss", TORCH_FN(cross_entropy_loss));
+    simulate("npu_cross_entropy_loss_backward", TORCH_FN(cross_entropy_loss_backward));
+    simulate("npu_masked_softmax_with_rel_pos_bias", TORCH_FN(masked_softmax_with_rel_pos_bias));
+    simulate("npu_anti_quant", TORCH_FN(anti_quant));
+    simulate("scatter_update", TORCH_FN(scatter_update));
+    simulate("scatter_update_", TORCH_FN(scatter_update_));
+    simulate("npu_scatter_nd_update", TORCH_FN(scatter_nd_update));
+    simulate("npu_scatter_nd_update_", TORCH_FN(scatter_nd_update_));
 }
 
 }  // namespace cann_sim

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <cstring>
 #include <mutex>
 
@@ -15,6 +16,7 @@ namespace {
 
 std::mutex mutex;
 std::string failure;
+std::atomic<bool> failed{false};
 
 }  // namespace
 
@@ -24,25 +26,34 @@ void remember_queue_failure(const std::string &message) {
     if (std::strcmp(thread, "acl_thread") == 0) {  // torch_npu's name for the thread that works the queue off
         const std::lock_guard<std::mutex> lock(mutex);
         failure = message;
+        failed = true;
     }
 }
 
-void check_fork() {
-    // torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator
-    // has memory for.
-    TORCH_CHECK(
-        !is_lost_fork(),
-        "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' "
-        "start method");
+// torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator has
+// memory for.
+const char *const kLostFork =
+    "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' start "
+    "method";
+
+std::string queue_failure() {
+    if (is_lost_fork()) {
+        return kLostFork;
+    }
+    if (!failed.load(std::memory_order_relaxed)) {
+        return {};
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    return "An operator failed in torch_npu's task queue (" + failure +
+           "), which has ended: this process computes nothing more. Start it anew. With TASK_QUEUE_ENABLE=0 a failing "
+           "operator raises its error where it is called, and the process can go on.";
 }
 
+void check_fork() { TORCH_CHECK(!is_lost_fork(), kLostFork); }
+
 void check_task_queue() {
-    check_fork();
-    const std::lock_guard<std::mutex> lock(mutex);
-    TORCH_CHECK(
-        failure.empty(), "An operator failed in torch_npu's task queue (", failure,
-        "), which has ended: this process computes nothing more. Start it anew. With TASK_QUEUE_ENABLE=0 a failing "
-        "operator raises its error where it is called, and the process can go on.");
+    const std::string text = queue_failure();
+    TORCH_CHECK(text.empty(), text);
 }
 
 }  // namespace cann_sim

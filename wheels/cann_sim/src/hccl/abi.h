@@ -24,6 +24,13 @@ HcclResult HcclGetConfig(HcclConfig config, HcclConfigValue *configValue);
 HcclResult HcclGetRankSize(HcclComm comm, uint32_t *rankSize);
 HcclResult HcclGetRankId(HcclComm comm, uint32_t *rank);
 HcclResult HcclBarrier(HcclComm comm, aclrtStream stream);
+// torch_npu's copies of hccl.h do not agree on what is const here; in C it is the same function.
+HcclResult reduce_scatter_v(const void *sendBuf, const void *sendCounts, const void *sdispls, void *recvBuf,
+                            uint64_t recvCount, HcclDataType dataType, HcclReduceOp op, HcclComm comm,
+                            aclrtStream stream) __asm__("HcclReduceScatterV");
+HcclResult all_gather_v(const void *sendBuf, uint64_t sendCount, void *recvBuf, const void *recvCounts,
+                        const void *rdispls, HcclDataType dataType, HcclComm comm,
+                        aclrtStream stream) __asm__("HcclAllGatherV");
 const char *HcclGetErrorString(HcclResult code);
 }
 #pragma GCC visibility pop

@@ -93,15 +93,15 @@ HcclResult HcclReduceScatter(void *sendBuf, void *recvBuf, uint64_t recvCount, H
     });
 }
 
-HcclResult HcclReduceScatterV(const void *sendBuf, const void *sendCounts, const void *sdispls, const void *recvBuf,
-                              uint64_t recvCount, HcclDataType dataType, HcclReduceOp op, HcclComm comm, aclrtStream) {
+HcclResult reduce_scatter_v(const void *sendBuf, const void *sendCounts, const void *sdispls, void *recvBuf,
+                            uint64_t recvCount, HcclDataType dataType, HcclReduceOp op, HcclComm comm, aclrtStream) {
     return communicate("HcclReduceScatterV", comm, bytes_of(recvCount, dataType), [&](Communicator &group) {
         require_reduction(dataType, op);
         require(sendCounts != nullptr && sdispls != nullptr, HCCL_E_PTR, "an array is null");
         auto *counts = static_cast<const uint64_t *>(sendCounts);
         require(counts[group.rank()] == recvCount, HCCL_E_PARA, "recvCount is not sendCounts[rank]");
-        group.reduce_scatter(Op::kReduceScatterV, sendBuf, counts, static_cast<const uint64_t *>(sdispls),
-                             const_cast<void *>(recvBuf), dataType, op);
+        group.reduce_scatter(Op::kReduceScatterV, sendBuf, counts, static_cast<const uint64_t *>(sdispls), recvBuf,
+                             dataType, op);
     });
 }
 
@@ -116,15 +116,14 @@ HcclResult HcclAllGather(void *sendBuf, void *recvBuf, uint64_t sendCount, HcclD
     });
 }
 
-HcclResult HcclAllGatherV(const void *sendBuf, uint64_t sendCount, const void *recvBuf, const void *recvCounts,
-                          const void *rdispls, HcclDataType dataType, HcclComm comm, aclrtStream) {
+HcclResult all_gather_v(const void *sendBuf, uint64_t sendCount, void *recvBuf, const void *recvCounts,
+                        const void *rdispls, HcclDataType dataType, HcclComm comm, aclrtStream) {
     return communicate("HcclAllGatherV", comm, bytes_of(sendCount, dataType), [&](Communicator &group) {
         require_type(dataType);
         require(recvCounts != nullptr && rdispls != nullptr, HCCL_E_PTR, "an array is null");
         auto *counts = static_cast<const uint64_t *>(recvCounts);
         require(counts[group.rank()] == sendCount, HCCL_E_PARA, "sendCount is not recvCounts[rank]");
-        group.all_gather(Op::kAllGatherV, sendBuf, const_cast<void *>(recvBuf), counts,
-                         static_cast<const uint64_t *>(rdispls), dataType);
+        group.all_gather(Op::kAllGatherV, sendBuf, recvBuf, counts, static_cast<const uint64_t *>(rdispls), dataType);
     });
 }
 

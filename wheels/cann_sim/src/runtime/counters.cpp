@@ -41,7 +41,7 @@ struct Totals {
 };
 
 struct Counters {
-    std::map<std::string, uint64_t> launches, fallbacks;
+    std::map<std::string, uint64_t> launches, fallbacks, uncertain;
     std::map<std::pair<std::string, std::string>, uint64_t> waits;  // line, call
     std::map<std::pair<std::string, std::string>, Volume> copies;   // line, direction
     std::map<std::pair<std::string, std::string>, Signature> signatures;
@@ -118,6 +118,7 @@ std::string counters_json() {
                                                  {"bytes", number(item.second.bytes)}});
                               })},
         {"cpu_fallbacks", lines(counters.fallbacks, '{', '}', keyed)},
+        {"uncertain", lines(counters.uncertain, '{', '}', keyed)},
         {"steps", lines(counters.steps, '[', ']',
                         [](const Totals &step) {
                             return object({{"launches", number(step.launches)},
@@ -156,6 +157,13 @@ void count_launch(const std::string &op, const std::string &signature) {
         seen.first_step = counters.steps.size() - 1;
         ++counters.step().new_signatures;
     }
+}
+
+void issue_launch() { device_is_idle = false; }
+
+void count_uncertain(const std::string &rule) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    ++counters.uncertain[rule];
 }
 
 void count_fallback(const std::string &op) {

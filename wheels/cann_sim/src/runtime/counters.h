@@ -27,11 +27,17 @@ struct TensorBytes {
 // `op` launched a kernel; `signature` names the dtypes and shapes of its tensors.
 __attribute__((visibility("default"))) void count_launch(const std::string &op, const std::string &signature);
 
+// This thread queued a launch, which another one counts: a wait that follows is one of its own.
+__attribute__((visibility("default"))) void issue_launch();
+
 // After a launch: what the tensors of its device hold.
 __attribute__((visibility("default"))) void count_tensor_bytes(const TensorBytes &bytes);
 
 // torch_npu's own fallback ran `op` on the CPU.
 __attribute__((visibility("default"))) void count_fallback(const std::string &op);
+
+// A call broke a rule of an aclnn function that may be none: a card may refuse it.
+__attribute__((visibility("default"))) void count_uncertain(const std::string &rule);
 
 // The host waited for the device in `call`, an ACL function or an operator whose result the host needs.
 __attribute__((visibility("default"))) void count_wait(const char *call);

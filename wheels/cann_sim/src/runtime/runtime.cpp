@@ -51,9 +51,10 @@ aclError load_compute() {
     return fail(ACL_ERROR_INTERNAL_ERROR, "cann_sim: " + error);
 }
 
-// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py). A tree
-// without the package, or with another package of that name, only lacks that message.
-void refuse_compilation() {
+// Where there is an interpreter, the package's Python part says why torch.compile has no kernels (compiling.py), and at level
+// aclnn keeps torch_npu from private formats (formats.py). A tree without the package, or with another package of that
+// name, only lacks these.
+void import_package() {
     const auto is_initialized = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "Py_IsInitialized"));
     const auto ensure = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "PyGILState_Ensure"));
     const auto release = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "PyGILState_Release"));
@@ -64,8 +65,10 @@ void refuse_compilation() {
         return;
     }
     const int state = ensure();
-    if (import("cann_sim.compiling") == nullptr) {
-        clear_error();
+    for (const char *module : {"cann_sim.compiling", "cann_sim.formats"}) {
+        if (import(module) == nullptr) {
+            clear_error();
+        }
     }
     release(state);
 }
@@ -97,7 +100,7 @@ SIM_API aclError aclInit(const char *) try {
     cann_sim::read_faults();
     const aclError loaded = cann_sim::load_compute();
     if (loaded == ACL_SUCCESS) {
-        cann_sim::refuse_compilation();
+        cann_sim::import_package();
     }
     return loaded;
 }

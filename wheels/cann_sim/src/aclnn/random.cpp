@@ -1,0 +1,115 @@
+// aclnn functions that draw random numbers. torch_npu passes its generator's seed and Philox offset, and each call draws from
+// a CPU generator seeded with both, as at level aten: neither a card's numbers nor the CPU's.
+
+#include "compute/pch.h"
+
+#include "aclnn/adapter.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+
+namespace cann_sim {
+
+namespace {
+
+at::Generator make_generator(uint64_t seed, uint64_t offset) {
+    return at::make_generator<at::CPUGeneratorImpl>(seed ^ ((offset / 4 + 1) * 0x9E3779B97F4A7C15ULL));
+}
+// v: seed, offset
+at::Generator generator(const Value *v) {
+    return make_generator(static_cast<uint64_t>(v[0].i), static_cast<uint64_t>(v[1].i));
+}
+// v: seed and offset as tensors, and what is added to the offset
+at::Generator generator_of_tensors(const Value *v) {
+    return make_generator(static_cast<uint64_t>(tensor(v[0]).item<int64_t>()),
+                          static_cast<uint64_t>(tensor(v[1]).item<int64_t>() + v[2].i));
+}
+
+void uniform(const Value *v) { tensor(v[0]).uniform_(v[1].d, v[2].d, generator(v + 3)); }
+void uniform_by_tensors(const Value *v) { tensor(v[0]).uniform_(v[1].d, v[2].d, generator_of_tensors(v + 3)); }
+void normal(const Value *v) { tensor(v[0]).normal_(v[1].d, v[2].d, generator(v + 3)); }
+void normal_by_tensors(const Value *v) { tensor(v[0]).normal_(v[1].d, v[2].d, generator_of_tensors(v + 3)); }
+void random(const Value *v) { tensor(v[0]).random_(v[1].i, v[2].i, generator(v + 3)); }
+void random_by_tensors(const Value *v) { tensor(v[0]).random_(v[1].i, v[2].i, generator_of_tensors(v + 3)); }
+void bernoulli(const Value *v) { tensor(v[0]).bernoulli_(scalar(v[1]).toDouble(), generator(v + 2)); }
+void bernoulli_of(const Value *v) { tensor(v[0]).bernoulli_(tensor(v[1]), generator(v + 2)); }
+void randperm(const Value *v) { write(v[3], at::randperm(v[0].i, generator(v + 1))); }
+
+// (mean, std, seed, offset, out); each of the first two a tensor or a number
+void normal_of(const Value *v) {
+    at::Tensor out = tensor(v[4]);
+    const at::Tensor drawn = at::empty(out.sizes(), out.options()).normal_(0, 1, generator(v + 2));
+    const at::Tensor scaled = v[1].kind == Value::kTensor ? drawn.mul(tensor(v[1])) : drawn.mul(v[1].d);
+    out.copy_(v[0].kind == Value::kTensor ? scaled.add(tensor(v[0])) : scaled.add(v[0].d));
+}
+
+// (self, number, replacement, seed, offset, out)
+void multinomial(const Value *v) { write(v[5], at::multinomial(tensor(v[0]), v[1].i, v[2].i != 0, generator(v + 3))); }
+void multinomial_by_tensors(const Value *v) {
+    write(v[6], at::multinomial(tensor(v[0]), v[1].i, v[2].i != 0, generator_of_tensors(v + 3)));
+}
+
+// (self, noise, lower, upper, training, seed, offset, out)
+void rrelu(const Value *v) {
+    at::Tensor noise = tensor(v[1]);
+    write(v[7], at::rrelu_with_noise(tensor(v[0]), noise, scalar(v[2]), scalar(v[3]), v[4].i != 0, generator(v + 5)));
+}
+
+// ---- dropout: a bit per element, 1 is kept, the lowest first; padded to 128 bits ----
+
+void pack(const Value *v, const Value &out, const at::Generator &generator) {
+    const int64_t count = c10::multiply_integers(v[0].ints());
+    at::Tensor mask = tensor(out);
+    TORCH_CHECK(mask.is_contiguous() && static_cast<int64_t>(mask.nbytes()) * 8 >= count, "no room for ", count,
+                " bits");
+    const at::Tensor kept = at::empty({count}, at::kByte).bernoulli_(1 - v[1].d, generator);
+    auto *bytes = static_cast<uint8_t *>(mask.data_ptr());
+    const auto *bits = kept.const_data_ptr<uint8_t>();
+    std::fill(bytes, bytes + mask.nbytes(), 0);
+    for (int64_t i = 0; i < count; ++i) {
+        bytes[i / 8] = static_cast<uint8_t>(bytes[i / 8] | bits[i] << i % 8);
+    }
+}
+// (shape, probability of a zero, seed, offset, data type, out)
+void dropout_mask(const Value *v) { pack(v, v[5], generator(v + 2)); }
+// (shape, probability of a zero, seed, offset, more offset, data type, out)
+void dropout_mask_by_tensors(const Value *v) { pack(v, v[6], generator_of_tensors(v + 2)); }
+
+// (self, mask, probability of a zero, out)
+void dropout(const Value *v) {
+    const at::Tensor self = tensor(v[0]), mask = tensor(v[1]).contiguous();
+    TORCH_CHECK(static_cast<int64_t>(mask.nbytes()) * 8 >= self.numel(), "a mask of ", mask.nbytes(), " bytes");
+    const at::Tensor kept = at::empty({self.numel()}, at::kByte);
+    auto *bits = kept.data_ptr<uint8_t>();
+    const auto *bytes = static_cast<const uint8_t *>(mask.const_data_ptr());
+    for (int64_t i = 0; i < self.numel(); ++i) {
+        bits[i] = bytes[i / 8] >> i % 8 & 1;
+    }
+    const double scale = v[2].d < 1 ? 1 / (1 - v[2].d) : 0;
+    write(v[3], self.mul(kept.view(self.sizes())).mul(scale));
+}
+
+const ComputationRegistration registered{
+    {"aclnnInplaceUniform", uniform},
+    {"aclnnInplaceUniformTensor", uniform_by_tensors},
+    {"aclnnInplaceNormal", normal},
+    {"aclnnInplaceNormalTensor", normal_by_tensors},
+    {"aclnnInplaceRandom", random},
+    {"aclnnInplaceRandomTensor", random_by_tensors},
+    {"aclnnInplaceBernoulli", bernoulli},
+    {"aclnnInplaceBernoulliTensor", bernoulli_of},
+    {"aclnnRandperm", randperm},
+    {"aclnnNormalTensorTensor", normal_of},
+    {"aclnnNormalTensorFloat", normal_of},
+    {"aclnnNormalFloatTensor", normal_of},
+    {"aclnnNormalFloatFloat", normal_of},
+    {"aclnnMultinomial", multinomial},
+    {"aclnnMultinomialTensor", multinomial_by_tensors},
+    {"aclnnRReluWithNoise", rrelu},
+    {"aclnnDropoutGenMaskV2", dropout_mask},
+    {"aclnnDropoutGenMaskV2Tensor", dropout_mask_by_tensors},
+    {"aclnnDropoutDoMask", dropout},
+};
+
+}  // namespace
+
+}  // namespace cann_sim

@@ -1,0 +1,46 @@
+// Signatures: op-plugin's op_plugin_functions.yaml.
+
+#include "compute/pch.h"
+
+#include "compute/formulas.h"
+
+namespace cann_sim {
+
+namespace {
+
+at::Tensor reduced(const at::Tensor &gradient, const at::Tensor &input, int64_t reduction) {
+    return reduction == at::Reduction::Mean ? gradient / static_cast<double>(input.numel()) : gradient;
+}
+
+}  // namespace
+
+at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
+                            int64_t reduction) {
+    return (input - target).sign() * reduced(gradient, input, reduction);
+}
+
+at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const at::Tensor &target, int64_t reduction,
+                           bool log_target) {
+    return -(log_target ? target.exp() : target) * reduced(gradient, target, reduction);
+}
+
+// d/dx of -w (pos y log s(x) + (1 - y) log(1 - s(x))), in the order of torch's own formula for the CPU
+// (torch/csrc/autograd/FunctionsManual.cpp), so that the two agree to the last bit.
+at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
+                                    const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
+                                    int64_t reduction) {
+    at::Tensor result;
+    if (positive.has_value() && positive->defined()) {
+        const at::Tensor t = *positive * target;
+        result = t.add(1).sub_(target).mul_(input.sigmoid()).sub_(t);
+    } else {
+        result = input.sigmoid().sub_(target);
+    }
+    result.mul_(gradient);
+    if (weight.has_value() && weight->defined()) {
+        result.mul_(*weight);
+    }
+    return reduction == at::Reduction::Mean ? result.div_(input.numel()) : result;
+}
+
+}  // namespace cann_sim

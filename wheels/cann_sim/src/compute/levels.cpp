@@ -1,0 +1,53 @@
+#include "compute/levels.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace cann_sim {
+
+namespace {
+
+enum class Choice { kAten, kAclnn, kAll };
+
+Choice chosen() {
+    static const Choice choice = [] {
+        const char *value = std::getenv("CANN_SIM_LEVEL");
+        if (value == nullptr || *value == '\0' || std::strcmp(value, "aten") == 0) {
+            return Choice::kAten;
+        }
+        if (std::strcmp(value, "aclnn") == 0) {
+            return Choice::kAclnn;
+        }
+        if (std::strcmp(value, "all") == 0) {
+            return Choice::kAll;
+        }
+        std::fprintf(stderr,
+                     "error[cann-sim-config]: CANN_SIM_LEVEL=%s is no level\n"
+                     "  expected: aten (the CPU's kernels), aclnn (torch_npu's own where they pass) or all\n"
+                     "  next:     unset CANN_SIM_LEVEL\n",
+                     value);
+        std::exit(90);
+    }();
+    return choice;
+}
+
+}  // namespace
+
+bool at_level_aclnn(const std::string &op) {
+    if (chosen() == Choice::kAten) {
+        return false;
+    }
+    const auto found = ready_operators().find(op);
+    return found != ready_operators().end() && (found->second || chosen() == Choice::kAll);
+}
+
+}  // namespace cann_sim
+
+SIM_API int cann_sim_level(const char *op) try {
+    if (cann_sim::at_level_aclnn(op)) {
+        return 1;
+    }
+    return cann_sim::ready_operators().count(op) != 0 ? 2 : 0;
+}
+SIM_CATCH
