@@ -167,11 +167,11 @@ def test_an_operator_that_fails_in_the_task_queue_ends_the_process(run_forked: R
     done = run_forked(
         """
         import torch, torch_npu
-        boxes, indices = torch.ones(100, 4).npu(), torch.arange(3).npu()
+        batch, indices = torch.ones(2, 3, 6).npu(), torch.arange(3).npu()
         try:
-            torch_npu.npu_anchor_response_flags(boxes, [60, 60], [2, 2], 9).cpu()
+            torch_npu.npu_normalize_batch(batch, torch.tensor([3, 4]).int().npu(), 0).cpu()
         except RuntimeError as error:
-            assert "does not simulate the ACL operator AnchorResponseFlags" in str(error), error
+            assert "does not simulate the ACL operator NormalizeBatch" in str(error), error
         # torch_npu raises once more at most, then it drops what is queued: results would be memory that nobody wrote.
         for attempt in range(2):
             try:

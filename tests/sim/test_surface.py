@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,125 @@ def test_transfer_to_npu_turns_cuda_calls_into_npu_calls(run_python: RunPython) 
     done = run_python(code, CANN_SIM_DEVICES="3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", "3", "npu:0", "torch.float16", "0"]
+
+
+# -- formats, casts, graphs: what torch_npu's own tests found --
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "found", "stored"),
+    [
+        ((2, 3, 4, 5), 3, 3, 2 * 16 * 4 * 5),  # NC1HWC0: channels in groups of 16
+        ((15, 17), 29, 29, 16 * 32),  # FRACTAL_NZ: blocks of 16 by 16
+        ((12,), 29, 2, 12),  # of a vector there is none
+        ((2, 3, 4, 5), 0, 0, 2 * 3 * 4 * 5),
+    ],
+)
+def test_a_cast_tensor_says_its_format_and_keeps_its_values(
+    shape: tuple[int, ...], asked: int, found: int, stored: int
+) -> None:
+    plain = torch.rand(shape)
+    cast = torch_npu.npu_format_cast(plain.npu(), asked)
+    assert int(torch_npu.get_npu_format(cast)) == found
+    assert cast.untyped_storage().size() == 4 * stored
+    assert torch.equal(cast.cpu(), plain)
+    assert torch.equal((cast + 1).cpu(), plain + 1)
+    back = torch_npu.npu_format_cast(cast, 2 if len(shape) != 4 else 0)
+    assert torch.equal(back.cpu(), plain)
+
+
+def test_a_format_is_cast_in_place() -> None:
+    plain = torch.rand(16, 32)
+    moved = plain.npu()
+    torch_npu.npu_format_cast_(moved, 29)
+    assert int(torch_npu.get_npu_format(moved)) == 29
+    assert torch.equal(moved.cpu(), plain)
+    torch_npu.npu_format_cast_(moved, 2)
+    assert int(torch_npu.get_npu_format(moved)) == 2
+    assert torch.equal(moved.cpu(), plain)
+
+
+def test_a_cast_that_moves_no_data_returns_the_tensor_itself() -> None:
+    """torch_npu's own rule, with which such a cast keeps the gradient; through a private format it has none."""
+    leaf = torch.rand(2, 3, 4, 5).npu().requires_grad_()
+    for same in (0, 2):
+        cast = torch_npu.npu_format_cast(leaf, same)
+        assert int(torch_npu.get_npu_format(cast)) == same
+        assert cast.data_ptr() == leaf.data_ptr()
+        (cast * 2).sum().backward()
+    assert torch.equal(leaf.grad.cpu(), torch.full((2, 3, 4, 5), 4.0))
+
+
+def test_a_tensor_of_a_private_format_is_saved(tmp_path: Path) -> None:
+    plain = torch.rand(2, 3, 4, 5)
+    torch.save(torch_npu.npu_format_cast(plain.npu(), 3), tmp_path / "tensor.pt")
+    loaded = torch.load(tmp_path / "tensor.pt", weights_only=True)
+    assert int(torch_npu.get_npu_format(loaded)) == 3
+    assert torch.equal(loaded.cpu(), plain)
+
+
+@pytest.mark.parametrize("cast", [torch.Tensor.double, torch.Tensor.float, torch.Tensor.half])
+def test_a_conversion_of_dtype_leaves_a_leaf_a_leaf(cast: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Also one to double, which torch_npu makes one to float: the tensor's own dtype."""
+    leaf = torch.ones(3).npu().requires_grad_()
+    cast(leaf).sum().backward()
+    assert leaf.is_leaf
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_binary_cross_entropy_of_half_precision_is_rounded_once(reduction: str) -> None:
+    values, target, weight = torch.rand(10, 64) * 10, torch.randint(2, (10, 64)).float(), torch.rand(64) * 10
+    inputs = [tensor.half() for tensor in (values, target, weight)]
+
+    def loss(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(x, y, pos_weight=w, reduction=reduction)
+
+    found = loss(*(tensor.npu() for tensor in inputs))
+    assert torch.equal(found.cpu(), loss(*(tensor.float() for tensor in inputs)).half())
+
+
+@pytest.mark.parametrize("other", [2, torch.tensor(2.0)], ids=["number", "tensor"])
+def test_a_wrong_rounding_mode_has_torch_npu_s_code(other: int | torch.Tensor) -> None:
+    x = torch.tensor([3.0, -3.0]).npu()
+    divisor = other.npu() if isinstance(other, torch.Tensor) else other
+    with pytest.raises(RuntimeError, match="ERR01001 OPS invalid parameter"):
+        torch.div(x, divisor, rounding_mode="test")
+    assert torch.div(x, divisor, rounding_mode="floor").tolist() == [1.0, -2.0]
+    assert torch.div(x, divisor, rounding_mode=None).tolist() == [1.5, -1.5]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_storage_is_copied(typed: bool) -> None:
+    tensor = torch.arange(4.0).npu()
+    storage = tensor.storage() if typed else tensor.untyped_storage()
+    copied = copy.deepcopy(storage)
+    assert copied.data_ptr() != storage.data_ptr()
+    assert copied.cpu().tolist() == storage.cpu().tolist()
+
+
+def test_one_process_uses_several_devices() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    inputs = torch.rand(8, 2)
+    expected = module(inputs)
+    first, second = module[0].to("npu:0"), module[1].to("npu:1")
+    found = second(first(inputs.to("npu:0")).to("npu:1"))
+    assert found.device == torch.device("npu:1")
+    assert torch.equal(found.detach().cpu(), expected.detach())
+    assert len({torch.npu.current_stream(device).npu_stream for device in (0, 1)}) == 2
+
+
+def test_a_captured_graph_is_refused_by_name_and_the_process_goes_on(run_forked: RunPython) -> None:
+    code = """
+        import torch, torch_npu
+        x = torch.ones(2).npu()
+        try:
+            with torch.npu.graph(torch.npu.NPUGraph()):
+                x + 1
+        except RuntimeError as error:
+            print("NPUGraph" in str(error))
+        print((torch.ones(3).npu() + x.sum()).tolist(), torch.npu.memory_allocated() > 0)
+    """
+    done = run_forked(code)
+    assert done.stdout.splitlines() == ["True", "[3.0, 3.0, 3.0] True"], done.stderr

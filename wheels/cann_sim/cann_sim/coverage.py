@@ -61,9 +61,10 @@ def execute(args: argparse.Namespace) -> None:
     if left:
         print(f"{left} jobs are left: run the same command again", file=sys.stderr)
     elif args.markdown:
-        from cann_sim import operators
+        from cann_sim import npu_functions, operators
 
-        args.markdown.write_text(markdown(state.pair, results, operators.aten()), encoding="utf-8")
+        text = markdown(state.pair, results, operators.aten(), npu_functions.markdown())
+        args.markdown.write_text(text, encoding="utf-8")
         print(f"wrote {args.markdown}", file=sys.stderr)
 
 
@@ -252,8 +253,10 @@ def summary(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def markdown(pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable[Any]) -> str:
-    """Return the text of COVERAGE.md: totals, reasons of differences, and the state of every aten operator."""
+def markdown(
+    pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable[Any], functions: list[str]
+) -> str:
+    """Return the text of COVERAGE.md: totals, reasons of differences, every aten operator, then `functions`."""
     from cann_sim.operators import STATES
 
     operators = list(aten)
@@ -285,6 +288,7 @@ def markdown(pair: dict[str, str], results: list[dict[str, Any]], aten: Iterable
     lines += [f"| {state} | {count[state]} | {meaning} |" for state, meaning in STATES.items()]
     lines += ["", "| operator | state |", "|---|---|"]
     lines += [f"| `{operator.name}` | {operator.state} |" for operator in operators]
+    lines += ["", *functions]
     return "\n".join(lines) + "\n"
 
 

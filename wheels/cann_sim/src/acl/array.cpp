@@ -46,13 +46,14 @@ void triu(OpCall &op) { op.output(0).copy_(at::triu(op.input(0), op.get_int("dia
 // Fill(dims, value)
 void fill(OpCall &op) { op.output(0).fill_(op.input(1).reshape({}).to(op.output(0).scalar_type())); }
 
-// PadV3(x, paddings, constant_values): paddings are pairs (before, after), the first dimension's first.
+// PadV3(x, paddings, constant_values), Pad(x, paddings): paddings are pairs (before, after), the first dimension's first.
 void pad(OpCall &op) {
     std::vector<int64_t> pairs = op.ints(1), last_first;
     for (size_t i = pairs.size(); i >= 2; i -= 2) {
         last_first.insert(last_first.end(), {pairs[i - 2], pairs[i - 1]});
     }
-    op.output(0).copy_(at::constant_pad_nd(op.input(0), last_first, op.input(2).reshape({}).item()));
+    const at::Scalar value = op.num_inputs() > 2 ? op.input(2).reshape({}).item() : at::Scalar(0);
+    op.output(0).copy_(at::constant_pad_nd(op.input(0), last_first, value));
 }
 
 // GatherV2(x, indices, axis); the first batch_dims dimensions of x and indices belong together.
@@ -79,11 +80,81 @@ void reduce_sum(OpCall &op) {
 }
 
 // OneHot(x, depth, on_value, off_value), attribute axis; torch_npu uses it for one_hot. An index out of range gets no 1.
-void one_hot(OpCall &op) {
+// OneHotD has depth as an attribute.
+void write_one_hot(OpCall &op, int64_t depth, size_t on_value) {
     op.require(op.get_int("axis", -1) == -1, "axis must be -1 here");
     const at::Tensor index = op.input(0).to(at::kLong).unsqueeze(-1);
-    const at::Tensor hit = index == at::arange(op.ints(1).at(0), at::kLong);
-    op.output(0).copy_(at::where(hit, op.input(2).reshape({}), op.input(3).reshape({})));
+    const at::Tensor hit = index == at::arange(depth, at::kLong);
+    op.output(0).copy_(at::where(hit, op.input(on_value).reshape({}), op.input(on_value + 1).reshape({})));
+}
+
+void one_hot(OpCall &op) { write_one_hot(op, op.ints(1).at(0), 2); }
+
+void one_hot_d(OpCall &op) { write_one_hot(op, op.get_int("depth", 0), 1); }
+
+// ArgMaxWithValue(x) -> (index, value) along `dimension`, ArgMinWithValue. Of equal values the first one, as on the CPU.
+template <bool largest>
+void arg_with_value(OpCall &op) {
+    const int64_t dim = op.get_int("dimension", 0);
+    const bool keep = op.get_bool("keep_dims", false);
+    const auto [value, index] = largest ? op.input(0).max(dim, keep) : op.input(0).min(dim, keep);
+    op.output(0).copy_(index.view(op.output(0).sizes()));
+    op.output(1).copy_(value.view(op.output(1).sizes()));
+}
+
+// ArgMaxGrad(var, indices, updates): var with updates where indices points along `dimension`, which those two lack.
+void arg_max_grad(OpCall &op) {
+    const int64_t dim = op.get_int("dimension", 0);
+    op.output(0).copy_(op.input(0).scatter(dim, op.input(1).to(at::kLong).unsqueeze(dim),
+                                           op.input(2).to(op.input(0).scalar_type()).unsqueeze(dim)));
+}
+
+// StridedSlice(x, begin, end, strides), one of each per dimension; bit i of begin_mask and end_mask: from the start, to the
+// end of dimension i. torch_npu's own shape inference has no place for the other masks, nor for negative strides.
+void strided_slice(OpCall &op) {
+    const auto begin = op.ints(1), end = op.ints(2), strides = op.ints(3);
+    op.require(begin.size() == static_cast<size_t>(op.input(0).dim()), "begin needs a number per dimension");
+    for (const char *mask : {"ellipsis_mask", "new_axis_mask", "shrink_axis_mask"}) {
+        op.require(op.get_int(mask, 0) == 0, std::string(mask) + " is not simulated");
+    }
+    const int64_t open_begin = op.get_int("begin_mask", 0), open_end = op.get_int("end_mask", 0);
+    at::Tensor part = op.input(0);
+    for (size_t i = 0; i < begin.size(); ++i) {
+        op.require(strides[i] > 0, "strides must be positive here");
+        const auto dim = static_cast<int64_t>(i);
+        part = part.slice(dim, ((open_begin >> i) & 1) != 0 ? 0 : begin[i],
+                          ((open_end >> i) & 1) != 0 ? part.size(dim) : end[i], strides[i]);
+    }
+    op.output(0).copy_(part);
+}
+
+// ConfusionTransposeD(x): a transposition by `perm` and a reshape to `shape`, in the order that transpose_first says.
+void confusion_transpose(OpCall &op) {
+    const auto perm = op.get_ints("perm"), shape = op.get_ints("shape");
+    const at::Tensor &x = op.input(0);
+    op.output(0).copy_(op.get_bool("transpose_first", false) ? x.permute(perm).reshape(shape)
+                                                             : x.reshape(shape).permute(perm));
+}
+
+// Scatter(var, indices [B], updates [B, …]), reduce "update": per batch b, var[b] takes updates[b] at indices[b] along axis.
+void scatter(OpCall &op) {
+    op.require(op.get_string("reduce", "") == "update", "reduce must be update");
+    const at::Tensor &updates = op.input(2), index = op.input(1).to(at::kLong);
+    at::Tensor &var = op.output(0);
+    op.require(index.dim() == 1 && index.numel() == updates.size(0), "indices must have one number per batch");
+    if (var.data_ptr() != op.input(0).data_ptr()) {
+        var.copy_(op.input(0));
+    }
+    const int64_t axis = c10::maybe_wrap_dim(op.get_int("axis", 0), var.dim());
+    op.require(axis > 0, "axis must not be the batch's");
+    for (int64_t b = 0; b < updates.size(0); ++b) {
+        var[b].narrow(axis - 1, index[b].item<int64_t>(), updates.size(axis)).copy_(updates[b]);
+    }
+}
+
+// SortV2(x): the values alone, sorted along axis.
+void sort_values(OpCall &op) {
+    op.output(0).copy_(std::get<0>(op.input(0).sort(op.get_int("axis", -1), op.get_bool("descending", false))));
 }
 
 // InplaceIndexAdd(var, indices, updates), attribute axis
@@ -104,12 +175,21 @@ const Registration registered{
     {"AsStrided", as_strided},
     {"ViewCopy", view_copy},
     {"Fill", fill},
+    {"Pad", pad},
     {"PadV3", pad},
+    {"ArgMaxGrad", arg_max_grad},
+    {"ArgMaxWithValue", arg_with_value<true>},
+    {"ArgMinWithValue", arg_with_value<false>},
+    {"ConfusionTransposeD", confusion_transpose},
+    {"Scatter", scatter},
+    {"SortV2", sort_values},
+    {"StridedSlice", strided_slice},
     {"LogicalNot", logical_not},
     {"Triu", triu},
     {"GatherV2", gather},
     {"ReduceSum", reduce_sum},
     {"OneHot", one_hot},
+    {"OneHotD", one_hot_d},
     {"InplaceIndexAdd", index_add},
 };
 

@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <algorithm>
 #include <cmath>
 
 #include "acl/operators.h"
@@ -159,7 +160,49 @@ void decode_boxes(OpCall &op) {
                                  1));
 }
 
+// AnchorResponseFlags(ground truth [N, 4]) -> [height * width * num_base_anchors], 1 for all anchors of a cell of the feature
+// map in which a box has its centre. A centre outside of the map has no cell.
+void anchor_response_flags(OpCall &op) {
+    const auto size = op.get_ints("featmap_size"), strides = op.get_ints("strides");
+    op.require(size.size() == 2 && strides.size() == 2, "featmap_size and strides take two numbers");
+    const at::Tensor box = op.input(0).to(at::kFloat);
+    const auto cell = [&box](int64_t from, int64_t stride) {
+        return ((box.select(1, from) + box.select(1, from + 2)) * .5 / stride).floor().to(at::kLong);
+    };
+    const at::Tensor x = cell(0, strides[0]), y = cell(1, strides[1]);
+    const at::Tensor inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0]);
+    at::Tensor grid = at::zeros({size[0] * size[1]}, op.output(0).options());
+    grid.index_fill_(0, (y * size[1] + x).masked_select(inside), 1);
+    op.output(0).copy_(grid.repeat_interleave(op.get_int("num_base_anchors", 1)));
+}
+
+// GridAssignPositive(assigned [N], overlaps [K, N], responsible [N], max_overlaps [N], argmax_overlaps [N],
+// gt_max_overlaps [K], gt_argmax_overlaps [K], number of ground truths) -> assigned [N], 1 + the ground truth of a positive
+// anchor. mmdetection's GridAssigner, whose operator it is: first every responsible anchor with an overlap above pos_iou_thr,
+// then for each ground truth its best responsible anchors from min_pos_iou on.
+void grid_assign_positive(OpCall &op) {
+    const at::Tensor overlaps = op.input(1).to(at::kFloat), responsible = op.input(2).to(at::kBool);
+    at::Tensor assigned = op.input(0).clone();
+    const at::Tensor positive = (op.input(3).to(at::kFloat) > op.get_float("pos_iou_thr", 0)) & responsible;
+    assigned = at::where(positive, (op.input(4) + 1).to(assigned.scalar_type()), assigned);
+    const at::Tensor best = op.input(5).to(at::kFloat), best_at = op.input(6).to(at::kLong);
+    const int64_t count = std::min<int64_t>(op.input(7).reshape({}).to(at::kLong).item<int64_t>(), overlaps.size(0));
+    for (int64_t k = 0; k < count; ++k) {
+        if (best[k].item<float>() <= op.get_float("min_pos_iou", 0)) {
+            continue;
+        }
+        if (op.get_bool("gt_max_assign_all", true)) {
+            assigned.masked_fill_((overlaps[k] == best[k]) & responsible, k + 1);
+        } else if (responsible[best_at[k].item<int64_t>()].item<bool>()) {
+            assigned[best_at[k].item<int64_t>()] = k + 1;
+        }
+    }
+    op.output(0).copy_(assigned);
+}
+
 const Registration registered{
+    {"AnchorResponseFlags", anchor_response_flags},
+    {"GridAssignPositive", grid_assign_positive},
     {"Iou", iou},
     {"GIoU", overlap<Penalty::kGeneralized>},
     {"GIoUGrad", overlap_grad<Penalty::kGeneralized>},

@@ -66,11 +66,20 @@ void softmax_focal_loss_grad(OpCall &op) {
     op.output(0).copy_(slope * weight * (f.target - f.pred) * floats(op.input(2)));
 }
 
+// SoftmaxCrossEntropyWithLogits(logits [N, C], labels [N, C]) -> (loss [N], gradient of its sum [N, C])
+void softmax_cross_entropy(OpCall &op) {
+    const at::Tensor logits = floats(op.input(0)), labels = floats(op.input(1));
+    const at::Tensor logs = at::log_softmax(logits, -1);
+    op.output(0).copy_(-(labels * logs).sum(-1).view(op.output(0).sizes()));
+    op.output(1).copy_(logs.exp() - labels);
+}
+
 const Registration registered{
     {"SigmoidFocalLoss", sigmoid_focal_loss},
     {"SigmoidFocalLossGrad", sigmoid_focal_loss_grad},
     {"SoftmaxFocalLoss", softmax_focal_loss},
     {"SoftmaxFocalLossGrad", softmax_focal_loss_grad},
+    {"SoftmaxCrossEntropyWithLogits", softmax_cross_entropy},
 };
 
 }  // namespace

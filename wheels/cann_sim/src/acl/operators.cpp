@@ -181,3 +181,16 @@ std::string OpCall::get_string(const char *attribute, const std::string &fallbac
 void OpCall::require(bool holds, const std::string &rule) const { TORCH_CHECK(holds, "operator ", name_, ": ", rule); }
 
 }  // namespace cann_sim
+
+// For `python -m cann_sim coverage`: the names of the operators, separated by blanks.
+SIM_API const char *cann_sim_acl_operators() try {
+    static const std::string names = [] {
+        std::string text;
+        for (const auto &[name, function] : cann_sim::table()) {
+            text += name + " ";
+        }
+        return text;
+    }();
+    return names.c_str();
+}
+SIM_CATCH

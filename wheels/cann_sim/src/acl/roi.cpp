@@ -231,7 +231,72 @@ void roi_pooling_grad(OpCall &op) {
     op.output(0).copy_(total.narrow(2, 0, plane).view(op.output(0).sizes()));
 }
 
+// ---- position-sensitive RoI pooling (R-FCN): bin (i, j) of output channel c averages input channel (c G + i) G + j ----
+
+// Calls visit(input channel, output element, rows, columns) for each bin that is not empty; rows and columns are begin and
+// end. Rounding and limits: torch_npu's own test of the operator.
+template <typename Visit>
+void for_each_bin(OpCall &op, const at::Tensor &rois_by_image, int64_t height, int64_t width, Visit visit) {
+    const int64_t group = op.get_int("group_size", 1), outputs = op.get_int("output_dim", 1);
+    const float scale = static_cast<float>(op.get_float("spatial_scale", 1));
+    const at::Tensor rois = rois_by_image.to(at::kFloat).transpose(1, 2).reshape({-1, 5}).contiguous();
+    for (int64_t n = 0; n < rois.size(0); ++n) {
+        const float *roi = rois.data_ptr<float>() + 5 * n;
+        const float left = std::nearbyint(roi[1]) * scale, top = std::nearbyint(roi[2]) * scale;
+        const float bin_width = std::max(std::nearbyint(roi[3] + 1.f) * scale - left, .1f) / static_cast<float>(group);
+        const float bin_height = std::max(std::nearbyint(roi[4] + 1.f) * scale - top, .1f) / static_cast<float>(group);
+        const auto range = [](int64_t bin, float size, float from, int64_t most) {
+            const auto limit = [most](float edge) { return std::clamp<int64_t>(static_cast<int64_t>(edge), 0, most); };
+            return std::pair(limit(std::floor(static_cast<float>(bin) * size + from)),
+                             limit(std::ceil(static_cast<float>(bin + 1) * size + from)));
+        };
+        for (int64_t c = 0; c < outputs; ++c) {
+            for (int64_t i = 0; i < group; ++i) {
+                for (int64_t j = 0; j < group; ++j) {
+                    const auto rows = range(i, bin_height, top, height), columns = range(j, bin_width, left, width);
+                    if (rows.first < rows.second && columns.first < columns.second) {
+                        visit(static_cast<int64_t>(roi[0]), (c * group + i) * group + j,
+                              ((n * outputs + c) * group + i) * group + j, rows, columns);
+                    }
+                }
+            }
+        }
+    }
+}
+
+using Range = std::pair<int64_t, int64_t>;
+
+at::Tensor bin_of(const at::Tensor &image, int64_t channel, Range rows, Range columns) {
+    return image.select(0, channel).slice(0, rows.first, rows.second).slice(1, columns.first, columns.second);
+}
+
+// PSROIPoolingV2(x [B, C G G, H, W], rois [B, 5, N]) -> [B N, C, G, G]
+void ps_roi_pooling(OpCall &op) {
+    const at::Tensor x = floats(op.input(0));
+    at::Tensor y = at::zeros(op.output(0).sizes());
+    for_each_bin(op, op.input(1), x.size(2), x.size(3),
+                 [&](int64_t image, int64_t channel, int64_t element, Range rows, Range columns) {
+                     op.require(image >= 0 && image < x.size(0), "a roi's image does not exist");
+                     y.view(-1)[element] = bin_of(x[image], channel, rows, columns).mean();
+                 });
+    op.output(0).copy_(y);
+}
+
+// PSROIPoolingGradV2D(gradient, rois) -> gradient of x
+void ps_roi_pooling_grad(OpCall &op) {
+    const at::Tensor gradient = floats(op.input(0)).reshape(-1);
+    at::Tensor x = at::zeros(op.output(0).sizes());
+    for_each_bin(op, op.input(1), x.size(2), x.size(3),
+                 [&](int64_t image, int64_t channel, int64_t element, Range rows, Range columns) {
+                     at::Tensor bin = bin_of(x[image], channel, rows, columns);
+                     bin.add_(gradient[element] / static_cast<double>(bin.numel()));
+                 });
+    op.output(0).copy_(x);
+}
+
 const Registration registered{
+    {"PSROIPoolingV2", ps_roi_pooling},
+    {"PSROIPoolingGradV2D", ps_roi_pooling_grad},
     {"ROIAlign", roi_align},
     {"ROIAlignGrad", roi_align_grad},
     {"RoiPoolingWithArgMax", roi_pooling},

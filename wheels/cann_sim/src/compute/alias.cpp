@@ -84,6 +84,11 @@ void describe(c10::StorageImpl *storage, const c10::TensorImpl *tensor) {
     desc.data_type_ = tensor->dtype();
 }
 
+torch_npu::NPUStorageDesc &description(const at::Tensor &npu) {
+    c10::StorageImpl *storage = npu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+    return static_cast<torch_npu::NPUStorageImpl *>(storage)->npu_desc_;
+}
+
 c10::intrusive_ptr<c10::StorageImpl> make_npu_storage(size_t bytes, c10::DataPtr data) {
     static const auto create = c10::GetStorageImplCreate(c10::DeviceType::PrivateUse1);
     return create(c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(bytes)), std::move(data),
@@ -157,6 +162,13 @@ at::Tensor wrap_on_npu(const at::Tensor &cpu, c10::Device device) {
         impl->set_wrapped_number(true);
     }
     return at::Tensor(std::move(impl));
+}
+
+int64_t npu_format(const at::Tensor &npu) { return description(npu).npu_format_; }
+
+void set_npu_format(const at::Tensor &npu, int64_t format) {
+    auto &desc = description(npu);
+    desc.npu_format_ = desc.origin_format_ = static_cast<aclFormat>(format);
 }
 
 void adopt_resize(const at::Tensor &npu, const at::Tensor &cpu) {

@@ -82,6 +82,8 @@ public:
         const auto &arguments = npu_op.schema().arguments();
         for (const auto &argument : arguments) {
             written_.push_back(argument.alias_info() != nullptr && argument.alias_info()->isWrite());
+            rounding_mode_ =
+                argument.name() == "rounding_mode" ? static_cast<int>(written_.size()) - 1 : rounding_mode_;
             generator_ = generator_ >= 0 || argument.type()->str() != "Generator?"
                              ? generator_
                              : static_cast<int>(written_.size()) - 1;
@@ -107,6 +109,9 @@ public:
             check_task_queue();
             torch_npu_kernel_.callBoxed(op, kNpu, stack);
             return;
+        }
+        if (rounding_mode_ >= 0) {
+            check_rounding_mode((*stack)[base + static_cast<size_t>(rounding_mode_)]);
         }
         const c10::OptionalDeviceGuard device_guard(device);
         if (!device.has_value()) {
@@ -163,6 +168,13 @@ public:
     }
 
 private:
+    // op-plugin's own check of div, whose error has a code of torch_npu that programs look for.
+    static void check_rounding_mode(const c10::IValue &mode) {
+        TORCH_CHECK(mode.isNone() || mode.toStringView() == "floor" || mode.toStringView() == "trunc",
+                    "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found '",
+                    mode.toStringView(), "'\nERR01001 OPS invalid parameter");
+    }
+
     void call(torch::jit::Stack *stack) {
         const DeviceAllocation on_device;
         cann_sim::entry_of(cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
@@ -294,6 +306,7 @@ private:
     bool draws_random_ = false;
     int host_result_ = -1;       // the return value that stays on the CPU
     int generator_ = -1;         // position of the Generator? argument
+    int rounding_mode_ = -1;     // position of that argument, which div has
     std::vector<char> written_;  // per argument
     std::vector<int> returns_;   // per return value: the argument that it is, or -1 for a new tensor
 };
@@ -386,6 +399,7 @@ const bool loaded = [] {
     register_composites();
     register_npu_ops();
     register_npu_attention();
+    register_npu_transformers();
     register_plugin_hooks();
     return true;
 }();

@@ -9,6 +9,7 @@
 #include "compute/compute.h"
 #include "compute/formulas.h"
 #include "compute/levels.h"
+#include "runtime/abi.h"
 
 namespace cann_sim {
 
@@ -18,7 +19,7 @@ namespace {
 
 at::Tensor dtype_cast(const at::Tensor &input, at::ScalarType dtype) {
     if (input.scalar_type() == dtype) {
-        return input;
+        return at::alias(input);  // not `input` itself: autograd gives the result a history, and a leaf has none
     }
     finish_queued_operators(input.device());
     const DeviceAllocation on_device;
@@ -27,10 +28,55 @@ at::Tensor dtype_cast(const at::Tensor &input, at::ScalarType dtype) {
 
 at::Tensor &dtype_cast_(at::Tensor &input, const at::Tensor &source) { return input.copy_(source); }
 
-// Private memory formats (NC1HWC0, FRACTAL_NZ, …) do not exist on the simulated device: a cast keeps the values.
-at::Tensor format_cast(const at::Tensor &input, int64_t, std::optional<int64_t>) { return input; }
-at::Tensor format_cast_private(const at::Tensor &input, int64_t) { return input; }
-at::Tensor &format_cast_(at::Tensor &input, int64_t, std::optional<int64_t>) { return input; }
+// ---- memory formats ----
+// A tensor says the format that was asked for (torch_npu.get_npu_format) and its storage has that format's size. The data
+// lies in it as in every other tensor: the padding and the order of a private format (NC1HWC0, FRACTAL_NZ, …) are for the
+// cores of an NPU.
+
+at::Tensor empty_in_format(const at::Tensor &like, int64_t format) {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("npu::unsafe_empty_with_format", "")
+            .typed<at::Tensor(at::IntArrayRef, std::optional<at::ScalarType>, std::optional<at::Layout>,
+                              std::optional<at::Device>, std::optional<bool>, int64_t, bool)>();
+    return op.call(like.sizes(), like.scalar_type(), at::kStrided, like.device(), std::nullopt, format, true);
+}
+
+bool is_private(int64_t format) {
+    return format != ACL_FORMAT_NCHW && format != ACL_FORMAT_NHWC && format != ACL_FORMAT_ND &&
+           format != ACL_FORMAT_NCDHW;
+}
+
+// As torch_npu's own: the tensor itself where no data would move, with its new name between formats that are not private.
+at::Tensor format_cast(const at::Tensor &input, int64_t format, std::optional<int64_t>) {
+    if (npu_format(input) == format) {
+        return input;
+    }
+    if (!is_private(npu_format(input)) && !is_private(format)) {
+        set_npu_format(input, format);
+        return input;
+    }
+    const at::Tensor result = empty_in_format(input, format);
+    finish_queued_operators(input.device());
+    alias_on_cpu(result).copy_(alias_on_cpu(input));
+    return result;
+}
+
+at::Tensor format_cast_private(const at::Tensor &input, int64_t format) {
+    return format_cast(input, format, std::nullopt);
+}
+
+at::Tensor &format_cast_(at::Tensor &input, int64_t format, std::optional<int64_t>) {
+    const at::Tensor result = format_cast(input, format, std::nullopt);
+    if (result.is_same(input)) {
+        return input;
+    }
+    c10::TensorImpl *impl = input.unsafeGetTensorImpl();
+    impl->set_storage_keep_dtype(result.storage());
+    impl->set_sizes_and_strides(result.sizes(), result.strides());
+    impl->set_storage_offset(result.storage_offset());
+    return input;
+}
 
 // ---- dropout: mask 1 = kept ----
 
@@ -42,6 +88,26 @@ std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor &input, double p) {
 
 at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, double p) {
     return at::mul(gradient, mask).mul_(p < 1 ? 1 / (1 - p) : 0);
+}
+
+// ---- losses ----
+
+// The CPU's own, but half precision in float32 and rounded once, as an NPU is expected to (torch_npu's test allows 1e-3).
+at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const std::optional<at::Tensor> &weight,
+                           const std::optional<at::Tensor> &positive, int64_t reduction) {
+    finish_queued_operators(input.device());
+    const DeviceAllocation on_device;
+    const auto wide = [](const at::Tensor &tensor) {
+        const at::Tensor cpu = tensor.is_privateuseone() ? alias_on_cpu(tensor) : tensor;
+        return cpu.to(at::promoteTypes(cpu.scalar_type(), at::kFloat));
+    };
+    const auto if_given = [&wide](const std::optional<at::Tensor> &tensor) {
+        return tensor.has_value() && tensor->defined() ? std::optional(wide(*tensor)) : std::nullopt;
+    };
+    const at::Tensor loss = at::binary_cross_entropy_with_logits(wide(input), wide(target), if_given(weight),
+                                                                 if_given(positive), reduction);
+    const at::ScalarType type = at::promoteTypes(input.scalar_type(), target.scalar_type());
+    return wrap_on_npu(loss.to(c10::isFloatingType(type) ? type : loss.scalar_type()), input.device());
 }
 
 // ---- indexing ----
@@ -185,6 +251,7 @@ void register_npu_ops() {
     };
     simulate(aten, "aten", "matmul_backward", TORCH_FN(matmul_backward));
     simulate(aten, "aten", "_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
+    simulate(aten, "aten", "binary_cross_entropy_with_logits", TORCH_FN(bce_with_logits));
     static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__,
                                    __LINE__);
     autograd.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));

@@ -30,7 +30,16 @@ void remember_queue_failure(const std::string &message) {
     }
 }
 
+// torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator has
+// memory for.
+const char *const kLostFork =
+    "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' start "
+    "method";
+
 std::string queue_failure() {
+    if (is_lost_fork()) {
+        return kLostFork;
+    }
     if (!failed.load(std::memory_order_relaxed)) {
         return {};
     }
@@ -40,17 +49,9 @@ std::string queue_failure() {
            "operator raises its error where it is called, and the process can go on.";
 }
 
-void check_fork() {
-    // torch_npu's own words for it. It says so itself only where multiprocessing forks, and not of what its allocator
-    // has memory for.
-    TORCH_CHECK(
-        !is_lost_fork(),
-        "Cannot re-initialize NPU in forked subprocess. To use NPU with multiprocessing, you must use the 'spawn' "
-        "start method");
-}
+void check_fork() { TORCH_CHECK(!is_lost_fork(), kLostFork); }
 
 void check_task_queue() {
-    check_fork();
     const std::string text = queue_failure();
     TORCH_CHECK(text.empty(), text);
 }

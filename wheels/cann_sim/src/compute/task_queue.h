@@ -12,10 +12,10 @@ void remember_queue_failure(const std::string &message);
 // Throws if this process is a fork of one that used a device: it has no queue and no device.
 void check_fork();
 
-// What failed on the queue's thread, and what that means; empty if nothing did.
+// What failed on the queue's thread, or that this process is such a fork, and what that means; empty if nothing did.
 std::string queue_failure();
 
-// Throws if an operator failed on the queue, or check_fork does.
+// Throws queue_failure.
 void check_task_queue();
 
 }  // namespace cann_sim

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "runtime/aclnn.h"
+#include "runtime/interpreter_lock.h"
 #include "runtime/one_tree.h"
 #include "runtime/state.h"
 
@@ -25,6 +26,7 @@ const AclnnHooks *hooks_for(const Function &function) {
 
 int plan(const Function &function, const Value *values, uint64_t *workspace, aclOpExecutor **executor) noexcept {
     try {
+        note_interpreter_lock();
         const AclnnHooks *hooks = hooks_for(function);
         if (hooks == nullptr) {
             return kInnerError;
@@ -54,7 +56,11 @@ int execute(aclOpExecutor *executor) noexcept {
     }
     const std::unique_ptr<aclOpExecutor> owned(executor);
     const AclnnHooks *hooks = hooks_for(*owned->function);
-    return hooks == nullptr ? kInnerError : hooks->run(*owned);
+    const int status = hooks == nullptr ? kInnerError : hooks->run(*owned);
+    if (status != 0) {
+        retake_interpreter_lock();
+    }
+    return status;
 }
 
 }  // namespace cann_sim

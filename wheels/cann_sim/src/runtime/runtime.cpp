@@ -291,22 +291,10 @@ SIM_API aclError aclrtGetDeviceResLimit(int32_t, cann_sim::Parameter<1, decltype
     return ACL_SUCCESS;
 }
 
-namespace {
-
-// A2 (910B1 to B4-1) and A3 (910_93xx) have bf16 and the INF/NaN overflow mode, which torch_npu selects there; older
-// generations and 310P/310B saturate (torch_npu/csrc/core/npu/NpuVariables.cpp: IsSupportInfNan, IsBF16Supported).
-bool has_inf_nan() {
-    const std::string &soc = cann_sim::config().soc;
-    const std::string a2 = "Ascend910B", a3 = "Ascend910_";
-    return soc.compare(0, a3.size(), a3) == 0 || (soc.compare(0, a2.size(), a2) == 0 && soc.size() > a2.size());
-}
-
-}  // namespace
-
 SIM_API aclError aclGetCannAttributeList(const aclCannAttr **list, size_t *num) try {
     static const aclCannAttr attributes[] = {ACL_CANN_ATTR_JIT_COMPILE, ACL_CANN_ATTR_INF_NAN, ACL_CANN_ATTR_BF16};
     *list = attributes;
-    *num = has_inf_nan() ? 3 : 1;
+    *num = cann_sim::has_inf_nan() ? 3 : 1;
     return ACL_SUCCESS;
 }
 SIM_CATCH
@@ -314,7 +302,7 @@ SIM_CATCH
 SIM_API aclError aclGetCannAttribute(aclCannAttr attribute, int32_t *value) try {
     switch (attribute) {
         case ACL_CANN_ATTR_INF_NAN:
-        case ACL_CANN_ATTR_BF16: *value = has_inf_nan() ? 1 : 0; return ACL_SUCCESS;
+        case ACL_CANN_ATTR_BF16: *value = cann_sim::has_inf_nan() ? 1 : 0; return ACL_SUCCESS;
         case ACL_CANN_ATTR_JIT_COMPILE: *value = 0; return ACL_SUCCESS;
         default: return fail(ACL_ERROR_INVALID_PARAM, "aclGetCannAttribute: unknown attribute");
     }
@@ -329,7 +317,11 @@ SIM_API aclError aclrtSetOpExecuteTimeOut(uint32_t seconds) try {
     return ACL_SUCCESS;
 }
 SIM_CATCH
-SIM_API aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode) { return ACL_SUCCESS; }
+SIM_API aclError aclrtSetDeviceSatMode(aclrtFloatOverflowMode mode) try {
+    cann_sim::set_overflow_saturates(mode == ACL_RT_OVERFLOW_MODE_SATURATION);
+    return ACL_SUCCESS;
+}
+SIM_CATCH
 SIM_API aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
 SIM_API aclError aclrtGetLastError(aclrtLastErrLevel) { return ACL_SUCCESS; }
 SIM_API aclError aclrtGetMemUceInfo(int32_t, aclrtMemUceInfo *, size_t, size_t *found) {
@@ -400,6 +392,31 @@ SIM_API aclError aclrtSetStreamOverflowSwitch(aclrtStream stream, uint32_t flag)
 }
 SIM_API aclError aclrtGetStreamOverflowSwitch(aclrtStream stream, uint32_t *flag) {
     *flag = static_cast<Stream *>(stream)->overflow_switch;
+    return ACL_SUCCESS;
+}
+
+// ---- captured graphs (torch.npu.NPUGraph): refused where a capture begins ----
+// torch_npu asks for a capture's state at each later allocation, also of the process that was refused one.
+
+namespace {
+
+aclError refuse_graph() {
+    return fail(ACL_ERROR_FEATURE_UNSUPPORTED,
+                "EE1001: cann_sim does not simulate captured graphs (torch.npu.NPUGraph, torch.npu.graph, "
+                "make_graphed_callables): run the operators one by one");
+}
+
+}  // namespace
+
+SIM_API aclError aclmdlRICaptureBegin(aclrtStream, aclmdlRICaptureMode) try { return refuse_graph(); }
+SIM_CATCH
+SIM_API aclError aclmdlRICaptureEnd(aclrtStream, aclmdlRI *) try { return refuse_graph(); }
+SIM_CATCH
+SIM_API aclError aclmdlRIExecuteAsync(aclmdlRI, aclrtStream) try { return refuse_graph(); }
+SIM_CATCH
+SIM_API aclError aclmdlRICaptureGetInfo(aclrtStream, aclmdlRICaptureStatus *status, aclmdlRI *graph) {
+    *status = ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+    *graph = nullptr;
     return ACL_SUCCESS;
 }
 

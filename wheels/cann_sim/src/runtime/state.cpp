@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -150,6 +151,25 @@ void set_current_device(int device) {
     static_cast<void>(watched);
     thread_device = device;
 }
+
+bool has_inf_nan() {
+    const std::string &soc = config().soc;
+    const std::string a2 = "Ascend910B", a3 = "Ascend910_";
+    return soc.compare(0, a3.size(), a3) == 0 || (soc.compare(0, a2.size(), a2) == 0 && soc.size() > a2.size());
+}
+
+namespace {
+
+std::atomic<bool> &saturates() {
+    static std::atomic<bool> mode{!has_inf_nan()};
+    return mode;
+}
+
+}  // namespace
+
+bool overflow_saturates() { return saturates(); }
+
+void set_overflow_saturates(bool wanted) { saturates() = wanted; }
 
 bool is_lost_fork() { return lost_fork; }
 

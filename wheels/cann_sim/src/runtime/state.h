@@ -32,6 +32,14 @@ void set_current_device(int device);
 
 int logical_device_count();
 
+// A2 (910B1 to B4-1) and A3 (910_93xx) have bf16 and the INF/NaN overflow mode, which torch_npu selects there; older
+// generations and 310P/310B saturate (torch_npu/csrc/core/npu/NpuVariables.cpp: IsSupportInfNan, IsBF16Supported).
+bool has_inf_nan();
+
+// Whether the devices' mode is the one in which an overflow is the largest number and raises a flag.
+__attribute__((visibility("default"))) bool overflow_saturates();
+void set_overflow_saturates(bool saturates);
+
 // Whether this process is a fork of one that had used a device. It has the parent's objects and none of its devices.
 __attribute__((visibility("default"))) bool is_lost_fork();
 
