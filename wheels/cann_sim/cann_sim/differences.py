@@ -67,7 +67,7 @@ def page(shown: list[tuple[dict[str, Any], str, str]]) -> str:
         "# Where torch_npu differs from torch",
         "",
         f"Made by `python -m cann_sim differences` with {versions}; every call ran, at level aclnn. These are",
-        "torch_npu's own: its kernels reach CANN with these arguments on a card, too. **Simulated**: values are the CPU's.",
+        "torch_npu's own: its kernels reach CANN with these arguments on a card, too. **Simulated**: the CPU's values.",
         "",
         "| what | on the CPU | on the NPU | write instead | where in torch_npu |",
         "|---|---|---|---|---|",
