@@ -17,6 +17,9 @@ set_runtime() {
     # cores, so nothing can overlap, and the queue's threads poll (measured: a fifth of a core for each rank).
     if [[ -e ${ASCEND_HOME_PATH:-}/lib64/libcann_sim_compute.so ]]; then
         default TASK_QUEUE_ENABLE 0
+        # Kernels' threads that spin while they wait for each other take the cores from one another as soon as anything else
+        # runs here (measured beside ten other processes: 8 s a picture with two threads, 0.1 s without spinning).
+        default OMP_WAIT_POLICY passive
     else
         default TASK_QUEUE_ENABLE 1
     fi

@@ -12,8 +12,7 @@ import pytest
 import torch
 from blendmask.config import load
 from blendmask.model import BlendMask
-from blendmask_goldens import entry, fill_model, goldens, sample, state_shapes
-from torchvision.ops import box_iou
+from blendmask_goldens import entry, fill_model, goldens, match, sample, state_shapes
 
 CONFIGS = Path(blendmask.__file__).parent / "configs"
 DEPTHS = ("r50", "r101")
@@ -69,22 +68,14 @@ def test_detections_are_the_originals(filled: tuple[BlendMask, dict[str, Any]]) 
     for number, result in enumerate(results):
         objects = result["instances"]
         assert {value.device.type for value in (objects.scores, objects.pred_masks)} == {"cpu"}
-        boxes = torch.from_numpy(golden[f"eval/{number}/boxes"])
-        classes = torch.from_numpy(golden[f"eval/{number}/classes"].astype(np.int64))
-        scores = torch.from_numpy(golden[f"eval/{number}/scores"])
-        assert len(objects) == len(boxes)
-        alike = box_iou(boxes, objects.pred_boxes.tensor) * (classes[:, None] == objects.pred_classes)
-        # Several boxes can be the same one: of those, the one with the nearest score.
-        alike -= (scores[:, None] - objects.scores).abs()
-        mine = alike.argmax(dim=1)
-        assert len(set(mine.tolist())) == len(boxes)
-        assert (objects.scores[mine] - scores).abs().max() < 1e-4
-        assert (objects.pred_boxes.tensor[mine] - boxes).abs().max() < 0.01
         masks = np.unpackbits(golden[f"eval/{number}/masks"]).astype(bool)
-        masks = masks.reshape(-1, *objects.pred_masks.shape[1:])[:20]
-        own = objects.pred_masks[mine[:20]].numpy()
-        both, either = (own & masks).sum(axis=(1, 2)), (own | masks).sum(axis=(1, 2))
-        assert (both >= 0.99 * either).all()
+        match(
+            objects,
+            boxes=golden[f"eval/{number}/boxes"],
+            scores=golden[f"eval/{number}/scores"],
+            classes=golden[f"eval/{number}/classes"],
+            masks=masks.reshape(-1, *objects.pred_masks.shape[1:])[:20],
+        )
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -179,7 +179,15 @@ def test_inference_draws_and_lists(data: Path, trained: Path, tmp_path: Path) ->
         scores = [one["score"] for one in image["detections"]]
         assert scores == sorted(scores, reverse=True)
         assert {one["category"] for one in image["detections"]} <= set(content["categories"])
-    assert content["latency"]["calls"] == 2
+    assert content["latency"]["steady"]["calls"] == 2
+
+
+def test_speed_is_measured_without_an_npu_too(data: Path, trained: Path, tmp_path: Path) -> None:
+    run("speed", data, tmp_path, "--images=2", CHECKPOINT=str(trained / "best.pth"))
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert content["fixed"]["first_call"]["device"] > 0
+    assert len(content["pictures"]["calls"]) == 2
+    assert content["fixed"]["memory"] is None
 
 
 OWN = """

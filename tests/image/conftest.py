@@ -115,7 +115,11 @@ def small_context(folder: Path, text: str = "echo first") -> Path:
     (context / "scripts/train.sh").write_text(f"#!/bin/bash\n{text}\n")
     (context / "scripts/train.sh").chmod(0o755)
     locked = lockfiles.packages_lock(STACK.packages).read_text()
-    for name, package in (("torch.txt", "six"), ("build.txt", "setuptools"), ("packages.txt", "pyyaml")):
+    for name, package in (
+        ("torch.txt", "packaging"),
+        ("build.txt", "setuptools"),
+        ("packages.txt", "pyyaml"),
+    ):
         start = locked.index(f"\n{package}==") + 1
         body = locked[start:].splitlines()
         end = next(number for number, line in enumerate(body) if not line.endswith("\\"))
@@ -148,7 +152,7 @@ def build_small(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> B
     (paths.BUILD / "image").mkdir(parents=True)
 
     def build(context: Path, tag: str, **more: bool) -> str:
-        arguments = {"PYTHON": STACK.python, "IMPORTS": "six,yaml yaml,six"}
+        arguments = {"PYTHON": STACK.python, "IMPORTS": "packaging,yaml yaml,packaging"}
         with pytest.MonkeyPatch.context() as tools:
             tools.setattr("ascendet.envs.venv.tools_pip", lambda: [os.sys.executable, "-m", "pip"])  # type: ignore[attr-defined]
             image.build(context, machine, base_facts, arguments, {}, tag, **more)

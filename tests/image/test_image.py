@@ -306,7 +306,7 @@ import sys
 from pathlib import Path
 from ascendet.machine import engine
 engine.run("build", "--progress=plain", "--tag={KILLED}", "--file={paths.ROOT / "docker/Dockerfile"}",
-           "--build-arg=BASE_IMAGE=" + sys.argv[1], "--build-arg=IMPORTS=six", sys.argv[2], log=Path(sys.argv[3]))
+           "--build-arg=BASE_IMAGE=" + sys.argv[1], "--build-arg=IMPORTS=packaging", sys.argv[2], log=Path(sys.argv[3]))
 """
     base = next(
         tag for tag in engine.run("images", "--format={{.Repository}}:{{.Tag}}").split() if "cann-sim" in tag

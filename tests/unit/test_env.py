@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ascendet import paths
+from ascendet.containers import bundle
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.envs import activation, venv
@@ -343,3 +344,19 @@ def test_relock_asks_a_package_without_running_what_is_not_locked(published: Pat
     assert "maker" in done.stdout + done.stderr
     without = {name: value for name, value in lock._environ().items() if name != "PIP_BUILD_CONSTRAINT"}
     assert subprocess.run(command, env=without, capture_output=True, check=False).returncode == 0
+
+
+def test_a_bundle_takes_a_package_without_running_what_is_not_locked(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(venv, "tools_pip", lambda: [sys.executable, "-m", "pip"])
+    monkeypatch.setattr(venv, "local_wheels", lambda _: paths.CACHE / "wheels")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(published))
+    locked = lock_of(published, "thing-1.tar.gz")
+    monkeypatch.setattr(bundle, "_lock_files", lambda _: [locked])
+    with pytest.raises(AscendetError, match="command-failed"):
+        list(bundle._wheels(STACK))
+    lock_of(published, "maker-1-py3-none-any.whl", "thing-1.tar.gz")
+    names = {name.rpartition("/")[2] for name, _ in bundle._wheels(STACK)}
+    assert names == {"maker-1-py3-none-any.whl", "thing-1.tar.gz"}

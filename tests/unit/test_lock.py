@@ -79,6 +79,14 @@ def test_setuptools_keeps_pkg_resources() -> None:
         assert int(version.split(".")[0]) < 82
 
 
+@pytest.mark.parametrize("name", lockfiles.package_lists())
+def test_each_lock_has_what_builds_its_packages(name: str) -> None:
+    """Environments, images and bundles build those without wheels with it; its part of the lock has the hashes."""
+    part = lockfiles.part(lockfiles.packages_lock(name).read_text(encoding="utf-8"), {"setuptools"})
+    assert list(lockfiles.pins(part)) == ["setuptools"]
+    assert "--hash=sha256:" in part
+
+
 def test_torch_npus_undeclared_needs_are_locked() -> None:
     needs = {"pyyaml", "psutil", "decorator", "attrs", "scipy", "cloudpickle"}
     for one in stack.load_all().values():

@@ -94,6 +94,22 @@ def test_an_operator_without_an_npu_kernel_may_be_let_pass(script: Path, tmp_pat
     assert (error.exit_code, error.found, error.hint) == (37, "model.py:7", "make train NPU_FALLBACK=warn")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("config-unsupported", "edit it, then: make train"),
+        ("config-invalid", "edit it, then: make train"),
+        ("checkpoint-missing", "make weights, or CHECKPOINT=<file>"),
+    ],
+)
+def test_what_a_configuration_asks_in_vain_has_a_next_command(
+    name: str, hint: str, script: Path, tmp_path: Path
+) -> None:
+    content = {"name": name, "what": "it says"}
+    script.write_text(f"echo '{json.dumps(content)}' >{tmp_path}/error.json\nexit 1\n")
+    assert fails(name, execute, tmp_path).hint == hint
+
+
 def test_an_error_of_an_earlier_attempt_is_not_told_again(script: Path, tmp_path: Path) -> None:
     (tmp_path / "error.json").write_text('{"name": "data-invalid", "what": "before"}')
     script.write_text("echo '[rank0]: ValueError: now'\nexit 1\n")

@@ -85,7 +85,7 @@ def find(stack: Stack, model: str) -> OwnConfig | None:
             "MODEL must be a file with a name of its own",
             expected=f"another name than {', '.join(stack.models)}",
             found=f"MODEL={model}",
-            hint=f"mv '{model}' <another name>.yaml",
+            hint=f"MODEL={own.name}, or a copy of the file with another name",
         )
     return own
 

@@ -53,15 +53,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             environ=environ,
             log=work / _LOG,
             target=aim,
-            inputs=[assets.root(), data.resolve(), checkpoint],
+            inputs=[assets.root(), data.resolve(), *aim.files, checkpoint],
             arguments=[f"--images={count}"],
         )
         program.execute(run)
         facts = {
             "stage": "speed",
             "inputs": {
-                "model": aim.model,
-                "dataset": aim.dataset,
+                **aim.inputs,
                 "data": (manifest.read(data) or {}).get("key"),
                 "checkpoint": files.digest(checkpoint),
             },

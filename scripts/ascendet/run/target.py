@@ -29,6 +29,7 @@ from ascendet.wheels import install
 # Settings of scripts/runtime.sh that the caller may set; it keeps their values.
 RUNTIME = (
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
     "TASK_QUEUE_ENABLE",
     "PYTORCH_NPU_ALLOC_CONF",
     "HCCL_CONNECT_TIMEOUT",

@@ -100,8 +100,9 @@ class Trainer:
         )
         self.done = 0
         self.best = -1.0
-        self.steps: list[Step] = []
-        self.since = time.monotonic()
+        self.steps: list[Step] = []  # whose losses are still on the device
+        self.unlogged: list[dict[str, float]] = []  # losses that the next row of progress is the mean of
+        self._start_clock()
 
     # -- the loop --
 
@@ -126,7 +127,7 @@ class Trainer:
             Pictures(self.pictures, Mapper(self.cfg, training=True)), batches, self.cfg.DATALOADER.NUM_WORKERS
         )
         self.model.train()
-        self.since = time.monotonic()
+        self._start_clock()
         with self._board() as self.board:
             items = iter(loader)
             while self.done < self.plan.steps:
@@ -178,8 +179,11 @@ class Trainer:
         saving = end or self.done % self.plan.save == 0
         validating = end or self.done % self.plan.validate == 0
         stopping = interruption.is_last(self.done)
-        if saving or validating or stopping or self.done % _LOG == 0:
+        logging = saving or validating or self.done % _LOG == 0
+        if logging or stopping:
             self.read_losses()
+        if logging and self.rank.first:
+            self._log()
         if saving:
             self.save(f"step_{self.done}.pth")
         if stopping and not end:
@@ -195,7 +199,7 @@ class Trainer:
     # -- losses --
 
     def read_losses(self) -> None:
-        """Copy the losses from the device and log them; end all ranks where one is not finite.
+        """Copy the losses from the device; end all ranks where one is not finite.
 
         All ranks call it after the same steps. Neither a loss that is not finite nor what it leads to is ever saved.
         """
@@ -215,16 +219,17 @@ class Trainer:
         if first.item() < math.inf:
             self._end(self._describe(bad) if bad and bad[0][0].number == first.item() else None)
         if self.rank.first:
-            self._log(steps, rows)
+            self.unlogged += [
+                dict(zip(step.names, row, strict=True)) for step, row in zip(steps, rows, strict=True)
+            ]
 
-    def _log(self, steps: Sequence[Step], rows: Sequence[Sequence[float]]) -> None:
-        now = time.monotonic()
-        seconds = (now - self.since) / len(steps)
-        self.since = now
-        losses = {
-            name: sum(row[place] for row in rows) / len(rows) for place, name in enumerate(steps[-1].names)
-        }
-        loss, lr = sum(losses.values()), steps[-1].lr
+    def _log(self) -> None:
+        """Write a row of progress: the mean of the losses since the last one, also of those before an interruption."""
+        seconds = (time.monotonic() - self.since) / (self.done - self.since_step)
+        self._start_clock()
+        rows, self.unlogged = self.unlogged, []
+        losses = {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+        loss, lr = sum(losses.values()), self.optimizer.param_groups[0]["lr"]
         memory = torch.npu.max_memory_allocated() / 2**20 if self.rank.device.type == "npu" else None
         progress.write(
             "train",
@@ -240,6 +245,10 @@ class Trainer:
         )
         for name, value in {**losses, "loss": loss, "lr": lr, "seconds": seconds}.items():
             self.board.add_scalar(f"train/{name}", value, self.done)
+
+    def _start_clock(self) -> None:
+        """Begin to measure the time per step."""
+        self.since, self.since_step = time.monotonic(), self.done
 
     def _describe(self, bad: Sequence[tuple[Step, str, float]]) -> str:
         """Return one line about the losses that are not finite, those of the first such step."""
@@ -287,6 +296,7 @@ class Trainer:
                 "lr": self.plan.lr,
                 "classes": list(self.validating.classes),
                 "best": self.best,
+                "unlogged": self.unlogged,  # of interrupted.pth alone: others are saved after a row of progress
             },
         }
         checkpoints.write(content, self.work / name)
@@ -315,6 +325,7 @@ class Trainer:
         images = self.plan.batch.effective
         self.done = round(meta["step"] * meta["images_per_step"] / images)
         self.best = meta["best"]
+        self.unlogged = list(meta.get("unlogged", ()))
         if self.rank.first and (meta["images_per_step"], meta["lr"]) != (images, self.plan.lr):
             progress.write(
                 "note",
@@ -342,7 +353,7 @@ class Trainer:
         if ap[0].item() > self.best:
             self.best = ap[0].item()
             self.save(BEST)
-        self.since = time.monotonic()
+        self._start_clock()
 
     # -- ranks --
 
