@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+from pathlib import Path
 
 from ascendet import paths
 from ascendet.core.options import add_stack_option
@@ -20,16 +21,35 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Compare all operators on cann_sim, whatever NPU is; write the table when none is left."""
+    """Compare all operators on cann_sim, whatever NPU is, at levels aten and all; then write the tables."""
     stack = Stack.load(args.stack)
     python = env.ensure_base(stack, "sim")
-    options = ["--state", str(paths.BUILD / "report" / f"coverage-{stack.name}.jsonl")]
-    if stack.name == next(iter(load_all())):  # the table that is kept is the first stack's
-        options += ["--markdown", str(paths.WHEELS / "cann_sim" / "COVERAGE.md")]
-    options += ["--seconds", str(args.seconds)] if args.seconds else []
-    options += ["--json"] if args.json else []
+    kept = stack.name == next(iter(load_all()))  # the tables that are kept are the first stack's
+    wheel = paths.WHEELS / "cann_sim"
+    table = {
+        "aten": ["--markdown", str(wheel / "COVERAGE.md")],
+        "all": ["--hold-back", str(wheel / "opapi/held_back.tsv")],
+    }
+    if args.json:  # one document
+        del table["all"]
+    for level, option in table.items():
+        options = ["--state", str(paths.BUILD / "report" / f"coverage-{stack.name}-{level}.jsonl")]
+        options += option if kept else []
+        options += ["--seconds", str(args.seconds)] if args.seconds else []
+        options += ["--json"] if args.json else []
+        run_coverage(stack, python, level, options)
+
+
+def run_coverage(stack: Stack, python: Path, level: str, options: list[str]) -> None:
+    """Compare all operators at a level of cann_sim.
+
+    Raises
+    ------
+    AscendetError
+        `command-failed`: the comparison ended with an error.
+    """
     # One thread, so that sums are always computed in the same order.
-    environ = {"OMP_NUM_THREADS": "1", **activation.stack_environ(stack, "sim")}
+    environ = {"OMP_NUM_THREADS": "1", **activation.stack_environ(stack, "sim"), "CANN_SIM_LEVEL": level}
     done = subprocess.run([python, "-m", "cann_sim", "coverage", *options], env=environ, check=False)
     if done.returncode:
         raise AscendetError(

@@ -19,8 +19,8 @@ NAME = "cann_sim"
 
 
 def digest() -> str:
-    """Return the digest of the sources of cann_sim, without COVERAGE.md, which is generated with it."""
-    return files.digest_tree(paths.WHEELS / NAME, without={"COVERAGE.md"})
+    """Return the digest of the sources of cann_sim, without the pages that are generated with it."""
+    return files.digest_tree(paths.WHEELS / NAME, without={"COVERAGE.md", "DIFFERENCES.md"})
 
 
 def find_inputs(stack: Stack) -> dict[str, object]:

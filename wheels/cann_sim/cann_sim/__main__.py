@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import cann_sim
-from cann_sim import audit, coverage, report
+from cann_sim import audit, coverage, differences, report
 
 
 def main() -> int:
-    """Run one command and return the exit code. Only `coverage` needs torch, in the processes that it starts."""
+    """Run one command and return the exit code. Only `coverage` and `differences` need torch."""
     description = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m cann_sim", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -26,6 +26,9 @@ def main() -> int:
     )
     coverage.configure_parser(
         commands.add_parser("coverage", help="compare torch's operator database on npu with the CPU")
+    )
+    differences.configure_parser(
+        commands.add_parser("differences", help="show where torch_npu computes something else than torch")
     )
     reporter = commands.add_parser("report", help="print the sum of files that CANN_SIM_COUNTERS wrote")
     reporter.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -51,6 +54,8 @@ def main() -> int:
         return audit.execute(options)
     elif options.command == "coverage":
         coverage.execute(options)
+    elif options.command == "differences":
+        return differences.execute(options)
     else:
         try:
             merged = report.merge(map(report.load, options.files))

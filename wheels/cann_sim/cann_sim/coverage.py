@@ -38,6 +38,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", default=[], metavar="OP", help="OpInfo names to run, known or not"
     )
     parser.add_argument("--markdown", type=Path, help="write the table of operators to this file")
+    parser.add_argument(
+        "--hold-back",
+        type=Path,
+        metavar="TSV",
+        help="after a run at CANN_SIM_LEVEL=all: write what is held back",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
 
 
@@ -60,7 +66,16 @@ def execute(args: argparse.Namespace) -> None:
         print(summary(results))
     if left:
         print(f"{left} jobs are left: run the same command again", file=sys.stderr)
-    elif args.markdown:
+        return
+    if args.hold_back:
+        from cann_sim import gate, operators
+
+        held = gate.hold_back(results, operators.ready())
+        changed = gate.write_held_back(args.hold_back, held)
+        print(f"{args.hold_back}: {len(held)} operators held back", file=sys.stderr)
+        if changed:
+            print("it changed: build cann_sim again, then measure it", file=sys.stderr)
+    if args.markdown:
         from cann_sim import npu_functions, operators
 
         text = markdown(state.pair, results, operators.aten(), npu_functions.markdown())
@@ -74,8 +89,11 @@ class State:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.pair = {name: importlib.metadata.version(name) for name in ("torch", "torch_npu")}
-        compute = cann_sim.home() / "lib64" / "libcann_sim_compute.so"
-        self._header = {**self.pair, "cann_sim": hashlib.sha256(compute.read_bytes()).hexdigest()[:16]}
+        digest = hashlib.sha256()
+        for library in ("libcann_sim_compute.so", "libopapi.so"):
+            digest.update((cann_sim.home() / "lib64" / library).read_bytes())
+        level = os.environ.get("CANN_SIM_LEVEL", "aten")
+        self._header = {**self.pair, "cann_sim": digest.hexdigest()[:16], "level": level}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._known: dict[Job, dict[str, Any]] = {}
         if lines and json.loads(lines[0]) == self._header:
@@ -286,8 +304,14 @@ def markdown(
         lines.append(f"| {_cell(reason)} | {samples} | {_cell(', '.join(names))} |")
     lines += ["", "## aten operators", "", "| state | operators | meaning |", "|---|--:|---|"]
     lines += [f"| {state} | {count[state]} | {meaning} |" for state, meaning in STATES.items()]
-    lines += ["", "| operator | state |", "|---|---|"]
-    lines += [f"| `{operator.name}` | {operator.state} |" for operator in operators]
+    at_aclnn = sum(operator.level == "aclnn" for operator in operators)
+    lines += [
+        "",
+        f"The last column is the level with `CANN_SIM_LEVEL=aclnn`: {at_aclnn} operators run torch_npu's own",
+    ]
+    lines += ["kernels; those that are held back, and why, are in `opapi/held_back.tsv`."]
+    lines += ["", "| operator | state | level |", "|---|---|---|"]
+    lines += [f"| `{operator.name}` | {operator.state} | {operator.level} |" for operator in operators]
     lines += ["", *functions]
     return "\n".join(lines) + "\n"
 

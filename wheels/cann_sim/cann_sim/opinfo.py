@@ -309,7 +309,7 @@ def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 def _first_line(error: Exception) -> str:
     line = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line.strip()}"[:160]
+    return f"{type(error).__name__}: {line.strip()}"[:240]  # torch_npu names the function and code late
 
 
 # -- the program --

@@ -46,7 +46,7 @@ def merge(files: Iterable[Counters]) -> Counters:
         "simulated": "cann_sim",
         "ranks": [part.get("rank") for part in parts],
     }
-    for name in ("launches", "cpu_fallbacks"):
+    for name in ("launches", "cpu_fallbacks", "uncertain"):
         counts: dict[str, int] = {}
         for part in parts:
             for op, count in part.get(name, {}).items():
@@ -110,6 +110,7 @@ def table(counters: Counters, top: int = 15) -> str:
         ]),
         ("collective bytes", [(row["bytes"], f"{op} x{row['count']}") for op, row in counters["collectives"].items()]),
         ("operators on the CPU", [(count, op) for op, count in counters["cpu_fallbacks"].items()]),
+        ("calls that a card may refuse", [(count, rule) for rule, count in counters["uncertain"].items()]),
         ("peak bytes of a device", [
             (row["device_bytes_peak"], f"npu:{device}, in tensors {row['tensor_bytes_peak']}")
             for device, row in counters["memory"].items()

@@ -65,7 +65,7 @@ void prelu_gradient(const Value *v) {
     if (weight.numel() > 1) {
         sizes[self.dim() > 1 ? 1 : 0] = weight.numel();
     }
-    const auto [of_self, of_weight] = at::_prelu_kernel_backward(self, weight.reshape(sizes), tensor(v[0]));
+    const auto [of_self, of_weight] = at::_prelu_kernel_backward(tensor(v[0]), self, weight.reshape(sizes));
     write(v[3], of_self);
     write(v[4], of_weight.sum_to_size(sizes).reshape(weight.sizes()));
 }

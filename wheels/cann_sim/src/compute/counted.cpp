@@ -67,8 +67,9 @@ c10::Device current_npu() { return c10::impl::VirtualGuardImpl(c10::DeviceType::
 
 class CountedKernel final : public c10::OperatorKernel {
 public:
-    CountedKernel(const c10::OperatorHandle &op, const c10::KernelFunction &kernel, bool falls_back)
-        : kernel_(kernel), falls_back_(falls_back) {
+    // `own`: torch_npu's own kernel, at level aclnn, where its functions are counted (aclnn/run.cpp).
+    CountedKernel(const c10::OperatorHandle &op, const c10::KernelFunction &kernel, bool falls_back, bool own)
+        : kernel_(kernel), falls_back_(falls_back), own_(own) {
         const c10::OperatorName &name = op.operator_name();
         name_ = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
         is_copy_ = name.name == "aten::copy_";
@@ -85,6 +86,8 @@ public:
             const IssuedHere here;  // a copy that does not block runs on torch_npu's own thread
             kernel_.callBoxed(op, keys, stack);
             finish_queued_operators(current_npu());
+        } else if (own_) {
+            kernel_.callBoxed(op, keys, stack);
         } else if (falls_back_) {
             call(op, keys, stack);
             if (counting()) {
@@ -161,6 +164,7 @@ private:
 
     c10::KernelFunction kernel_;
     bool falls_back_;
+    bool own_;
     std::string name_;
     bool is_copy_;
     bool is_index_;
@@ -197,7 +201,9 @@ void wrap_operators() {
         const c10::KernelFunction &on_a_card = known ? was->second : kernel;
         const bool falls_back = cpu_fallback != nullptr && on_a_card._equalsBoxedAndUnboxed(*cpu_fallback);
         const bool simulated = known && !was->second._equalsBoxedAndUnboxed(kernel);
-        if (!falls_back && !simulated) {
+        // Copies between host and device are counted here at every level: only here the line of Python is known.
+        const bool own = !falls_back && !simulated;
+        if (own && op.operator_name().name != "aten::copy_") {
             return;
         }
         const std::string space(*op.operator_name().getNamespace());
@@ -208,7 +214,7 @@ void wrap_operators() {
         }
         const c10::OperatorName &name = op.operator_name();
         const std::string full = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
-        auto counted = std::make_unique<CountedKernel>(op, kernel, falls_back);
+        auto counted = std::make_unique<CountedKernel>(op, kernel, falls_back, own);
         library->impl(full.substr(space.size() + 2).c_str(),
                       torch::CppFunction::makeFromBoxedFunctor(std::move(counted)));
     });

@@ -45,9 +45,7 @@ bool at_level_aclnn(const std::string &op) {
 }  // namespace cann_sim
 
 SIM_API int cann_sim_level(const char *op) try {
-    if (cann_sim::at_level_aclnn(op)) {
-        return 1;
-    }
-    return cann_sim::ready_operators().count(op) != 0 ? 2 : 0;
+    const auto found = cann_sim::ready_operators().find(op);
+    return found == cann_sim::ready_operators().end() ? 0 : found->second ? 1 : 2;
 }
 SIM_CATCH

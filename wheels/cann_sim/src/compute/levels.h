@@ -18,5 +18,6 @@ bool at_level_aclnn(const std::string &op);
 
 }  // namespace cann_sim
 
-// The same for tools: 1 or 0; and 2 for an operator that CANN_SIM_LEVEL=all would put at level aclnn.
+// For tools, whatever CANN_SIM_LEVEL is: 1 for an operator that `aclnn` puts at that level, 2 for one that only `all` does, 0
+// for one whose functions do not all exist.
 SIM_API int cann_sim_level(const char *op);

@@ -20,8 +20,8 @@ std::string type_name(int type) {
     static const char *const kNames[] = {"FLOAT",  "FLOAT16", "INT8",      "INT32",     "UINT8",  nullptr, "INT16",
                                          "UINT16", "UINT32",  "INT64",     "UINT64",    "DOUBLE", "BOOL",  "STRING",
                                          nullptr,  nullptr,   "COMPLEX64", "COMPLEX128"};  // by aclDataType
-    if (type == ACL_BF16) {
-        return "DT_BF16";
+    if (type == ACL_BF16 || type == ACL_COMPLEX32) {
+        return type == ACL_BF16 ? "DT_BF16" : "DT_COMPLEX32";
     }
     const bool known = type >= 0 && type < static_cast<int>(std::size(kNames)) && kNames[type] != nullptr;
     return "DT_" + (known ? std::string(kNames[type]) : std::to_string(type));

@@ -1,0 +1,88 @@
+"""Decide which operators are at level aclnn: those whose samples equal the CPU's, but for what is known and not ours.
+
+A run of `coverage` with CANN_SIM_LEVEL=all gives the results. A sample may fail for a reason in differences.toml, or
+because CANN refuses the call (161001, 161002); any other failure holds back the aten operators of that name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cann_sim
+
+HELD = "OpInfo: "  # begins the reasons that `hold_back` writes; lines with other reasons are people's
+_REFUSED = re.compile(r"error code is 16100[12]")
+
+
+def level(operator: str) -> int:
+    """Return 1 for an operator (`aten::add.Tensor`) that CANN_SIM_LEVEL=aclnn puts at that level, 2 if only `all` does.
+
+    0 for one whose functions do not all exist. The compute plug-in must be loaded: torch_npu is initialised.
+    """
+    library = ctypes.CDLL(str(cann_sim.home() / "lib64" / "libcann_sim_compute.so"))
+    return int(library.cann_sim_level(operator.encode()))
+
+
+def differences() -> list[dict[str, Any]]:
+    """Return the entries of differences.toml."""
+    import tomllib  # Python 3.11; nothing else here needs it
+
+    text = Path(__file__).with_name("differences.toml").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = tomllib.loads(text)["difference"]
+    return entries
+
+
+def unexplained(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str]:
+    """Return the reasons for which samples failed that are neither CANN's refusals nor known.
+
+    >>> unexplained({"op": "gelu", "reasons": {"values differ": 3, "call aclnnX failed, error code is 161002": 1}}, [])
+    ['values differ']
+    """
+    patterns = [
+        pattern for entry in known if result["op"] in entry["operators"] for pattern in entry["reasons"]
+    ]
+    return [
+        reason
+        for reason in result["reasons"]
+        if not _REFUSED.search(reason) and not any(re.search(pattern, reason) for pattern in patterns)
+    ]
+
+
+def owners(name: str, mode: str, operators: Iterable[str]) -> list[str]:
+    """Return the aten operators that an OpInfo name means: their own name, their gradients' in mode "gradient".
+
+    >>> owners("linalg.vector_norm", "forward", ["aten::linalg_vector_norm.out", "aten::norm.Scalar"])
+    ['aten::linalg_vector_norm.out']
+    >>> owners("nn.functional.prelu", "gradient", ["aten::_prelu_kernel_backward", "aten::relu"])
+    ['aten::_prelu_kernel_backward']
+    """
+    base = re.sub(r"^nn\.functional\.", "", name)
+    base = base.replace(".", "_") if base.startswith(("linalg.", "fft.")) else base.split(".")[0]
+    wanted = [base, f"{base}_backward", f"{base}_kernel_backward"] if mode == "gradient" else [base]
+    return [name for name in operators if name.split("::")[1].split(".")[0].strip("_") in wanted]
+
+
+def hold_back(results: Iterable[dict[str, Any]], operators: list[str]) -> dict[str, str]:
+    """Return the operators to hold back, each with its reason, from the results of a run at level all."""
+    known = differences()
+    held: dict[str, str] = {}
+    for result in results:
+        for reason in unexplained(result, known):
+            for operator in owners(result["op"], result["mode"], operators):
+                held.setdefault(operator, f"{HELD}{result['op']}, {result['mode']}: {reason[-90:]}")
+    return dict(sorted(held.items()))
+
+
+def write_held_back(file: Path, held: dict[str, str]) -> bool:
+    """Write the generated lines of held_back.tsv, keep the others, and return whether the file changed."""
+    before = file.read_text(encoding="utf-8")
+    kept = [line for line in before.splitlines() if f"\t{HELD}" not in line]
+    by_hand = {line.split("\t")[0] for line in kept}
+    lines = kept + [f"{name}\t{reason}" for name, reason in held.items() if name not in by_hand]
+    after = "\n".join(lines) + "\n"
+    file.write_text(after, encoding="utf-8")
+    return after != before
