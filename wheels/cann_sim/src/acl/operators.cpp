@@ -10,6 +10,7 @@
 
 #include "compute/compute.h"
 #include "compute/task_queue.h"
+#include "compute/types.h"
 #include "runtime/counters.h"
 #include "runtime/operators.h"
 #include "runtime/profiler.h"
@@ -23,24 +24,6 @@ namespace {
 std::unordered_map<std::string, OpFunction> &table() {
     static std::unordered_map<std::string, OpFunction> t;
     return t;
-}
-
-at::ScalarType scalar_type(aclDataType type, const char *op) {
-    switch (type) {
-        case ACL_FLOAT: return at::kFloat;
-        case ACL_FLOAT16: return at::kHalf;
-        case ACL_BF16: return at::kBFloat16;
-        case ACL_DOUBLE: return at::kDouble;
-        case ACL_INT8: return at::kChar;
-        case ACL_UINT8: return at::kByte;
-        case ACL_INT16: return at::kShort;
-        case ACL_INT32: return at::kInt;
-        case ACL_INT64: return at::kLong;
-        case ACL_BOOL: return at::kBool;
-        case ACL_COMPLEX64: return at::kComplexFloat;
-        case ACL_COMPLEX128: return at::kComplexDouble;
-        default: TORCH_CHECK(false, "operator ", op, ": data type ", static_cast<int>(type), " is not simulated");
-    }
 }
 
 std::vector<at::Tensor> tensors(const char *op, int count, const aclTensorDesc *const *descs,

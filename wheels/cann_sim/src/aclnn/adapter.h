@@ -11,8 +11,6 @@
 
 namespace cann_sim {
 
-at::ScalarType scalar_type(aclDataType type);
-
 // A CPU tensor over the device's memory, not owned; undefined for a null pointer.
 at::Tensor tensor(const Value &value);
 at::Scalar scalar(const Value &value);

@@ -14,6 +14,7 @@
 #include "aclnn/adapter.h"
 #include "compute/compute.h"
 #include "compute/task_queue.h"
+#include "compute/types.h"
 #include "runtime/aclnn.h"
 #include "runtime/counters.h"
 #include "runtime/faults.h"
