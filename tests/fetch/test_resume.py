@@ -195,7 +195,8 @@ def test_a_full_disk_has_a_name_and_loses_nothing(
         fetch([file], QUICK)
     assert caught.value.name == "disk-full"
     (one,) = fetch([file], QUICK)
-    assert one.received < len(content) - 50_000
+    # Of 100,000 bytes on the disk, those of a connection that had not noted them yet may come again.
+    assert one.received <= len(content) - 50_000
     assert file.path.read_bytes() == content
 
 

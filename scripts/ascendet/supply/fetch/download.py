@@ -266,6 +266,7 @@ class Download:
         """Switch to the next mirror, or raise the error if there is none."""
         self.failures.append((self.origin, failure))
         if not self.mirrors:
+            self.limit = 0  # until the other connections know, they ask for nothing more
             raise self._error()
         self._turn_to(self.mirrors.pop(0))
         if self.file.identified and self.validator:
