@@ -408,6 +408,9 @@ aclError refuse_graph() {
 
 }  // namespace
 
+// torch_npu 2.9 sets an attribute of the stream before a capture. 2.8's headers do not have the function, nor its types.
+SIM_API aclError set_stream_attribute(aclrtStream, int, const void *) __asm__("aclrtSetStreamAttribute");
+aclError set_stream_attribute(aclrtStream, int, const void *) { return ACL_SUCCESS; }
 SIM_API aclError aclmdlRICaptureBegin(aclrtStream, aclmdlRICaptureMode) try { return refuse_graph(); }
 SIM_CATCH
 SIM_API aclError aclmdlRICaptureEnd(aclrtStream, aclmdlRI *) try { return refuse_graph(); }
