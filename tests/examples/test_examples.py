@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,8 +55,8 @@ def run(packages: Path, state: Path, *command: object, **environ: str) -> list[d
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # transformers' Trainer prints its log in between, as Python's dictionaries.
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    # transformers' Trainer prints its log in between, as Python's dictionaries; two ranks may print on one line.
+    lines = [json.loads(found) for found in re.findall(r'\{"[^{}]*(?:\{[^{}]*\}[^{}]*)*\}', done.stdout)]
     return sorted(lines, key=lambda line: line.get("rank", 0))
 
 
