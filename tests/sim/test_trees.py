@@ -85,7 +85,7 @@ def test_check_finds_all_that_torch_npu_is_linked_to() -> None:
     done = run(sys.executable, "-m", "cann_sim", "check")
     assert done.returncode == 0, done.stderr
     assert "all functions that torch_npu is linked to are simulated" in done.stdout
-    # Looked up by name and not simulated: a stream's share of the cores. Looked up and simulated: the profiler's switch.
+    # Looked up by name and not simulated: a stream's share of the cores; and simulated: the profiler's switch.
     assert "aclrtSetStreamResLimit" in done.stdout
     assert "aclprofStart" not in done.stdout
 

@@ -277,7 +277,10 @@ def test_mirror_comes_first(
 
 
 def test_mirror_s_sdist_is_held_to_the_locked_hash(
-    tmp_path: Path, lock: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    lock: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     made = archive(tmp_path / "made.tar.gz", ("thing-1.0/setup.py", b"print()"))
     mirror = tmp_path / "mirror"
@@ -288,7 +291,9 @@ def test_mirror_s_sdist_is_held_to_the_locked_hash(
     assert sources.fetch(NAME, ["/nonexistent/pip"]).read_bytes() == made.read_bytes()
     shutil.rmtree(tmp_path / "cache")
     (mirror / NAME).write_bytes(b"other")
+    capsys.readouterr()
     assert sources.fetch(NAME, fake_pip(tmp_path, delivers=made)).read_bytes() == made.read_bytes()
+    assert str(mirror / NAME) in capsys.readouterr().err, "whose keeper should know"
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(AscendetError) as caught:
         sources.fetch(NAME, fake_pip(tmp_path, delivers=None))

@@ -29,7 +29,8 @@ def test_names_are_checked_before_anything_is_built(aim: Target, build: Path) ->
     assert error.expected == "vitdet-tiny, vitdet-b, vitdet-b-overfit"
     fails("dataset-unknown", check, "vitdet-b", "imagenet", "0")
     fails("devices-invalid", check, "vitdet-b", "coco", "9")
-    fails("model-unknown", check, "blendmask", "coco", "0", "blendmask")
+    error = fails("model-unknown", check, "vitdet-b", "coco", "0", "blendmask")
+    assert error.hint == "STACK=vitdet"
     for dataset in ("shapes", "coco"):
         error = fails("data-missing", datasets.require, dataset)
         assert f"make data DATASET={dataset}" in error.hint

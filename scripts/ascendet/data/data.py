@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ascendet import paths
-from ascendet.core import files, manifest, options
+from ascendet.core import again, files, manifest, options
 from ascendet.core.stack import Stack
 from ascendet.data import archives, datasets, intake, pictures
 from ascendet.data.annotations import print_check
@@ -77,7 +77,8 @@ def execute(args: argparse.Namespace) -> None:
         print(paths.shorten(folder))
         print("\n".join(_describe(name, count) for name, count in splits.items()))
         stage = "train" if any(name.startswith("train") for name in splits) else "eval"
-        print(f"next: make {stage} DATASET={args.dataset}")
+        given = dict.fromkeys(("FROM", "VAL", "SEED", "KEEP", "MIRROR", "ACCEPT_NEW"), "")
+        print(f"next: {again.command(stage, DATASET=args.dataset, **given)}")
 
 
 def _describe(split: str, count: int | Mapping[str, int]) -> str:

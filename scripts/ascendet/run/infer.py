@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest
+from ascendet.core import again, files, manifest
 from ascendet.data import datasets
 from ascendet.errors import AscendetError
 from ascendet.run import folders, latency, program, target
@@ -110,7 +110,7 @@ def find_images(text: str) -> list[Path]:
                 f"IMAGES={paths.printable(word)} names no picture",
                 expected=f"a file, a folder or a glob pattern with {', '.join(sorted(_SUFFIXES))}",
                 found="a folder without pictures" if path.is_dir() else "no such file or folder",
-                hint="make infer IMAGES=<file, folder or glob pattern>",
+                hint=f"{again.command('infer', IMAGES='')} IMAGES=<file, folder or glob pattern>",
             )
         found += pictures
     return list(dict.fromkeys(found))

@@ -124,12 +124,14 @@ def check_names(stack: Stack, model: str, dataset: str) -> OwnConfig | None:
     """
     own = own_config.find(stack, model)
     if own is None and model not in stack.models:
+        others = [name for name, other in load_all().items() if model in other.models]
+        known = f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}"
         raise AscendetError(
             "model-unknown",
             f"the {stack.name} stack has no model {model!r}",
             expected=", ".join(stack.models) or "this stack has no models yet",
-            found=f"MODEL={model}",
-            hint=f"MODEL={stack.models[0]}" if stack.models else f"STACK={next(iter(load_all()))}",
+            found=f"MODEL={model}" + (f", a model of STACK={others[0]}" if others else ""),
+            hint=f"STACK={others[0]}" if others else known,
         )
     datasets.find(dataset)
     return own

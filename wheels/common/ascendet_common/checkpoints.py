@@ -98,7 +98,12 @@ def read(filename: str | Path, map_location: Any = "cpu", discarded: Iterable[st
         reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error)
         raise CheckpointError(f"{path} is refused, because reading it could run code: {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no complete PyTorch checkpoint: {error}") from error
+        reason = (
+            str(error)
+            if isinstance(error, (RuntimeError, OSError))
+            else "torch.save does not write such files"
+        )
+        raise CheckpointError(f"{path} is no complete PyTorch checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     return content
