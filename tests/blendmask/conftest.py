@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import ascendet_common
 import pytest
 
 # The goldens were computed on a CPU with AVX2. Their weights, made of formulas, make more of the last bit's rounding
@@ -29,3 +33,16 @@ def device(request: pytest.FixtureRequest) -> str:
     if name == "npu" and not (hasattr(torch, "npu") and torch.npu.is_available()):
         pytest.skip("no NPU in this process: neither a card nor cann_sim")
     return name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ASCENDET_DATA with `shapes`, which has 15 images to train on."""
+    folder = tmp_path_factory.mktemp("data")
+    words = ["--out", folder / "shapes", "--seed", "0", "--train", "17", "--val", "3"]
+    subprocess.run(
+        [sys.executable, Path(ascendet_common.__file__).with_name("shapes.py"), *words],
+        check=True,
+        capture_output=True,
+    )
+    return folder

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ascendet_common
 import pytest
 import torch
 from ascendet_common import progress
@@ -20,17 +19,7 @@ from blendmask.config import load
 from blendmask.launch import CONFIGS
 from blendmask.model import BlendMask
 
-SHAPES = Path(ascendet_common.__file__).with_name("shapes.py")
 STEPS = 11  # of 4 images: 3 passes over the 15 of 17 that have an object
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for ASCENDET_DATA with `shapes`, which has 15 images to train on."""
-    folder = tmp_path_factory.mktemp("data")
-    words = ["--out", folder / "shapes", "--seed", "0", "--train", "17", "--val", "3"]
-    subprocess.run([sys.executable, SHAPES, *words], check=True, capture_output=True)
-    return folder
 
 
 def environ(data: Path, work: Path, **more: str) -> dict[str, str]:

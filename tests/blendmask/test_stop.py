@@ -10,26 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ascendet_common
 import pytest
 import torch
 from ascendet_common import progress
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "run.sh"
-SHAPES = Path(ascendet_common.__file__).with_name("shapes.py")
 STEPS = 22  # of 2 devices x 2 images: 6 passes over 15; a checkpoint and a row of losses after every fourth
 
 if not (hasattr(torch, "npu") and torch.npu.is_available()):
     pytest.skip("no NPU in this process: neither a card nor cann_sim", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for ASCENDET_DATA with `shapes`, which has 15 images to train on."""
-    folder = tmp_path_factory.mktemp("data")
-    words = ["--out", folder / "shapes", "--seed", "0", "--train", "17", "--val", "3"]
-    subprocess.run([sys.executable, SHAPES, *words], check=True, capture_output=True)
-    return folder
 
 
 def train(data: Path, work: Path, *words: str, stop_at: str = "", **more: str) -> None:

@@ -12,11 +12,10 @@ from ascendet.core import again, files
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.machine import engine
 from ascendet.run import folders
+from ascendet.run.family import MAKE_TARGETS
 
 ERROR = "error.json"  # written by wheels/common
 _DOCKER_FAILED = 125  # the exit code of `docker run` if docker itself failed, not the program
-# The make target of a program.
-_TARGETS = {"train": "train", "predict": "eval", "infer": "infer", "speed": "speed"}
 
 # torch_npu's messages about failed devices and links between devices. The codes are in acl/error_codes/rt_error_codes.h
 # and hccl/hccl_types.h of CANN 8.5.
@@ -94,7 +93,7 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
 def interrupted(program: str, log: Path) -> AscendetError:
     """Return the error for a program that was asked to stop; for a training it says what was saved."""
     return _stated(program, log, only="interrupted") or AscendetError(
-        "interrupted", f"make {_TARGETS[program]} was interrupted", hint=_again(program, log)
+        "interrupted", f"make {MAKE_TARGETS[program]} was interrupted", hint=_again(program, log)
     )
 
 
@@ -143,7 +142,7 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
 def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:
     """Return the command that repeats a program, or resumes a training that has a checkpoint."""
     resume = {"RESUME": "1"} if program == "train" and folders.last_checkpoint(log.parent) else {}
-    return again.command(_TARGETS[program], **resume, **(advice or {}))
+    return again.command(MAKE_TARGETS[program], **resume, **(advice or {}))
 
 
 def _hardware(program: str, log: Path, text: str) -> AscendetError | None:
@@ -170,7 +169,7 @@ def _unknown(program: str, code: int, log: Path, lines: list[str]) -> AscendetEr
     sys.stderr.write("\n".join(lines[max(0, causes[0] - 16) : causes[0] + 6]) + "\n")
     return AscendetError(
         "run-failed",
-        f"make {_TARGETS[program]} failed",
+        f"make {MAKE_TARGETS[program]} failed",
         found=f"exit code {code}" + (f"; {lines[causes[0]]}" if lines else ""),
         hint=f"less {paths.shorten(log)}",
     )

@@ -14,6 +14,9 @@ from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 
+# The make target of each program.
+MAKE_TARGETS = {"train": "train", "predict": "eval", "infer": "infer", "speed": "speed"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:

@@ -143,13 +143,12 @@ def _check_dataset_given(by_default: bool, own: OwnConfig, program: str) -> None
     Such a file was written for a data set, which it may name in words that mean nothing here.
     """
     if by_default:
-        target = {"predict": "eval"}.get(program, program)
         raise AscendetError(
             "usage",
             "DATASET must be given with a configuration of your own",
             expected="one of requirements/datasets.toml, or your own",
             found=f"MODEL={paths.shorten(own.files[0])} without DATASET",
-            hint=again.command(target, DATASET="coco"),
+            hint=again.command(family.MAKE_TARGETS[program], DATASET="coco"),
         )
 
 

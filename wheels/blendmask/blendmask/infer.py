@@ -21,6 +21,7 @@ from ascendet_common import fallback
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, known_classes
 from ascendet_common.detect import Detections, Detector, detect_all
+from ascendet_common.device import synchronize
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels
 from ascendet_common.options import add_infer_options
@@ -127,11 +128,6 @@ def draw(pixels: Pixels, instances: Instances, classes: Sequence[str], score: fl
     file.write_bytes(content.tobytes())
 
 
-def _synchronize() -> None:
-    if launch.device_type() == "npu":
-        torch.npu.synchronize()
-
-
 def build_detector(cfg: CfgNode) -> Detector:
     """Return the detector of CHECKPOINT on this process's device; see `Trained` for what it raises."""
     model = Trained(cfg, os.environ["CHECKPOINT"], launch.join_ranks().device)
@@ -140,7 +136,7 @@ def build_detector(cfg: CfgNode) -> Detector:
         classes=model.classes,
         detect=model.detect,
         draw=lambda pixels, found, score, file: draw(pixels, found, model.classes, score, file),
-        synchronize=_synchronize,
+        synchronize=synchronize,
     )
 
 

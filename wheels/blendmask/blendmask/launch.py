@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from ascendet_common import progress
+from ascendet_common.device import has_npu
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import distributed
@@ -79,7 +80,7 @@ def _left_out(cfg: CfgNode, others: tuple[str, ...]) -> list[str]:
 
 def device_type() -> str:
     """Return "npu" where there is one, else "cpu"."""
-    return "npu" if hasattr(torch, "npu") and torch.npu.is_available() else "cpu"
+    return "npu" if has_npu() else "cpu"
 
 
 def data_root() -> Path:

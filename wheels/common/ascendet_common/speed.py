@@ -29,6 +29,7 @@ import torch
 from ascendet_common import progress
 from ascendet_common.data import DataError, find_split, read
 from ascendet_common.detect import Detector
+from ascendet_common.device import has_npu
 from ascendet_common.images import Pixels, decode, printable
 from ascendet_common.images import read as read_picture
 from ascendet_common.watch import Watch, distribution, with_total
@@ -146,17 +147,13 @@ def _detect(
 # -- the device's memory --
 
 
-def _has_npu() -> bool:
-    return hasattr(torch, "npu") and torch.npu.is_available()
-
-
 def _forget_peak() -> None:
-    if _has_npu():
+    if has_npu():
         torch.npu.reset_peak_memory_stats()
 
 
 def _peak() -> dict[str, int] | None:
     """Return the most bytes that tensors had and that the allocator held since `_forget_peak`."""
-    if not _has_npu():
+    if not has_npu():
         return None
     return {"allocated": torch.npu.max_memory_allocated(), "reserved": torch.npu.max_memory_reserved()}

@@ -22,6 +22,7 @@ import torch
 from ascendet_common import fallback
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.detect import Detections, Detector, detect_all
+from ascendet_common.device import synchronize
 from ascendet_common.errors import forget, reporting
 from ascendet_common.images import ImageError, Pixels
 from ascendet_common.options import add_infer_options
@@ -161,11 +162,6 @@ def draw(pixels: Pixels, sample: DetDataSample, meta: dict[str, Any], score: flo
     )
 
 
-def _synchronize() -> None:
-    if get_device() == "npu":
-        torch.npu.synchronize()
-
-
 def build_detector(cfg: Config) -> Detector:
     """Return the detector of CHECKPOINT on this process's device; see `Trained` for what it raises."""
     model = Trained(cfg, os.environ["CHECKPOINT"])
@@ -174,7 +170,7 @@ def build_detector(cfg: Config) -> Detector:
         classes=model.meta["classes"],
         detect=model.detect,
         draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
-        synchronize=_synchronize,
+        synchronize=synchronize,
     )
 
 

@@ -9,7 +9,6 @@
 
 #include <chrono>
 #include <cstring>
-#include <thread>
 
 #include "aclnn/adapter.h"
 #include "compute/compute.h"
@@ -20,7 +19,6 @@
 #include "runtime/faults.h"
 #include "runtime/profiler.h"
 #include "runtime/state.h"
-#include "torch_npu/csrc/core/npu/NPUCachingAllocator.h"
 
 namespace cann_sim {
 
@@ -93,14 +91,8 @@ void launch(const aclOpExecutor &executor) {
     const std::string text = counts || task != 0 ? signature(executor) : "";
     const auto begin = std::chrono::steady_clock::now();
     compute(function, executor.values.data());
-    if (counts || task != 0 || watched) {
-        const LaunchFault fault = fault_at_launch(function.name, current_device());
-        if (fault.slow_down > 1) {
-            std::this_thread::sleep_for((std::chrono::steady_clock::now() - begin) * (fault.slow_down - 1));
-        }
-        if (fault.corrupt) {
-            corrupt_first_result(executor);
-        }
+    if ((counts || task != 0 || watched) && suffer_faults(function.name, current_device(), begin)) {
+        corrupt_first_result(executor);
     }
     cann_sim_task_end(task, "SIMULATED", function.name, text.c_str());
     if (counts) {
@@ -133,11 +125,7 @@ bool planned() {
     const bool part = counts_as_a_whole();
     if (counting() && !part) {
         issue_launch();
-        const auto device = static_cast<c10::DeviceIndex>(current_device());
-        const auto stats = c10_npu::NPUCachingAllocator::getDeviceStats(device);
-        constexpr auto kAll = static_cast<size_t>(c10_npu::NPUCachingAllocator::StatType::AGGREGATE);
-        const auto &allocated = stats.allocated_bytes[kAll];
-        count_tensor_bytes({device, allocated.current, allocated.peak});
+        count_memory(static_cast<c10::DeviceIndex>(current_device()));
     }
     return part;
 }

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 
+#include <chrono>
+
 namespace cann_sim {
 
 // While one lives, memory that CPU kernels allocate on this thread comes from torch_npu's caching allocator of the
@@ -47,6 +49,13 @@ void register_plugin_hooks();
 
 // Whether this thread is inside a counted operator: what that one calls is part of it.
 bool counts_as_a_whole();
+
+// `op` was launched on `device` and has run since `begin`: waits as long as a slow device would run on, and returns whether
+// a fault corrupts its first result.
+bool suffer_faults(const std::string &op, int device, std::chrono::steady_clock::time_point begin);
+
+// Counts what the caching allocator holds on a device.
+void count_memory(c10::DeviceIndex device);
 
 // Appends one tensor to a counted signature: float32[2,3], int64[4] -> float32[4,3].
 void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef sizes);

@@ -125,11 +125,7 @@ private:
         call(op, keys, stack);
         const size_t results = stack->size() - op.schema().returns().size();
         const c10::DeviceIndex device = current_npu().index();
-        const LaunchFault fault = fault_at_launch(name_, device);
-        if (fault.slow_down > 1) {
-            std::this_thread::sleep_for((std::chrono::steady_clock::now() - begin) * (fault.slow_down - 1));
-        }
-        if (fault.corrupt && results < stack->size() && (*stack)[results].isTensor()) {
+        if (suffer_faults(name_, device, begin) && results < stack->size() && (*stack)[results].isTensor()) {
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
             alias_on_cpu((*stack)[results].toTensor()).zero_();
         }
@@ -146,10 +142,7 @@ private:
         if (waits) {
             count_wait(name_.c_str());
         }
-        const auto stats = c10_npu::NPUCachingAllocator::getDeviceStats(device);
-        constexpr auto kAll = static_cast<size_t>(c10_npu::NPUCachingAllocator::StatType::AGGREGATE);
-        const auto &allocated = stats.allocated_bytes[kAll];
-        count_tensor_bytes({device, allocated.current, allocated.peak});
+        count_memory(device);
     }
 
     static bool has_mask(const c10::IValue &indices) {
@@ -225,6 +218,21 @@ void unwrap_operators() { wrappers().clear(); }
 }  // namespace
 
 bool counts_as_a_whole() { return depth > 0; }
+
+bool suffer_faults(const std::string &op, int device, std::chrono::steady_clock::time_point begin) {
+    const LaunchFault fault = fault_at_launch(op, device);
+    if (fault.slow_down > 1) {
+        std::this_thread::sleep_for((std::chrono::steady_clock::now() - begin) * (fault.slow_down - 1));
+    }
+    return fault.corrupt;
+}
+
+void count_memory(c10::DeviceIndex device) {
+    const auto stats = c10_npu::NPUCachingAllocator::getDeviceStats(device);
+    constexpr auto kAll = static_cast<size_t>(c10_npu::NPUCachingAllocator::StatType::AGGREGATE);
+    const auto &allocated = stats.allocated_bytes[kAll];
+    count_tensor_bytes({device, allocated.current, allocated.peak});
+}
 
 void append_signature(std::string &text, at::ScalarType type, at::IntArrayRef sizes) {
     text += (text.empty() || text.back() == ' ' ? "" : ", ") + c10::getDtypeNames(type).first + "[";
