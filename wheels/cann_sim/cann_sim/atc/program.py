@@ -68,7 +68,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Aipp:
-    """AIPP of one input: uint8 NHWC in, `(pixel - mean - min) * var_reci` out per channel, channels swapped if asked."""
+    """AIPP of one input: uint8 NHWC in, `(pixel - mean - min) * var_reci` out per channel, swapped if asked."""
 
     input: str
     size: tuple[int, int]
