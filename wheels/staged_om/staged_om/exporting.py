@@ -1,0 +1,191 @@
+"""Write PyTorch modules as stages: ONNX files that ATC reads, each compared with its module before it gets its name.
+
+This module needs torch, onnx and ONNX Runtime; inference needs none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+from ascendet_common.errors import RunError
+
+from staged_om.meta import Port, Stage
+
+CHECK = "export_check.json"
+# Of an output's largest value: what another order of float32 sums may make of it in a deep network.
+TOLERANCE = 1e-4
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class ExportError(RunError):
+    """A module that the exporter cannot write as ONNX, or that it writes as ATC cannot read it."""
+
+    default_name = "export-failed"
+
+
+class OnnxDiffers(RunError):
+    """A graph that computes something else than the module that it was made of."""
+
+    default_name = "onnx-differs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A stage to be written.
+
+    Attributes
+    ----------
+    name
+        Of the stage.
+    module
+        Takes the inputs in their order and gives the outputs, on the CPU.
+    inputs
+        Names and values; what the graph is traced and compared with. The shapes are the stage's.
+    outputs
+        Names.
+    opset
+        Of the graph.
+    keep_fp32
+        Operators whose nodes must be computed in float32 in every precision mode, such as RoiAlign.
+    """
+
+    name: str
+    module: torch.nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    outputs: Sequence[str]
+    opset: int
+    keep_fp32: tuple[str, ...] = ()
+
+    def run(self) -> Arrays:
+        """Return what the module gives."""
+        with torch.no_grad():
+            values = self.module(*self.inputs.values())
+        values = values if isinstance(values, tuple) else (values,)
+        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+
+
+def write(stage: Module, folder: Path) -> tuple[Stage, dict[str, Any]]:
+    """Write `<name>.onnx` into a folder, compared with the module.
+
+    Returns
+    -------
+    stage, check
+        The stage for export_meta.json; and per output the largest difference and the largest value, for
+        export_check.json.
+
+    Raises
+    ------
+    ExportError
+        The exporter has no form for an operator, or the graph has more than one operator set.
+    OnnxDiffers
+        An output differs by more than `TOLERANCE`. The file is removed.
+    """
+    temp = folder / f".tmp-{stage.name}.onnx"
+    try:
+        _export(stage, temp)
+        graph = onnx.load(temp)
+        check = _compare(stage, temp)
+        digest = hashlib.sha256(temp.read_bytes()).hexdigest()
+        temp.rename(folder / f"{stage.name}.onnx")
+    finally:
+        temp.unlink(missing_ok=True)
+    made = Stage(
+        name=stage.name,
+        file=f"{stage.name}.onnx",
+        sha256=digest,
+        opset=stage.opset,
+        inputs=_ports(graph.graph.input),
+        outputs=_ports(graph.graph.output),
+        keep_fp32=tuple(node.name for node in graph.graph.node if node.op_type in stage.keep_fp32),
+    )
+    return made, check
+
+
+def _export(stage: Module, file: Path) -> None:
+    try:
+        with torch.no_grad():
+            # The exporter that traces: its graphs have one operator set and no functions, as ATC wants them.
+            torch.onnx.export(
+                stage.module,
+                tuple(stage.inputs.values()),
+                str(file),
+                input_names=list(stage.inputs),
+                output_names=list(stage.outputs),
+                opset_version=stage.opset,
+                dynamo=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"the stage {stage.name} cannot be written as ONNX", found=" ".join(str(error).split())[:500]
+        ) from error
+    sets = [(one.domain, one.version) for one in onnx.load(file, load_external_data=False).opset_import]
+    if sets != [("", stage.opset)]:
+        raise ExportError(
+            f"the graph of {stage.name} has operator sets that ATC refuses (E16005)",
+            expected=f"one, ai.onnx {stage.opset}",
+            found=", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sets),
+        )
+
+
+def _ports(values: Any) -> tuple[Port, ...]:
+    return tuple(
+        Port(
+            name=value.name,
+            dtype=np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
+            shape=tuple(size.dim_value for size in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+def _compare(stage: Module, file: Path) -> dict[str, Any]:
+    expected = stage.run()
+    found = run_onnx(file)({name: value.numpy() for name, value in stage.inputs.items()})
+    rows, worst = {}, []
+    for name, value in expected.items():
+        difference = float(np.abs(value - found[name]).max(initial=0))
+        largest = float(np.abs(value).max(initial=0))
+        rows[name] = {"difference": difference, "largest": largest}
+        if not difference <= TOLERANCE * max(largest, 1e-3):  # also what is no number
+            worst.append(f"{name} differs by {difference:.3g}, its largest value is {largest:.3g}")
+    if worst:
+        raise OnnxDiffers(
+            f"the graph of {stage.name} computes something else than the PyTorch module",
+            expected=f"differences up to {TOLERANCE:g} of an output's largest value",
+            found="; ".join(worst),
+        )
+    return {"tolerance": TOLERANCE, "outputs": rows}
+
+
+def run_onnx(file: Path) -> Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]:
+    """Return a function that runs an ONNX file with ONNX Runtime: inputs by name to outputs by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+
+    def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        values = {value.name: np.ascontiguousarray(inputs[value.name]) for value in session.get_inputs()}
+        return dict(zip(names, session.run(names, values), strict=True))
+
+    return run
+
+
+def export_id(stages: Sequence[Stage]) -> str:
+    """Return the digest of an export: of its stages' digests in their order."""
+    return hashlib.sha256("".join(stage.sha256 for stage in stages).encode()).hexdigest()
+
+
+def write_check(checks: Mapping[str, Any], folder: Path) -> None:
+    """Write export_check.json: per stage and output the largest difference from PyTorch."""
+    (folder / CHECK).write_text(json.dumps(dict(checks), indent=1) + "\n", encoding="utf-8")
