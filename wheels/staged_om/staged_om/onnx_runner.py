@@ -88,7 +88,9 @@ class Runner:
             done.batch.values |= {name: _as_float32(buffers[name]) for name in step.reads}
             step.run(done.batch)
             for name in step.writes:
-                buffers[name] = np.array(done.batch.values[name], order="C")  # later steps may change the value
+                buffers[name] = np.array(
+                    done.batch.values[name], order="C"
+                )  # later steps may change the value
         return done
 
 
