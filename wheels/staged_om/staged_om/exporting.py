@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import torch
 from ascendet_common.errors import RunError
 
 from staged_om.meta import Port, Stage
+from staged_om.onnx_runner import onnx_stage
 
 CHECK = "export_check.json"
 # Of an output's largest value: what another order of float32 sums may make of it in a deep network.
@@ -133,8 +134,11 @@ def write(stage: Module, folder: Path) -> tuple[Stage, dict[str, Any]]:
 def _export(stage: Module, file: Path) -> onnx.ModelProto:
     """Write a module as ONNX, and return the graph without its weights."""
     try:
-        with torch.no_grad():
-            # The exporter that traces: its graphs have one operator set and no functions, as ATC wants them.
+        # The exporter that traces: its graphs have one operator set and no functions, as ATC wants them. It warns that
+        # it will not stay the default, and of shapes that become constants, which they shall.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
             torch.onnx.export(
                 stage.module,
                 tuple(stage.inputs.values()),
@@ -222,7 +226,8 @@ def _ports(values: Any) -> tuple[Port, ...]:
 
 def _compare(stage: Module, file: Path) -> dict[str, Any]:
     expected = stage.run()
-    found = run_onnx(file)({name: value.numpy() for name, value in stage.inputs.items()})
+    run = onnx_stage(file, stage.outputs, threads=torch.get_num_threads())
+    found = run({name: value.numpy() for name, value in stage.inputs.items()})
     rows, worst = {}, []
     for name, value in expected.items():
         difference = float(np.abs(value - found[name]).max(initial=0))
@@ -237,22 +242,6 @@ def _compare(stage: Module, file: Path) -> dict[str, Any]:
             found="; ".join(worst),
         )
     return {"tolerance": TOLERANCE, "outputs": rows}
-
-
-def run_onnx(file: Path) -> Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]:
-    """Return a function that runs an ONNX file with ONNX Runtime: inputs by name to outputs by name."""
-    options = onnxruntime.SessionOptions()
-    # Arenas keep what the largest layer took, beside the module's own memory.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-
-    def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        values = {value.name: np.ascontiguousarray(inputs[value.name]) for value in session.get_inputs()}
-        return dict(zip(names, session.run(names, values), strict=True))
-
-    return run
 
 
 def export_id(stages: Sequence[Stage]) -> str:

@@ -77,7 +77,7 @@ class Runner:
         for step in self.steps:
             if isinstance(step, DeviceStep):
                 stage = self.ports[step.stage]
-                given = {port.name: buffers[port.name] for port in stage.inputs}
+                given = {port.name: self._normalised(port.name, buffers[port.name]) for port in stage.inputs}
                 _check(stage, given, "input")
                 done.inputs[stage.name] = given
                 made = self.stages[stage.name](dict(given))
@@ -93,9 +93,27 @@ class Runner:
                 )  # later steps may change the value
         return done
 
+    def _normalised(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Do to an input what AIPP does on the device, if it takes pictures as bytes [n, height, width, channels]."""
+        facts = self.meta.host.get("aipp", {}).get(name)
+        if facts is None:
+            return value
+        if facts.get("swap"):
+            value = value[..., ::-1]
+        values = (value - np.array(facts["mean"], np.float32)) / np.array(facts["std"], np.float32)
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
 
 def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
-    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels, with its fusions off.
+    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`."""
+    return {
+        stage.name: onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        for stage in meta.stages
+    }
+
+
+def onnx_stage(file: Path, outputs: Sequence[str], *, threads: int = 1) -> StageFunction:
+    """Return an ONNX file as a function over ONNX Runtime's CPU kernels, with its fusions off.
 
     Fusions are off because they change results: a difference between a graph and PyTorch shall be the exporter's.
     """
@@ -103,25 +121,20 @@ def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, Stag
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Arenas keep what the largest layer took; a ViT's attention takes gigabytes for a moment.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-
-    def open_stage(stage: Stage) -> StageFunction:
-        session = onnxruntime.InferenceSession(
-            str(folder / stage.file), options, providers=["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    # The exporter drops an input that the graph does not use.
+    used = {one.name for one in session.get_inputs()}
+    return lambda given: dict(
+        zip(
+            outputs,
+            session.run(outputs, {name: value for name, value in given.items() if name in used}),
+            strict=True,
         )
-        names = [port.name for port in stage.outputs]
-        # The exporter drops an input that the graph does not use.
-        used = {one.name for one in session.get_inputs()}
-        return lambda given: dict(
-            zip(
-                names,
-                session.run(names, {name: value for name, value in given.items() if name in used}),
-                strict=True,
-            )
-        )
-
-    return {stage.name: open_stage(stage) for stage in meta.stages}
+    )
 
 
 def torch_stages(meta: Meta, modules: Mapping[str, Callable[..., Any]]) -> dict[str, StageFunction]:
