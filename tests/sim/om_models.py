@@ -1,4 +1,4 @@
-"""Programs for tests of OM files: from small ONNX graphs, as they are, without ATC's choices; and the executor by ctypes."""
+"""Programs for tests of OM files, from small ONNX graphs without ATC's choices; and the executor, by ctypes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from cann_sim.atc.program import Aipp, Attribute, Model, Operation, Program, Val
 from onnx import helper, numpy_helper, shape_inference
 
 # aclDataType's numbers
-DTYPES = {"float32": 0, "float16": 1, "int8": 2, "int32": 3, "uint8": 4, "int64": 9, "float64": 11, "bool": 12, "bfloat16": 27}
+DTYPES = {
+    "float32": 0,
+    "float16": 1,
+    "int8": 2,
+    "int32": 3,
+    "uint8": 4,
+    "int64": 9,
+    "float64": 11,
+    "bool": 12,
+    "bfloat16": 27,
+}
 NAMES = {number: name for name, number in DTYPES.items()}
 OK, NO_FILE, BAD_FILE, UNSUPPORTED, BAD_ARGUMENT, RUN_FAILED, OUT_OF_MEMORY = range(7)
 
@@ -57,7 +67,9 @@ def program_of(
     infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     values = {name: value_of(info) for name, info in infos.items() if name not in constants}
     for name, shape in (shapes or {}).items():
-        values[name] = Value(name=name, dtype=values[name].dtype if name in values else "float32", shape=shape)
+        values[name] = Value(
+            name=name, dtype=values[name].dtype if name in values else "float32", shape=shape
+        )
     if half:
         values = {
             name: Value(name=name, dtype=half if value.dtype == "float32" else value.dtype, shape=value.shape)
@@ -189,7 +201,9 @@ class Executor:
         """
         handle, message = ctypes.c_void_p(), ctypes.create_string_buffer(1000)
         if isinstance(source, bytes):
-            code = self.functions.load_memory(source, len(source), ctypes.byref(handle), message, len(message))
+            code = self.functions.load_memory(
+                source, len(source), ctypes.byref(handle), message, len(message)
+            )
         else:
             code = self.functions.load_file(str(source).encode(), ctypes.byref(handle), message, len(message))
         if code != OK:
@@ -215,7 +229,9 @@ class Loaded:
         count = getattr(self.info, f"num_{what}")
         return [getattr(self.info.gears[gear], what)[index].value() for index in range(count)]
 
-    def run(self, inputs: Sequence[np.ndarray], gear: int = 0, *, short: int = 0, observe: bool = False) -> list[np.ndarray]:
+    def run(
+        self, inputs: Sequence[np.ndarray], gear: int = 0, *, short: int = 0, observe: bool = False
+    ) -> list[np.ndarray]:
         """Return the outputs; `short` is how many bytes each output's buffer lacks, which stay 0.
 
         Raises
@@ -223,7 +239,7 @@ class Loaded:
         ExecutorError
             The run failed.
         """
-        described = self.values("outputs", gear)
+        described = self.values("outputs", min(gear, self.info.num_gears - 1))
         outputs = [np.zeros(value.shape, numpy_dtype(value.dtype)) for value in described]
         given = [np.ascontiguousarray(array) for array in inputs]
         message = ctypes.create_string_buffer(1000)
