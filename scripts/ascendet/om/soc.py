@@ -1,0 +1,84 @@
+"""Which SoC an OM is converted for: the port report's rule, `set_env.sh > npu-smi > user > default`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ascendet.errors import AscendetError
+
+# Where a SoC's name can come from; the first one that names it wins. `set_env.sh` is SOC_VERSION of the environment
+# that the tree's set_env.sh leaves, `user` is make's SOC, and `default` the stack's first SoC.
+SOURCES = ("set_env.sh", "npu-smi", "user", "default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A SoC as atc's `--soc_version` takes it, and where its name comes from; `overruled` are others that differ."""
+
+    soc: str
+    source: str
+    overruled: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """Return the line that is printed.
+
+        >>> print(Choice(soc="Ascend910B3", source="npu-smi"))
+        SoC Ascend910B3 (npu-smi)
+        >>> print(Choice(soc="Ascend910B4", source="user", overruled=(("npu-smi", "Ascend910B3"),)))
+        SoC Ascend910B4 (user; FORCE=1 over npu-smi's Ascend910B3)
+        """
+        over = ", ".join(f"{source}'s {soc}" for source, soc in self.overruled)
+        return f"SoC {self.soc} ({self.source}{f'; FORCE=1 over {over}' if over else ''})"
+
+
+def normalise(name: str) -> str:
+    """Return a SoC's name as CANN writes it, or "" for what names none.
+
+    >>> [normalise(name) for name in ("910B3", "ascend910b3", "Ascend910_9391", " 310P3\\n", "Ascend NPU")]
+    ['Ascend910B3', 'Ascend910B3', 'Ascend910_9391', 'Ascend310P3', '']
+    """
+    found = re.fullmatch(r"(?:ascend)?[ _-]?(\d{3}\w*)", name.strip(), re.IGNORECASE)
+    return f"Ascend{found[1].upper()}" if found else ""
+
+
+def choose(*, set_env: str, npu_smi: str, user: str, default: str, force: bool) -> Choice:
+    """Return the SoC by the rule; what a source does not know is "".
+
+    With `force` a user's SoC wins over all others, because that is what one forces: to convert for another machine.
+
+    Raises
+    ------
+    AscendetError
+        `soc-contradiction`: two sources other than the default name different SoCs, and `force` is not set.
+        `usage`: the user's name is no SoC's.
+    """
+    if user and not normalise(user):
+        raise AscendetError(
+            "usage",
+            "SOC must be a SoC's name",
+            expected="such as Ascend910B3, 910B3 or Ascend910_9391",
+            found=f"SOC={user}",
+            hint=f"SOC={default}",
+        )
+    named = {
+        source: normalise(name)
+        for source, name in zip(SOURCES, (set_env, npu_smi, user, default), strict=True)
+        if normalise(name)
+    }
+    source = "user" if force and "user" in named else next(iter(named))
+    others = tuple(
+        (other, name)
+        for other, name in named.items()
+        if other not in (source, "default") and name != named[source]
+    )
+    if others and not force:
+        raise AscendetError(
+            "soc-contradiction",
+            "it is not clear which SoC to convert for",
+            expected="one SoC from set_env.sh (SOC_VERSION), npu-smi and SOC",
+            found="\n".join(f"{other}: {name}" for other, name in named.items() if other != "default"),
+            hint="correct or unset one of them; FORCE=1 takes "
+            + ("SOC" if "user" in named else f"that of {source}"),
+        )
+    return Choice(soc=named[source], source=source, overruled=others)
