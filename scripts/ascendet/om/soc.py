@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ascendet.core import process
+from ascendet.envs import activation
 from ascendet.errors import AscendetError
+from ascendet.run import target
+from ascendet.run.target import Target
 
 # Where a SoC's name can come from; the first one that names it wins. `set_env.sh` is SOC_VERSION of the environment
 # that the tree's set_env.sh leaves, `user` is make's SOC, and `default` the stack's first SoC.
@@ -82,3 +88,40 @@ def choose(*, set_env: str, npu_smi: str, user: str, default: str, force: bool) 
             + ("SOC" if "user" in named else f"that of {source}"),
         )
     return Choice(soc=named[source], source=source, overruled=others)
+
+
+def find(aim: Target, user: str, *, force: bool) -> Choice:
+    """Return the SoC to convert for on this machine; see `choose` for what it raises.
+
+    Parameters
+    ----------
+    aim
+        The prepared target; a container's simulated devices are the stack's first SoC.
+    user
+        make's SOC, or "".
+    force
+        Whether FORCE=1 was given.
+    """
+    set_env = os.environ.get("SOC_VERSION", "")
+    npu_smi = ""
+    if not aim.container:
+        environ = activation.stack_environ(aim.stack, aim.npu)
+        set_env, npu_smi = environ.get("SOC_VERSION", ""), _npu_smi(environ)
+    elif aim.npu == "real":
+        npu_smi = _npu_smi(os.environ)
+    return choose(set_env=set_env, npu_smi=npu_smi, user=user, default=aim.stack.soc[0], force=force)
+
+
+def _npu_smi(environ: Mapping[str, str]) -> str:
+    """Return the SoC of the first device, or "".
+
+    Only the board tells A3 apart: chip name Ascend910, NPU name 9391, together Ascend910_9391 (ATC's option page).
+    """
+    for more in (["-c", "0"], []):
+        shown = process.ask(["npu-smi", "info", "-t", "board", "-i", "0", *more], env=environ) or ""
+        rows = (row.partition(":") for row in shown.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in rows}
+        chip, npu = normalise(fields.get("Chip Name", "")), fields.get("NPU Name", "")
+        if chip:
+            return f"{chip}_{npu}" if chip == "Ascend910" and npu.isdecimal() else chip
+    return normalise(target.soc_name(environ))
