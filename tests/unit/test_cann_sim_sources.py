@@ -22,6 +22,9 @@ ALLOWED = {
     "acl": {"compute", "runtime"},
     "opapi": {"runtime"},
     "aclnn": {"compute", "opapi", "runtime"},
+    "executor": set(),
+    "model": {"executor", "runtime"},
+    "pyacl": {"model", "runtime"},
 }
 
 
