@@ -7,6 +7,9 @@
 
 #include "pyacl/call.h"
 
+// Python has the older functions of C still.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
 namespace pyacl {
 
 PyObject *refuse_arguments(const char *name) {
