@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from staged_om.host import Batch, DeviceStep, Step
-from staged_om.meta import Meta, Stage
+from staged_om.meta import Meta, Port, Stage
 
 Tensors = dict[str, np.ndarray]
 # A device stage: takes its inputs by name and returns its outputs by name, in the data types and shapes of its ports.
@@ -75,23 +75,32 @@ class Runner:
         done = Pass(batch=Batch(pictures=list(pictures)))
         buffers: Tensors = {}
         for step in self.steps:
+            made = self.advance(step, done.batch, buffers)
             if isinstance(step, DeviceStep):
-                stage = self.ports[step.stage]
-                given = {port.name: buffers[port.name] for port in stage.inputs}
-                _check(stage, given, "input")
-                done.inputs[stage.name] = given
-                made = self.stages[stage.name](dict(given))
-                _check(stage, made, "output")
-                done.outputs[stage.name] = made
-                buffers |= made
-                continue
-            done.batch.values |= {name: _as_float32(buffers[name]) for name in step.reads}
-            step.run(done.batch)
-            for name in step.writes:
-                buffers[name] = np.array(
-                    done.batch.values[name], order="C"
-                )  # later steps may change the value
+                done.inputs[step.stage] = {port.name: buffers[port.name] for port in self.ports[step.stage].inputs}
+                done.outputs[step.stage] = made
+            buffers |= made
         return done
+
+    def advance(self, step: Step, batch: Batch, buffers: Tensors) -> Tensors:
+        """Run one step on a batch and the device buffers so far; return the device buffers that it writes, by name.
+
+        Raises
+        ------
+        PortMismatch
+            The stage got or gave a tensor that does not fit its port.
+        """
+        if isinstance(step, DeviceStep):
+            stage = self.ports[step.stage]
+            given = {port.name: buffers[port.name] for port in stage.inputs}
+            _check(stage.name, stage.inputs, given)
+            made = self.stages[stage.name](given)
+            _check(stage.name, stage.outputs, made)
+            return made
+        batch.values |= {name: _as_float32(buffers[name]) for name in step.reads}
+        step.run(batch)
+        # Copies, because a later step may change the value.
+        return {name: np.array(batch.values[name], order="C") for name in step.writes}
 
 
 def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
@@ -156,11 +165,11 @@ def _as_float32(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
-def _check(stage: Stage, tensors: Tensors, what: str) -> None:
-    for port in stage.inputs if what == "input" else stage.outputs:
+def _check(stage: str, ports: Sequence[Port], tensors: Tensors) -> None:
+    for port in ports:
         value = tensors[port.name]
         if tuple(value.shape) != port.shape or value.dtype.name != port.dtype:
             raise PortMismatch(
-                f"stage {stage.name}: {what} {port.name} is {value.dtype.name}{list(value.shape)}, "
+                f"stage {stage}: {port.name} is {value.dtype.name}{list(value.shape)}, "
                 f"export_meta.json says {port.dtype}{list(port.shape)}"
             )
