@@ -69,9 +69,7 @@ def report(
                 for score, number, index in final[:TOP]
             ],
         },
-        "delta": {
-            key: mine[key] - theirs[key] for key in ("raw_count", "after_dedup", "after_score_thr")
-        },
+        "delta": {key: mine[key] - theirs[key] for key in ("raw_count", "after_dedup", "after_score_thr")},
     }
 
 
@@ -180,7 +178,8 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas = [np.clip(one[:, 2:] - one[:, :2], 0, None).prod(axis=1) for one in (first, second)]
     union = areas[0][:, None] + areas[1][None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    ratio: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
 
 
 def _mask_iou(om: Detections, pytorch: Detections, mine: int, theirs: int) -> float | None:
@@ -220,9 +219,7 @@ def summarize(
     alone = [0, 0]
     for mine, theirs, one in zip(om, pytorch, found, strict=True):
         pairs += [
-            pair
-            for pair in one.pairs
-            if max(mine.scores[pair.om], theirs.scores[pair.pytorch]) >= lowest
+            pair for pair in one.pairs if max(mine.scores[pair.om], theirs.scores[pair.pytorch]) >= lowest
         ]
         alone[0] += sum(mine.scores[index] >= lowest for index in one.only_om)
         alone[1] += sum(theirs.scores[index] >= lowest for index in one.only_pytorch)
@@ -274,8 +271,8 @@ def average_precision(
 
     Parameters
     ----------
-    annotations
-        The content of a COCO instances file; only the images of `image_ids` count.
+    annotations, image_ids
+        The content of a COCO instances file, and those of its images that count.
     results
         Of `coco_results`; as in `make eval`, the sizes of masks are the masks' own.
     """
@@ -289,7 +286,9 @@ def average_precision(
             "annotations": [one for one in annotations["annotations"] if one["image_id"] in kept],
         }
     )
-    order = sorted({one["id"] for one in annotations["categories"]}, key=lambda one: (isinstance(one, str), one))
+    order = sorted(
+        {one["id"] for one in annotations["categories"]}, key=lambda one: (isinstance(one, str), one)
+    )
     categories = {one: number for number, one in enumerate(order, 1)}
     made = {}
     for kind in KINDS:
@@ -328,9 +327,7 @@ class Truth:
 
     def score(self, found: Sequence[Detections], meta: Meta) -> dict[str, float]:
         """Return the AP of detections in the compared pictures."""
-        return average_precision(
-            self.annotations, coco_results(found, self.image_ids, meta), self.image_ids
-        )
+        return average_precision(self.annotations, coco_results(found, self.image_ids, meta), self.image_ids)
 
 
 def compare(
@@ -346,8 +343,8 @@ def compare(
     """Return the whole comparison as JSON values.
 
     Beside the report's `compare_with_pytorch` there are `pairs` (all detections, and those from `score_thr` on),
-    `AP` where there is a truth (`om`, `pytorch` and `difference`), and `pictures`: the same for each one, with its pairs
-    and what has no partner.
+    `AP` where there is a truth (`om`, `pytorch` and `difference`), and `pictures`: the same for each one, with its
+    pairs and what has no partner.
     """
     matches = [match(mine, theirs) for mine, theirs in zip(om, pytorch, strict=True)]
     content: dict[str, Any] = {

@@ -78,7 +78,11 @@ class Difference:
         return {
             name: self.values.get(name, math.nan)
             for name, (at_least, bound) in THRESHOLDS.items()
-            if not (self.values.get(name, math.nan) > bound if at_least else self.values.get(name, math.nan) < bound)
+            if not (
+                self.values.get(name, math.nan) > bound
+                if at_least
+                else self.values.get(name, math.nan) < bound
+            )
         }
 
     @property
@@ -112,7 +116,9 @@ def measure(om: np.ndarray, onnx: np.ndarray) -> Difference:
     overflow = bool((~np.isfinite(mine) & np.isfinite(truth)).any())
     with np.errstate(all="ignore"):
         values = {name: float(formula(mine, truth)) for name, formula in _FORMULAS.items()}
-        moments = ",".join(f"({one.mean():.3f};{one.std():.3f})" if one.size else "(nan;nan)" for one in (mine, truth))
+        moments = ",".join(
+            f"({one.mean():.3f};{one.std():.3f})" if one.size else "(nan;nan)" for one in (mine, truth)
+        )
     return Difference(values=values, deviation=moments, overflow=overflow)
 
 
@@ -145,7 +151,8 @@ def _divergence(mine: np.ndarray, truth: np.ndarray) -> float:
     def scaled(one: np.ndarray) -> np.ndarray:
         spread = one.max() - one.min()
         kept = np.maximum((one - one.min()) / spread if spread else one, _EPSILON)
-        return kept / kept.sum()
+        pdf: np.ndarray = kept / kept.sum()
+        return pdf
 
     ours, theirs = scaled(mine), scaled(truth)
     return float(np.sum(ours * np.log(ours / theirs)))

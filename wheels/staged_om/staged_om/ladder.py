@@ -92,7 +92,10 @@ class Rung:
     @property
     def ap_change(self) -> float:
         """The largest difference of an AP to the rung below; 0 without annotations."""
-        return max((abs(self.ap[kind] - self.ap_below[kind]) for kind in self.ap.keys() & self.ap_below.keys()), default=0.0)
+        return max(
+            (abs(self.ap[kind] - self.ap_below[kind]) for kind in self.ap.keys() & self.ap_below.keys()),
+            default=0.0,
+        )
 
     @property
     def broken(self) -> dict[str, tuple[float, float]]:
@@ -116,10 +119,15 @@ class Rung:
             f"box {summary.box:.3g} px, score {summary.score:.2g}, mask IoU {summary.mask:.4f}"
         )
         ap = "".join(
-            f", {'box' if kind == 'bbox' else 'mask'} AP {value:.4f}" for kind, value in self.ap.items() if value >= 0
+            f", {'box' if kind == 'bbox' else 'mask'} AP {value:.4f}"
+            for kind, value in self.ap.items()
+            if value >= 0
         )
         verdict = (
-            "BROKEN: " + ", ".join(f"{name} {value:.4g} (limit {limit:g})" for name, (value, limit) in self.broken.items())
+            "BROKEN: "
+            + ", ".join(
+                f"{name} {value:.4g} (limit {limit:g})" for name, (value, limit) in self.broken.items()
+            )
             if self.broken
             else "holds"
         )
@@ -131,7 +139,9 @@ class Rung:
             "rung": self.name,
             "against": self.below,
             "holds": not self.broken,
-            "broken": {name: {"value": value, "limit": limit} for name, (value, limit) in self.broken.items()},
+            "broken": {
+                name: {"value": value, "limit": limit} for name, (value, limit) in self.broken.items()
+            },
             "limits": asdict(RUNGS[self.name].limits),
             "pairs": asdict(self.summary),
             "AP": dict(self.ap),

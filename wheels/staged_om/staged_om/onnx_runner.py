@@ -77,7 +77,9 @@ class Runner:
         for step in self.steps:
             made = self.advance(step, done.batch, buffers)
             if isinstance(step, DeviceStep):
-                done.inputs[step.stage] = {port.name: buffers[port.name] for port in self.ports[step.stage].inputs}
+                done.inputs[step.stage] = {
+                    port.name: buffers[port.name] for port in self.ports[step.stage].inputs
+                }
                 done.outputs[step.stage] = made
             buffers |= made
         return done
@@ -104,7 +106,15 @@ class Runner:
 
 
 def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
-    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels, with its fusions off.
+    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`."""
+    return {
+        stage.name: onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        for stage in meta.stages
+    }
+
+
+def onnx_stage(file: Path, outputs: Sequence[str], *, threads: int = 1) -> StageFunction:
+    """Return an ONNX file as a function over ONNX Runtime's CPU kernels, with its fusions off.
 
     Fusions are off because they change results: a difference between a graph and PyTorch shall be the exporter's.
     """
@@ -114,23 +124,16 @@ def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, Stag
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-
-    def open_stage(stage: Stage) -> StageFunction:
-        session = onnxruntime.InferenceSession(
-            str(folder / stage.file), options, providers=["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    # The exporter drops an input that the graph does not use.
+    used = {one.name for one in session.get_inputs()}
+    return lambda given: dict(
+        zip(
+            outputs,
+            session.run(outputs, {name: value for name, value in given.items() if name in used}),
+            strict=True,
         )
-        names = [port.name for port in stage.outputs]
-        # The exporter drops an input that the graph does not use.
-        used = {one.name for one in session.get_inputs()}
-        return lambda given: dict(
-            zip(
-                names,
-                session.run(names, {name: value for name, value in given.items() if name in used}),
-                strict=True,
-            )
-        )
-
-    return {stage.name: open_stage(stage) for stage in meta.stages}
+    )
 
 
 def torch_stages(meta: Meta, modules: Mapping[str, Callable[..., Any]]) -> dict[str, StageFunction]:
