@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from staged_om.compare import PairSummary, Truth, match, summarize
+from staged_om.ap import Truth
 from staged_om.differences import Difference, measure
 from staged_om.host import Batch, Detections, DeviceStep
 from staged_om.meta import Meta
 from staged_om.onnx_runner import Runner, Tensors
+from staged_om.pairs import PairSummary, match, summarize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,351 @@
+"""Find the smallest set of operators that must stay float32 so that AP stays within a bound.
+
+    python -m staged_om.precision --om=build/om/<model>/<soc>-<mode> --inputs=package.npz --bound=0.002
+
+ATC's default mode computes everything in float16, its modes that keep data types compute everything in float32, and
+`--keep_dtype` names operators that keep theirs. Between the two lie as many choices as there are sets of operators.
+This search goes from the outside in: stages, then the modules in them, then what these consist of, and at each level it
+keeps only what the bound needs. See `search` for how, and for what "smallest" means.
+
+Every evaluated choice is stored by its digest, so a search that was interrupted continues where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from staged_om.graph import Graph
+
+# Float32 multiply-adds take this many times as long as float16 ones on the Cube unit. An assumption: data sheets of
+# 910B boards give 75 to 94 TFLOPS in float32 and 280 to 376 in float16, in all of them about one quarter.
+CUBE_RATIO = 4.0
+# Float32 activations are twice as many bytes.
+BYTES_RATIO = 2.0
+BOUND = 0.002
+
+
+# -- groups of operators --
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Operators that are kept in float32 together.
+
+    Attributes
+    ----------
+    stage
+        Whose they are.
+    name
+        A module's path, or a module's path and an operator: `/blocks.0/attn Softmax`; "" for the whole stage.
+    nodes
+        The nodes' names.
+    weight
+        What keeping them costs: multiply-adds, then elements. Of equally harmful groups the dearer one is freed first.
+    """
+
+    stage: str
+    name: str
+    nodes: frozenset[str]
+    weight: tuple[int, int] = (0, 0)
+
+    def __str__(self) -> str:
+        """Return the group as it is printed.
+
+        >>> print(Group(stage="roi", name="/fc1 Gemm", nodes=frozenset({"/fc1/Gemm"})))
+        roi /fc1 Gemm (1 node)
+        """
+        count = f"({len(self.nodes)} node{'s' if len(self.nodes) > 1 else ''})"
+        return " ".join(filter(None, [self.stage, self.name, count]))
+
+
+def whole_stages(graphs: Mapping[str, Graph], always: Mapping[str, Iterable[str]]) -> list[Group]:
+    """Return one group for each stage, without the nodes that are kept in every case (`Stage.keep_fp32`)."""
+    groups = []
+    for stage, graph in graphs.items():
+        kept = set(always.get(stage, ()))
+        nodes = [node for node in graph.nodes if node.name not in kept]
+        if nodes:
+            groups.append(_group(graph, stage, "", [node.name for node in nodes]))
+    return groups
+
+
+def split(graph: Graph, group: Group) -> list[Group]:
+    """Return a group's parts: by the next element of the module's path, and in a single module by operator.
+
+    A group of one module and one operator has no parts: it is returned as it is.
+    """
+    known = graph.by_name
+    base = group.name.split(" ")[0]
+    parts: dict[str, list[str]] = {}
+    for name in sorted(group.nodes):
+        node = known[name]
+        rest = node.module.removeprefix(base).strip("/")
+        key = f"{base.rstrip('/')}/{rest.split('/')[0]}" if rest else f"{base or '/'} {node.operator}"
+        parts.setdefault(key, []).append(name)
+    if len(parts) == 1:
+        ((key, names),) = parts.items()
+        if key == group.name:
+            return [group]
+        return split(graph, _group(graph, group.stage, key, names))
+    return [_group(graph, group.stage, key, names) for key, names in sorted(parts.items())]
+
+
+def _group(graph: Graph, stage: str, name: str, nodes: Sequence[str]) -> Group:
+    members = [graph.by_name[one] for one in nodes]
+    weight = (sum(one.multiply_adds for one in members), sum(one.elements for one in members))
+    return Group(stage=stage, name=name, nodes=frozenset(nodes), weight=weight)
+
+
+# -- the search --
+
+# A choice: by stage, the nodes that keep float32.
+Choice = Mapping[str, frozenset[str]]
+
+
+class NotReachable(Exception):
+    """Even with all operators in float32 the bound is not kept.
+
+    Attributes
+    ----------
+    loss
+        The loss with all of them.
+    """
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"with all operators in float32 the loss is {loss:.4f}")
+        self.loss = loss
+
+
+@dataclass(kw_only=True)
+class Result:
+    """The groups that must stay float32, and the loss with them, without any and with all."""
+
+    groups: list[Group]
+    loss: float
+    loss_none: float
+    loss_all: float
+    sensitivity: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> dict[str, frozenset[str]]:
+        """The nodes by stage."""
+        return union(self.groups)
+
+
+def union(groups: Iterable[Group]) -> dict[str, frozenset[str]]:
+    """Return the nodes of groups by stage."""
+    nodes: dict[str, frozenset[str]] = {}
+    for group in groups:
+        nodes[group.stage] = nodes.get(group.stage, frozenset()) | group.nodes
+    return nodes
+
+
+def search(
+    groups: Sequence[Group],
+    loss: Callable[[Choice], float],
+    parts: Callable[[Group], list[Group]],
+    *,
+    bound: float = BOUND,
+    show: Callable[[str, int, int], None] = lambda *_: None,
+) -> Result:
+    """Return the smallest set of groups that keeps the loss within the bound.
+
+    At each level: the loss is measured with each group alone in float16 and all others as they are; in the order of
+    these sensitivities (of equals the dearer one first) the longest beginning is freed that keeps the bound, found by
+    halving; then each of the rest is freed if the bound allows it. What remains is split, and the level below follows,
+    until nothing can be split.
+
+    The result cannot be made smaller by freeing any one of its groups. It is the smallest of all sets if the losses of
+    groups add up, because then it is best to free the least sensitive ones.
+
+    Parameters
+    ----------
+    groups
+        The first level.
+    loss
+        Measures a choice. It is asked for the same choice more than once: let it remember.
+    parts
+        Splits a group.
+    bound
+        The largest loss that is accepted.
+    show
+        Gets a line, how many measurements this level has had, and how many it needs at most.
+
+    Raises
+    ------
+    NotReachable
+        The loss is above the bound even with all groups.
+    """
+    nothing, everything = loss({}), loss(union(groups))
+    show(f"all in float16: loss {nothing:.4f}; all in float32: {everything:.4f}", 2, 2)
+    if nothing <= bound:
+        return Result(groups=[], loss=nothing, loss_none=nothing, loss_all=everything)
+    if everything > bound:
+        raise NotReachable(everything)
+    kept: list[Group] = list(groups)
+    sensitivity: dict[str, float] = {}
+    while True:
+        kept, measured = _reduce(kept, loss, bound, show)
+        sensitivity |= measured
+        finer = [part for group in kept for part in parts(group)]
+        if finer == kept:
+            break
+        kept = finer
+    return Result(
+        groups=kept, loss=loss(union(kept)), loss_none=nothing, loss_all=everything, sensitivity=sensitivity
+    )
+
+
+def _reduce(
+    groups: list[Group],
+    loss: Callable[[Choice], float],
+    bound: float,
+    show: Callable[[str, int, int], None],
+) -> tuple[list[Group], dict[str, float]]:
+    """Return the groups that are needed at this level, in their order, and the sensitivity of each."""
+    if len(groups) == 1:
+        return groups, {}  # none is not enough: the level above has shown it
+    most = 2 * len(groups) + len(groups).bit_length()
+    done = 0
+
+    def measure(kept: Iterable[Group], text: str) -> float:
+        nonlocal done
+        value, done = loss(union(kept)), done + 1
+        show(f"{text}: loss {value:.4f}", done, most)
+        return value
+
+    sensitivity = {
+        group: measure((one for one in groups if one != group), f"without {group}") for group in groups
+    }
+    order = sorted(groups, key=lambda one: (sensitivity[one], [-part for part in one.weight], str(one)))
+    # The longest beginning of `order` that can be freed: `low` can, `high` cannot (all of them cannot).
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measure(order[middle:], f"without the {middle} least sensitive of {len(order)}") <= bound:
+            low = middle
+        else:
+            high = middle
+    needed = order[low:]
+    for group in list(needed[1:]):  # the first was just seen to be needed
+        rest = [one for one in needed if one != group]
+        if rest and measure(rest, f"without {group} either") <= bound:
+            needed = rest
+    return [group for group in groups if group in needed], {
+        str(group): value for group, value in sensitivity.items()
+    }
+
+
+# -- what a choice costs --
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What float32 operators cost, by a simple model, against all operators in float16.
+
+    Attributes
+    ----------
+    nodes, of
+        How many nodes are float32, and how many there are.
+    multiply_adds, bytes
+        The float32 share of all multiply-adds, and of the activations' bytes as float16 would have them.
+    compute, memory
+        How many times as long the device takes if the Cube unit is what limits it (CUBE_RATIO), or memory
+        (BYTES_RATIO). Between the two lies what a card does; casts at the borders are not counted.
+    """
+
+    nodes: int
+    of: int
+    multiply_adds: float
+    bytes: float
+    compute: float
+    memory: float
+
+
+def cost(graphs: Mapping[str, Graph], choice: Choice) -> Cost:
+    """Return the predicted cost of a choice."""
+    nodes = [(stage, node) for stage, graph in graphs.items() for node in graph.nodes]
+    kept = [node for stage, node in nodes if node.name in choice.get(stage, frozenset())]
+    work = _share(sum(one.multiply_adds for one in kept), sum(one.multiply_adds for _, one in nodes))
+    traffic = _share(sum(one.elements for one in kept), sum(one.elements for _, one in nodes))
+    return Cost(
+        nodes=len(kept),
+        of=len(nodes),
+        multiply_adds=work,
+        bytes=traffic,
+        compute=1 + (CUBE_RATIO - 1) * work,
+        memory=1 + (BYTES_RATIO - 1) * traffic,
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+# -- remembering --
+
+
+class Memory:
+    """Measurements by the digest of what was measured, in a file: an interrupted search finds them again.
+
+    Parameters
+    ----------
+    file
+        Lines of JSON, one for each measurement. Each is one write, so that a killed process leaves at most one
+        incomplete line, which is skipped.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known: dict[str, dict[str, Any]] = {}
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self.known[row["digest"]] = row
+
+    def recall(self, what: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the measurement of `what`, JSON values, measured now unless it is known."""
+        digest = digest_of(what)
+        if digest not in self.known:
+            clock = time.monotonic()
+            values = measure()
+            row = {"digest": digest, **what, **values, "seconds": round(time.monotonic() - clock, 2)}
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            self.known[digest] = row
+        return self.known[digest]
+
+
+def digest_of(what: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of JSON values, whatever the order of keys.
+
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def keep_file(nodes: Iterable[str]) -> str:
+    """Return the text of a file for atc's `--keep_dtype`: a node's name on each line."""
+    return "".join(f"{name}\n" for name in sorted(nodes))
+
+
+def time_left(seconds: Sequence[float], remaining: int) -> str:
+    """Return how long so many more measurements take, by the median of those so far.
+
+    >>> time_left([10, 12, 60], 20)
+    '0:04:00'
+    """
+    if not seconds:
+        return "?"
+    minutes, rest = divmod(int(sorted(seconds)[len(seconds) // 2] * remaining), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
