@@ -1,6 +1,8 @@
 """Find the first node of a stage whose value in the OM is not the ONNX graph's, and tell why.
 
-    python -m staged_om.bisect --om=build/om/<model>/<soc>-<mode> --inputs=package.npz --stage=backbone
+    python -m staged_om.bisect --om=build/om/<model>/<soc>-<mode> --inputs=folder --stage=backbone
+
+WORK_DIR gets `bisect.json` and a CSV for each stage.
 
 Values inside an OM are seen by converting again with `--out_nodes`, which works on real cards, too. Either many nodes
 per conversion (`--chunk=50`), which gives the whole table of msprobe's columns, or, by default, an interval search with
@@ -10,16 +12,30 @@ fused away. If the stage's own outputs keep the thresholds, nothing is searched:
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from ascendet_common import progress
+from ascendet_common.errors import RunError, forget, reporting
 
-from staged_om.differences import Difference, Row, measure
-from staged_om.graph import Graph, Node
+from staged_om.atc import Converted, convert
+from staged_om.device import Device
+from staged_om.differences import Difference, Row, measure, write_csv
+from staged_om.graph import Graph, Node, read, with_outputs
+from staged_om.infer import Export
+from staged_om.inputs import open_inputs
+from staged_om.meta import Stage
+from staged_om.onnx_runner import Runner, onnx_stage, onnx_stages
+from staged_om.single import run
 
+RESULT = "bisect.json"
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -70,6 +86,21 @@ class Finding:
             f"{self.first.operator} {self.first.name} is the first that breaks ({self.kind}): "
             f"{row.difference.explain()}"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        outputs = [row for row in self.rows if row.is_output]
+        return {
+            "passes": not self.kind,
+            "kind": self.kind,
+            "first": self.first.name if self.first else None,
+            "operator": self.first.operator if self.first else None,
+            "text": self.describe(),
+            "conversions": self.conversions,
+            "outputs": {
+                row.node: {**row.difference.values, "passed": row.difference.passed} for row in outputs
+            },
+        }
 
 
 KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
@@ -221,3 +252,118 @@ class _Search:
 def _verdict(differences: Sequence[Difference]) -> str:
     worst = min((one.values.get("CosineSimilarity", math.nan) for one in differences), default=math.nan)
     return f"cosine {worst:.6f}, {'passes' if all(one.passed for one in differences) else 'breaks'}"
+
+
+# -- the program --
+
+
+class StageProbe:
+    """The values of one stage of converted OMs for given inputs.
+
+    Parameters
+    ----------
+    device
+        Where OMs run.
+    converted, stage
+        What `make om` made, and which stage of it.
+    given
+        The stage's inputs by name.
+    work
+        The folder for conversions; an OM is removed when its values are known.
+    """
+
+    def __init__(
+        self, device: Device, converted: Converted, stage: Stage, given: dict[str, np.ndarray], work: Path
+    ) -> None:
+        self.device, self.converted, self.stage, self.given, self.work = device, converted, stage, given, work
+        self.file = converted.folder.parent / stage.file
+
+    def onnx(self, nodes: Sequence[Node]) -> dict[str, np.ndarray]:
+        """Return the outputs of nodes, or of the stage if there are none."""
+        names = [name for node in nodes for name in node.outputs] or [
+            port.name for port in self.stage.outputs
+        ]
+        probe = with_outputs(self.file, names, self.work / "probe.onnx") if nodes else self.file
+        try:
+            return onnx_stage(probe, names)(self.given)
+        finally:
+            (self.work / "probe.onnx").unlink(missing_ok=True)
+
+    def om(self, nodes: Sequence[Node]) -> dict[str, np.ndarray]:
+        """Return the outputs of nodes, of an OM converted with these as outputs."""
+        names = [name for node in nodes for name in node.outputs]
+        places = [f"{node.name}:{index}" for node in nodes for index in range(len(node.outputs))]
+        return self._convert(names, out_nodes=places)
+
+    def outputs(self, *, fusion: bool) -> dict[str, np.ndarray]:
+        """Return the stage's outputs, of the OM that `make om` made or of one without fusion."""
+        names = [port.name for port in self.stage.outputs]
+        if fusion:
+            return run(self.device, self.converted.files[self.stage.name], self.given, names)
+        return self._convert(names, fusion=False)
+
+    def _convert(
+        self, names: Sequence[str], *, out_nodes: Sequence[str] = (), fusion: bool = True
+    ) -> dict[str, np.ndarray]:
+        om = convert(
+            self.stage,
+            self.file,
+            self.work / "probe.om",
+            soc=self.converted.soc,
+            precision=self.converted.precision,
+            keep=self.stage.keep_fp32,
+            out_nodes=out_nodes,
+            fusion=fusion,
+        )
+        try:
+            return run(self.device, om, self.given, names)
+        finally:
+            om.unlink()
+
+
+def main() -> None:
+    """Search one stage of the OMs that the command line names, or all of them until one breaks."""
+    parser = argparse.ArgumentParser(description="Find the first node that breaks.", allow_abbrev=False)
+    parser.add_argument("--om", required=True, type=Path, help="the folder of the OMs")
+    parser.add_argument(
+        "--inputs", required=True, type=Path, help="a folder with inputs.json; the first picture counts"
+    )
+    parser.add_argument("--stage", default="", help="the stage; empty: all, until one breaks")
+    parser.add_argument("--chunk", type=int, default=0, help="nodes per conversion, for the whole table")
+    args = parser.parse_args()
+    forget()
+    work = Path(os.environ["WORK_DIR"])
+    with reporting(), Device() as device:
+        converted = Converted.read(args.om)
+        stages = {stage.name: stage for stage in converted.meta.stages}
+        if args.stage and args.stage not in stages:
+            raise RunError(
+                "STAGE must be a stage of the exported model",
+                name="usage",
+                expected=", ".join(stages),
+                found=f"STAGE={args.stage}",
+            )
+        steps = Export.open(args.om).steps
+        runner = Runner(converted.meta, steps, onnx_stages(converted.meta, args.om.parent))
+        passed = runner.run(list(open_inputs(args.inputs).pictures[: converted.meta.batch]))
+        results = {}
+        for name in [args.stage] if args.stage else stages:
+            graph = read(converted.folder.parent / stages[name].file)
+            probe = StageProbe(device, converted, stages[name], passed.inputs[name], work)
+            finding = find(
+                graph,
+                probe,
+                precision=converted.precision,
+                chunk=args.chunk,
+                show=lambda text, stage=name: progress.write("note", text=f"{stage}: {text}"),
+            )
+            write_csv(finding.rows, work / f"{name}.csv")
+            progress.write("note", text=f"{name}: {finding.describe()}")
+            results[name] = finding.facts()
+            if finding.kind:
+                break
+        (work / RESULT).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,22 +2,41 @@
 
 The report counts detections and looks at their scores, so an object that moved, or was replaced by another one, is not
 seen. Therefore pairs stand beside its JSON: each detection of the OM and the one of PyTorch that it overlaps.
+
+    python -m staged_om.compare --om=build/om/<model>/<soc>-<mode> --origin=…/<soc>-origin --inputs=folder
+
+Environment: MODEL, DATASET and CHECKPOINT, as for the family's `infer`; WORK_DIR, which gets `compare.json`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ascendet_common import progress
+from ascendet_common.errors import RunError, forget, reporting
 
 from staged_om.ap import Truth
-from staged_om.host import Detections
+from staged_om.device import Device
+from staged_om.host import Batch, Detections, Step
+from staged_om.infer import Export
+from staged_om.inputs import Inputs, open_inputs
+from staged_om.ladder import RUNGS, Divergence, Rung, climb, first_broken, first_divergence
 from staged_om.meta import Meta
+from staged_om.onnx_runner import Runner, onnx_stages, torch_stages
 from staged_om.pairs import match, summarize
+from staged_om.reference import open_detector, torch_modules
+from staged_om.schedule import run_batch
+from staged_om.session import Session
 
+COMPARISON = "compare.json"
 TOP = 10  # how many of PyTorch's final detections the report lists
 
 
@@ -160,6 +179,171 @@ def lost_pictures(om: Sequence[Detections], pytorch: Sequence[Detections], score
     ]
 
 
-def dump(content: Mapping[str, Any]) -> str:
-    """Return a comparison as the text of its file."""
-    return json.dumps(content, indent=1) + "\n"
+# -- the program --
+
+
+class OmDiffers(RunError):
+    """A rung of the ladder that is further from the one below than its limits."""
+
+    default_name = "om-differs"
+
+
+class NoDetections(RunError):
+    """OMs that find nothing where PyTorch finds something."""
+
+    default_name = "om-no-detections"
+
+
+@dataclass(kw_only=True)
+class Paths:
+    """The rungs of one exported model, opened when they are asked for.
+
+    Attributes
+    ----------
+    device
+        Where OMs run.
+    meta, steps
+        The exported model and its family's pipeline.
+    folder
+        Its folder, with the ONNX files.
+    oms
+        The folder of the OMs of each rung: `om-origin`, `om`.
+    """
+
+    device: Device
+    meta: Meta
+    steps: tuple[Step, ...]
+    folder: Path
+    oms: Mapping[str, Path]
+
+    def rungs(self, inputs: Inputs, *, checkpoint: bool) -> dict[str, Callable[[], list[Detections]]]:
+        """Return how each rung detects objects; those of PyTorch only where there is a checkpoint."""
+        made: dict[str, Callable[[], list[Detections]]] = {}
+        if checkpoint:
+            made["pytorch"] = lambda: list(map(open_detector(self.meta), inputs.pictures))
+            made["wrappers"] = lambda: detect_all(self.runner("wrappers"), inputs)
+        made["onnx"] = lambda: detect_all(self.runner("onnx"), inputs)
+        for name, folder in self.oms.items():
+            made[name] = partial(self.detect_by_om, folder, inputs)
+        return made
+
+    def runner(self, rung: str) -> Runner:
+        """Return the runner of `wrappers` or `onnx`."""
+        if rung == "wrappers":
+            return Runner(self.meta, self.steps, torch_stages(self.meta, torch_modules(self.meta)))
+        return Runner(self.meta, self.steps, onnx_stages(self.meta, self.folder, threads=_threads()))
+
+    def detect_by_om(self, folder: Path, inputs: Inputs) -> list[Detections]:
+        """Return what inference finds: the way that `make infer-om` takes."""
+        found: list[Detections] = []
+        with Session(self.device, self.meta, self.steps, folder) as session:
+            for pictures in inputs.batches(self.meta.batch):
+                found += run_batch(session, session.lanes[0], Batch(pictures=pictures)).batch.detections
+        return found
+
+    def divergence(self, rung: Rung, picture: np.ndarray) -> Divergence | None:
+        """Return the first step at which a rung leaves the ONNX graphs' (or, for `onnx`, the wrappers')."""
+        if rung.name == "wrappers":
+            return None  # the model below it has no steps
+        if rung.name == "onnx":
+            return first_divergence(self.runner("wrappers"), self.runner("onnx"), [picture])
+        with Session(self.device, self.meta, self.steps, self.oms[rung.name]) as session:
+            candidate = Runner(self.meta, self.steps, session.functions())
+            return first_divergence(self.runner("onnx"), candidate, [picture])
+
+
+def detect_all(runner: Runner, inputs: Inputs) -> list[Detections]:
+    """Return the detections in all pictures."""
+    return [one for batch in inputs.batches(runner.meta.batch) for one in runner.run(batch).batch.detections]
+
+
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def _show(rung: Rung) -> None:
+    progress.write("note", text=rung.describe())
+
+
+def run(paths: Paths, inputs: Inputs, score_thr: float, out: Path) -> None:
+    """Climb the ladder, write compare.json into `out`, and raise what is wrong.
+
+    Raises
+    ------
+    NoDetections
+        A rung finds nothing in a picture in which the first one finds something; with the first diverging step.
+    OmDiffers
+        A rung breaks; it names the lowest one, its numbers and their limits.
+    """
+    plan = paths.rungs(inputs, checkpoint=bool(os.environ.get("CHECKPOINT")))
+    rungs, found = climb(plan, meta=paths.meta, score_thr=score_thr, truth=inputs.truth, show=_show)
+    lowest, highest = next(iter(found)), next(reversed(found))
+    content = compare(
+        found[highest],
+        found[lowest],
+        names=inputs.names,
+        meta=paths.meta,
+        score_thr=score_thr,
+        truth=inputs.truth,
+    )
+    content["ladder"] = [rung.facts() for rung in rungs]
+    broken = first_broken(rungs)
+    lost = lost_pictures(found[highest], found[lowest], score_thr)
+    where = None
+    if broken or lost:
+        rung = broken or rungs[-1]
+        worst = (lost or [_worst(found[rung.name], found[rung.below], score_thr)])[0]
+        where = paths.divergence(rung, inputs.pictures[worst])
+        content["first_divergence"] = (
+            {"rung": rung.name, "picture": inputs.names[worst], **asdict(where)} if where else None
+        )
+    (out / COMPARISON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if lost:
+        raise NoDetections(
+            f"the OMs find nothing in {len(lost)} of {len(inputs.names)} pictures in which PyTorch finds objects",
+            expected=f"objects from score {score_thr:g} on, such as in {inputs.names[lost[0]]}",
+            found=f"0 detections; first different: {where or 'no step alone, given equal inputs'}",
+        )
+    if broken:
+        raise OmDiffers(
+            f"the rung {broken.name} breaks: {RUNGS[broken.name].blame}",
+            expected=", ".join(f"{name} within {limit:g}" for name, (_, limit) in broken.broken.items()),
+            found=", ".join(f"{name} {value:.4g}" for name, (value, _) in broken.broken.items())
+            + (f"\nfirst different: {where}" if where else ""),
+        )
+
+
+def _worst(mine: Sequence[Detections], theirs: Sequence[Detections], score_thr: float) -> int:
+    """Return the picture with the most detections without a partner, then the largest difference of scores."""
+
+    def badness(number: int) -> tuple[float, float, int]:
+        one, other = mine[number], theirs[number]
+        summary = summarize([one], [other], [match(one, other)], score_thr)
+        return summary.unmatched, summary.score, -number
+
+    return max(range(len(mine)), key=badness)
+
+
+def main() -> None:
+    """Compare the rungs of the OMs that the command line names."""
+    parser = argparse.ArgumentParser(
+        description="Compare OMs with PyTorch, rung by rung.", allow_abbrev=False
+    )
+    parser.add_argument("--om", required=True, type=Path, help="the folder of the OMs")
+    parser.add_argument("--origin", type=Path, help="that of the same OMs in a mode that keeps data types")
+    parser.add_argument("--inputs", required=True, type=Path, help="a folder with inputs.json")
+    parser.add_argument(
+        "--score", type=float, default=0.3, help="the score from which on detections must agree"
+    )
+    args = parser.parse_args()
+    forget()
+    with reporting():
+        export = Export.open(args.om)
+        oms = {"om-origin": args.origin, "om": args.om} if args.origin else {"om-origin": args.om}
+        with Device() as device:
+            paths = Paths(device=device, meta=export.meta, steps=export.steps, folder=args.om.parent, oms=oms)
+            run(paths, open_inputs(args.inputs), args.score, Path(os.environ["WORK_DIR"]))
+
+
+if __name__ == "__main__":
+    main()

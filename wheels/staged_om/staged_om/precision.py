@@ -1,6 +1,8 @@
 """Find the smallest set of operators that must stay float32 so that AP stays within a bound.
 
-    python -m staged_om.precision --om=build/om/<model>/<soc>-<mode> --inputs=package.npz --bound=0.002
+    python -m staged_om.precision --om=build/om/<model>/<soc>-<mode> --inputs=folder --bound=0.002
+
+WORK_DIR gets `precision.json` and, for each stage with such operators, `<stage>.keep_dtype.cfg`, which `make om` takes.
 
 ATC's default mode computes everything in float16, its modes that keep data types compute everything in float32, and
 `--keep_dtype` names operators that keep theirs. Between the two lie as many choices as there are sets of operators.
@@ -12,15 +14,26 @@ Every evaluated choice is stored by its digest, so a search that was interrupted
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import json
-import time
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from staged_om.graph import Graph
+from ascendet_common import progress
+from ascendet_common.errors import RunError, forget, reporting
+
+from staged_om.atc import Converted
+from staged_om.compare import detect_all
+from staged_om.device import Device
+from staged_om.evaluate import Evaluator, detections_as_truth
+from staged_om.graph import Graph, read
+from staged_om.infer import Export
+from staged_om.inputs import open_inputs
+from staged_om.memory import Memory
+from staged_om.onnx_runner import Runner, onnx_stages
 
 # Float32 multiply-adds take this many times as long as float16 ones on the Cube unit. An assumption: data sheets of
 # 910B boards give 75 to 94 TFLOPS in float32 and 280 to 376 in float16, in all of them about one quarter.
@@ -28,6 +41,10 @@ CUBE_RATIO = 4.0
 # Float32 activations are twice as many bytes.
 BYTES_RATIO = 2.0
 BOUND = 0.002
+RESULT = "precision.json"
+MEMORY = "measured.jsonl"
+# The modes that are measured beside the one that is searched: what a user can choose without naming operators.
+SWEEP = ("origin", "fp16", "mixed_float16", "mixed_bfloat16", "cube_fp16in_fp32out")
 
 
 # -- groups of operators --
@@ -288,50 +305,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-# -- remembering --
-
-
-class Memory:
-    """Measurements by the digest of what was measured, in a file: an interrupted search finds them again.
-
-    Parameters
-    ----------
-    file
-        Lines of JSON, one for each measurement. Each is one write, so that a killed process leaves at most one
-        incomplete line, which is skipped.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.known: dict[str, dict[str, Any]] = {}
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                self.known[row["digest"]] = row
-
-    def recall(self, what: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the measurement of `what`, JSON values, measured now unless it is known."""
-        digest = digest_of(what)
-        if digest not in self.known:
-            clock = time.monotonic()
-            values = measure()
-            row = {"digest": digest, **what, **values, "seconds": round(time.monotonic() - clock, 2)}
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, separators=(",", ":")) + "\n")
-            self.known[digest] = row
-        return self.known[digest]
-
-
-def digest_of(what: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON values, whatever the order of keys.
-
-    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+# -- files and times --
 
 
 def keep_file(nodes: Iterable[str]) -> str:
@@ -349,3 +323,142 @@ def time_left(seconds: Sequence[float], remaining: int) -> str:
         return "?"
     minutes, rest = divmod(int(sorted(seconds)[len(seconds) // 2] * remaining), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+# -- the program --
+
+
+class NotWithin(RunError):
+    """The bound cannot be kept in this precision mode by any set of operators."""
+
+    default_name = "om-differs"
+
+
+def sweep(evaluator: Evaluator) -> list[dict[str, Any]]:
+    """Measure the modes that name no operators; return AP and loss of each."""
+    rows = []
+    for mode in SWEEP:
+        row = evaluator.measure(mode, {})
+        loss = None if row["AP"] is None else row["loss"]
+        rows.append({"mode": mode, "AP": row["AP"], "loss": loss, "refused": row.get("refused")})
+        text = row.get("refused") or f"AP {_ap(row['AP'])}, loss {row['loss']:.4f}"
+        progress.write("note", text=f"{mode}: {text}")
+    return rows
+
+
+def _ap(values: Mapping[str, float] | None) -> str:
+    return ", ".join(
+        f"{'boxes' if kind == 'bbox' else 'masks'} {value:.4f}" for kind, value in (values or {}).items()
+    )
+
+
+def run(
+    evaluator: Evaluator, graphs: Mapping[str, Graph], mode: str, bound: float, out: Path
+) -> dict[str, Any]:
+    """Sweep the modes, search in one of them, and write the result into `out`; return it.
+
+    Raises
+    ------
+    NotWithin
+        The bound is not kept even with all operators in float32; what was measured is written.
+    """
+    always = {stage.name: stage.keep_fp32 for stage in evaluator.meta.stages}
+    content: dict[str, Any] = {
+        "reference": dict(evaluator.reference),
+        "bound": bound,
+        "mode": mode,
+        "modes": sweep(evaluator),
+    }
+
+    def show(text: str, done: int, most: int) -> None:
+        left = time_left(evaluator.seconds, most - done)
+        progress.write("note", text=f"{done}/{most}  {text}; this level at most {left} more")
+
+    try:
+        found = search(
+            whole_stages(graphs, always),
+            lambda choice: float(evaluator.measure(mode, choice)["loss"]),
+            lambda group: split(graphs[group.stage], group),
+            bound=bound,
+            show=show,
+        )
+    except NotReachable as error:
+        _store(out, content)
+        raise NotWithin(
+            f"in the mode {mode} no set of operators keeps AP within the bound",
+            expected=f"a loss of at most {bound:g} with all of them in float32",
+            found=f"{error.loss:.4f}",
+        ) from error
+    row = evaluator.measure(mode, found.choice)
+    content["search"] = {
+        "groups": [
+            {
+                "stage": group.stage,
+                "name": group.name,
+                "nodes": sorted(group.nodes),
+                "loss_without": found.sensitivity.get(str(group)),
+            }
+            for group in found.groups
+        ],
+        "AP": row["AP"],
+        "loss": found.loss,
+        "loss_without_any": found.loss_none,
+        "loss_with_all": found.loss_all,
+        "cost": asdict(cost(graphs, found.choice)),
+        "assumptions": {"cube_ratio": CUBE_RATIO, "bytes_ratio": BYTES_RATIO},
+    }
+    for stage in evaluator.meta.stages:
+        file = out / f"{stage.name}.keep_dtype.cfg"
+        nodes = found.choice.get(stage.name, frozenset()) | frozenset(stage.keep_fp32)
+        if nodes:
+            file.write_text(keep_file(nodes), encoding="utf-8")
+        else:
+            file.unlink(missing_ok=True)
+    _store(out, content)
+    return content
+
+
+def _store(out: Path, content: Mapping[str, Any]) -> None:
+    temp = out / f".tmp-{RESULT}"
+    temp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temp.rename(out / RESULT)
+
+
+def main() -> None:
+    """Search the OMs that the command line names."""
+    parser = argparse.ArgumentParser(
+        description="Find the operators that must stay float32.", allow_abbrev=False
+    )
+    parser.add_argument("--om", required=True, type=Path, help="a folder of OMs: SoC, versions")
+    parser.add_argument("--mode", default="fp16", help="the precision mode in which operators are kept")
+    parser.add_argument("--inputs", required=True, type=Path, help="a folder with inputs.json")
+    parser.add_argument(
+        "--score", type=float, default=0.3, help="without annotations: what counts as an object"
+    )
+    parser.add_argument("--bound", type=float, default=BOUND, help="the largest loss of AP")
+    args = parser.parse_args()
+    forget()
+    work = Path(os.environ["WORK_DIR"])
+    with reporting(), Device() as device:
+        converted, export = Converted.read(args.om), Export.open(args.om)
+        inputs = open_inputs(args.inputs)
+        found = detect_all(
+            Runner(export.meta, export.steps, onnx_stages(export.meta, args.om.parent)), inputs
+        )
+        truth = inputs.truth or detections_as_truth(found, inputs, export.meta, args.score)
+        evaluator = Evaluator(
+            device=device,
+            converted=converted,
+            steps=export.steps,
+            inputs=inputs,
+            truth=truth,
+            reference=truth.score(found, export.meta),
+            memory=Memory(work / MEMORY),
+            work=work,
+        )
+        graphs = {stage.name: read(args.om.parent / stage.file) for stage in export.meta.stages}
+        run(evaluator, graphs, args.mode, args.bound, work)
+
+
+if __name__ == "__main__":
+    main()
