@@ -11,11 +11,13 @@ import pytest
 from staged_om.differences import COLUMNS, THRESHOLDS, Row, measure, write_csv
 
 # As the manual of msprobe lists them, in its order.
-HEADER = (
-    "OpType NPUDump DataType Address GroundTruth DataType TensorIndex Shape Overflow CosineSimilarity MaxAbsoluteError "
-    "AccumulatedRelativeError RelativeEuclideanDistance KullbackLeiblerDivergence StandardDeviation MeanAbsoluteError "
-    "RootMeanSquareError MaxRelativeError MeanRelativeError CompareFailReason IsNpuOps IsOutputNode IsPrecisionError"
-).split()
+HEADER = [
+    "OpType", "NPUDump", "DataType", "Address", "GroundTruth", "DataType", "TensorIndex", "Shape",
+    "Overflow", "CosineSimilarity", "MaxAbsoluteError", "AccumulatedRelativeError",
+    "RelativeEuclideanDistance", "KullbackLeiblerDivergence", "StandardDeviation", "MeanAbsoluteError",
+    "RootMeanSquareError", "MaxRelativeError", "MeanRelativeError", "CompareFailReason", "IsNpuOps",
+    "IsOutputNode", "IsPrecisionError"
+]  # fmt: skip
 
 
 def test_the_columns_are_those_of_msprobe() -> None:
@@ -43,7 +45,9 @@ def test_the_measures_of_a_small_example_are_those_of_the_formulas() -> None:
     assert found["MaxRelativeError"] == pytest.approx(0.5)
     assert found["MeanRelativeError"] == pytest.approx(0.25)
     # Scaled to [epsilon, 1] and the sum 1: (e, .25, 1) / 1.25 and (e, 1, 1) / 2.
-    assert found["KullbackLeiblerDivergence"] == pytest.approx(0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5), abs=1e-5)
+    assert found["KullbackLeiblerDivergence"] == pytest.approx(
+        0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5), abs=1e-5
+    )
 
 
 def test_equal_tensors_pass_whatever_a_formula_divides_by() -> None:

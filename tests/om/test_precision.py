@@ -11,7 +11,17 @@ import pytest
 from onnx import TensorProto, helper
 from staged_om import graph as graphs
 from staged_om.memory import Memory
-from staged_om.precision import Group, NotReachable, cost, keep_file, search, split, time_left, union, whole_stages
+from staged_om.precision import (
+    Group,
+    NotReachable,
+    cost,
+    keep_file,
+    search,
+    split,
+    time_left,
+    union,
+    whole_stages,
+)
 
 # What each operator loses in float16, by stage and name: two are harmful, one a little.
 LOSSES = {
@@ -26,11 +36,21 @@ LOSSES = {
     ("roi", "/fc/Gemm"): 0.0001,
 }
 
+OPERATORS = {
+    "MatMul": "Relu",
+    "Softmax": "Softmax",
+    "Gelu": "Sigmoid",
+    "Conv": "Tanh",
+    "RoiAlign": "Abs",
+    "Gemm": "Neg",
+}
+
 
 def model(names: list[str], path: Path) -> graphs.Graph:
-    """Return a chain of Relu nodes with these names; the operators' types are the last parts of the names."""
+    """Return a chain of elementwise nodes with these names: of other types than the names say, but as many."""
     nodes = [
-        helper.make_node("Relu", [f"v{index}"], [f"v{index + 1}"], name=name) for index, name in enumerate(names)
+        helper.make_node(OPERATORS[name.rpartition("/")[2]], [f"v{index}"], [f"v{index + 1}"], name=name)
+        for index, name in enumerate(names)
     ]
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("v0", f"v{len(names)}")
@@ -86,14 +106,18 @@ def test_the_smallest_set_is_found_for_any_bound(
     assert find(stages, Meter(LOSSES), bound) == best
 
 
-def test_the_result_cannot_be_made_smaller_where_losses_do_not_add_up(stages: dict[str, graphs.Graph]) -> None:
+def test_the_result_cannot_be_made_smaller_where_losses_do_not_add_up(
+    stages: dict[str, graphs.Graph],
+) -> None:
     """Two operators harm only together: keeping either of them is enough."""
     pair = {("backbone", "/blocks.0/attn/Softmax"), ("roi", "/fc/Gemm")}
 
     def loss(choice: Mapping[str, frozenset[str]]) -> float:
         return 0.0 if any(name in choice.get(stage, ()) for stage, name in pair) else 0.1
 
-    found = search(whole_stages(stages, {}), loss, lambda group: split(stages[group.stage], group), bound=0.002)
+    found = search(
+        whole_stages(stages, {}), loss, lambda group: split(stages[group.stage], group), bound=0.002
+    )
     kept = {(stage, name) for stage, names in found.choice.items() for name in names}
     assert len(kept) == 1
     assert kept < pair
@@ -109,7 +133,7 @@ def test_the_search_is_deterministic(stages: dict[str, graphs.Graph]) -> None:
 def test_it_takes_fewer_measurements_than_there_are_sets(stages: dict[str, graphs.Graph]) -> None:
     meter = Meter(LOSSES)
     find(stages, meter, 0.002)
-    assert len(set(meter.asked)) < 30  # of 512
+    assert len(set(meter.asked)) < 40  # of 512
 
 
 def test_a_bound_that_even_float32_does_not_keep_is_said(stages: dict[str, graphs.Graph]) -> None:
@@ -143,14 +167,16 @@ def test_a_stage_splits_into_modules_and_a_module_into_operators(stages: dict[st
     parts = split(stages["backbone"], blocks[0])
     assert [group.name for group in parts] == ["/blocks.0/attn", "/blocks.0/mlp"]
     operators = split(stages["backbone"], parts[0])
-    assert [group.name for group in operators] == ["/blocks.0/attn Relu"]  # MatMul and Softmax are Relus here
-    assert split(stages["backbone"], operators[0]) == operators
+    assert [group.name for group in operators] == ["/blocks.0/attn Relu", "/blocks.0/attn Softmax"]
+    assert split(stages["backbone"], operators[0]) == operators[:1]
 
 
 # -- remembering --
 
 
-def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, stages: dict[str, graphs.Graph]) -> None:
+def test_an_interrupted_search_continues_where_it_was(
+    tmp_path: Path, stages: dict[str, graphs.Graph]
+) -> None:
     file = tmp_path / "measured.jsonl"
     counted = []
 
@@ -167,7 +193,9 @@ def test_an_interrupted_search_continues_where_it_was(tmp_path: Path, stages: di
             what = {"keep": {stage: sorted(names) for stage, names in choice.items()}}
             return float(memory.recall(what, now)["loss"])
 
-        return search(whole_stages(stages, {}), loss, lambda one: split(stages[one.stage], one), bound=0.002).groups
+        return search(
+            whole_stages(stages, {}), loss, lambda one: split(stages[one.stage], one), bound=0.002
+        ).groups
 
     whole = measured(1000)
     total = len(counted)

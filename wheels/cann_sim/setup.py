@@ -35,20 +35,21 @@ FLAGS = [
     "-Wextra",
 ]
 
-# The folders of src whose sources make each library. Only the compute plug-in is linked to libtorch, and only it is
-# loaded on demand.
+# The folders of src whose sources make each library. Only the compute plug-in and the executor are linked to libtorch,
+# and only these are loaded on demand.
 LIBRARIES = {
     "libascendcl.so": ["runtime"],
     "libacl_op_compiler.so": ["compiler"],
     "libhccl.so": ["hccl"],
     "libcann_sim_compute.so": ["compute", "acl", "aclnn"],
+    "libcann_sim_executor.so": ["executor"],
     "libopapi.so": ["opapi"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
     # torch_npu links or loads these, but calls no function of them here.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [],
 }  # fmt: skip
-COMPUTE = "libcann_sim_compute.so"
+COMPUTE, EXECUTOR = "libcann_sim_compute.so", "libcann_sim_executor.so"
 
 
 def sources_of(library: str, objects: Path) -> list[Path]:
@@ -93,32 +94,35 @@ class BuildTree(build_py):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:
-        """Compile every source; those of the compute plug-in use a precompiled header."""
+        """Compile every source; those of the libraries over ATen use a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         # Foreign headers are system headers: their warnings are not ours.
         acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
-        header = objects / "compute/pch.h"
+        headers = {COMPUTE: objects / "compute/pch.h", EXECUTOR: objects / "executor/pch.h"}
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):
             (objects / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(SOURCE / "compute/pch.h", header)
+        for header in headers.values():
+            shutil.copyfile(SOURCE / header.relative_to(objects), header)
         generate.write_functions(objects / "opapi")
         generate.write_levels(objects / "compute/levels_table.cpp")
         light: list[list[str | Path]] = []
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
-            include = ["-I", objects, *aten] if library == COMPUTE else acl
-            jobs = heavy if library == COMPUTE else light
+            include = ["-I", objects, *aten] if library in headers else acl
+            jobs = heavy if library in headers else light
             for source in sources_of(library, objects):
                 words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            # Start with the header: every source of the compute plug-in needs it precompiled.
-            precompiled = pool.submit(
-                run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
-            )
+            # Start with the headers: the sources of these libraries need them precompiled.
+            precompiled = [
+                pool.submit(run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"])
+                for header in headers.values()
+            ]
             submitted = [pool.submit(run, job) for job in light]
-            precompiled.result()
+            for done in precompiled:
+                done.result()
             for done in submitted + [pool.submit(run, job) for job in heavy]:
                 done.result()
 
@@ -136,6 +140,11 @@ class BuildTree(build_py):
                 # libtorch loads the libraries that it needs (CUDA's for that build); they are not linked here.
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
+                         "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            elif library == EXECUTOR:
+                # Found in a process without Python, too: from cann_sim/tree/lib64 to torch, its neighbour in
+                # site-packages. Where torch is loaded, the loader takes that one, as the names are the same.
+                needs = ["-L", torch / "lib", "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN/../../../torch/lib",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
             ours = [object_of(source, objects) for source in sources_of(library, objects)]
             run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",

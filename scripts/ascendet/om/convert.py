@@ -46,7 +46,13 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def arguments(
-    stage: Mapping[str, Any], *, model: str, soc: str, precision: str, keep: str = "", more: Sequence[str] = ()
+    stage: Mapping[str, Any],
+    *,
+    model: str,
+    soc: str,
+    precision: str,
+    keep: str = "",
+    more: Sequence[str] = (),
 ) -> list[str]:
     """Return atc's arguments for a stage.
 
@@ -89,7 +95,9 @@ def convert(aim: Target, one: Exported, choice: Choice, precision: str) -> Path:
     if fresh(one, final):
         return final
     with folders.replacing(final, _LOG) as work:
-        converted = {stage["name"]: _convert(aim, one, stage, work, choice.soc, precision) for stage in one.stages}
+        converted = {
+            stage["name"]: _convert(aim, one, stage, work, choice.soc, precision) for stage in one.stages
+        }
         heads = [header.read(work / entry["om"]) for entry in converted.values()]
         record = {
             "export_id": one.meta["export_id"],

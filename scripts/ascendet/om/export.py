@@ -30,7 +30,8 @@ def execute(args: argparse.Namespace) -> None:
     aim = target.check(args, "export")
     checkpoint = folders.find_checkpoint(aim, args.checkpoint)
     aim = target.prepare(aim)
-    for size in sizes or [None]:
+    wanted: list[Size | None] = [*sizes] or [None]
+    for size in wanted:
         for batch in batches or [1]:
             describe(export(aim, checkpoint, size, batch))
 

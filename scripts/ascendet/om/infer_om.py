@@ -1,4 +1,4 @@
-"""`make infer-om`: detect objects in pictures with OMs, draw them, store the results and measure where the time goes."""
+"""`make infer-om`: detect objects in pictures with OMs, draw them, store the results, measure speed and latency."""
 
 from __future__ import annotations
 

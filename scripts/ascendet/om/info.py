@@ -79,7 +79,8 @@ def show(facts: dict[str, Any]) -> str:
     lines = [
         facts["folder"],
         f"  {facts['model']}, {facts['height']} x {facts['width']}, batch {facts['batch']}, opsets: {opsets}",
-        f"  checkpoint {facts['checkpoint']}, sha256 {facts['checkpoint_sha256'][:16]}, export {facts['export_id'][:16]}",
+        f"  checkpoint {facts['checkpoint']}, sha256 {facts['checkpoint_sha256'][:16]}",
+        f"  export {facts['export_id'][:16]}",
     ]
     for build in facts["builds"]:
         stale = "" if build["of_this_export"] else "; of an earlier export: make om"

@@ -39,9 +39,9 @@ class Choice:
 
 
 def normalise(name: str) -> str:
-    """Return a SoC's name as CANN writes it, or "" for what names none.
+    r"""Return a SoC's name as CANN writes it, or "" for what names none.
 
-    >>> [normalise(name) for name in ("910B3", "ascend910b3", "Ascend910_9391", " 310P3\\n", "Ascend NPU")]
+    >>> [normalise(name) for name in ("910B3", "ascend910b3", "Ascend910_9391", " 310P3\n", "Ascend NPU")]
     ['Ascend910B3', 'Ascend910B3', 'Ascend910_9391', 'Ascend310P3', '']
     """
     found = re.fullmatch(r"(?:ascend)?[ _-]?(\d{3}\w*)", name.strip(), re.IGNORECASE)

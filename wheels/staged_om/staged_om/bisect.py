@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -321,6 +322,10 @@ class StageProbe:
             om.unlink()
 
 
+def _show(stage: str, text: str) -> None:
+    progress.write("note", text=f"{stage}: {text}")
+
+
 def main() -> None:
     """Search one stage of the OMs that the command line names, or all of them until one breaks."""
     parser = argparse.ArgumentParser(description="Find the first node that breaks.", allow_abbrev=False)
@@ -355,7 +360,7 @@ def main() -> None:
                 probe,
                 precision=converted.precision,
                 chunk=args.chunk,
-                show=lambda text, stage=name: progress.write("note", text=f"{stage}: {text}"),
+                show=partial(_show, name),
             )
             write_csv(finding.rows, work / f"{name}.csv")
             progress.write("note", text=f"{name}: {finding.describe()}")

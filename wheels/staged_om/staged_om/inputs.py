@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ascendet_common import images
@@ -51,7 +52,9 @@ def open_inputs(folder: Path) -> Inputs:
     listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
     package = folder / PACKAGE
     if not package.is_file():
-        pixels = {f"{number:06d}": images.read(file) for number, file in enumerate(listed["files"])}
+        pixels: dict[str, Any] = {
+            f"{number:06d}": images.read(file) for number, file in enumerate(listed["files"])
+        }
         temp = folder / f".tmp-{os.getpid()}-{PACKAGE}"
         try:
             np.savez(temp, **pixels)

@@ -95,7 +95,8 @@ class Runner:
         if isinstance(step, DeviceStep):
             stage = self.ports[step.stage]
             given = {port.name: buffers[port.name] for port in stage.inputs}
-            _check(stage.name, stage.inputs, given)
+            bytes_in = self.meta.host.get("aipp", {})
+            _check(stage.name, [port for port in stage.inputs if port.name not in bytes_in], given)
             made = self.stages[stage.name](given)
             _check(stage.name, stage.outputs, made)
             return made
@@ -108,7 +109,9 @@ class Runner:
 def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
     """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`."""
     return {
-        stage.name: onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        stage.name: _after_aipp(
+            meta, onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        )
         for stage in meta.stages
     }
 
@@ -122,6 +125,8 @@ def onnx_stage(file: Path, outputs: Sequence[str], *, threads: int = 1) -> Stage
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Arenas keep what the largest layer took; a ViT's attention takes gigabytes for a moment.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -161,7 +166,20 @@ def torch_stages(meta: Meta, modules: Mapping[str, Callable[..., Any]]) -> dict[
 
         return run
 
-    return {stage.name: wrap(stage, modules[stage.name]) for stage in meta.stages}
+    return {stage.name: _after_aipp(meta, wrap(stage, modules[stage.name])) for stage in meta.stages}
+
+
+def _after_aipp(meta: Meta, run: StageFunction) -> StageFunction:
+    """Return a stage function that does first what AIPP does on the device to pictures [n, height, width, channels]."""
+    facts = meta.host.get("aipp", {})
+
+    def normalised(name: str, value: np.ndarray) -> np.ndarray:
+        if name not in facts:
+            return value
+        mean, std = (np.array(facts[name][key], np.float32) for key in ("mean", "std"))
+        return np.ascontiguousarray(((value - mean) / std).transpose(0, 3, 1, 2))
+
+    return lambda given: run({name: normalised(name, value) for name, value in given.items()})
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ WORK_DIR gets `precision.json` and, for each stage with such operators, `<stage>
 
 ATC's default mode computes everything in float16, its modes that keep data types compute everything in float32, and
 `--keep_dtype` names operators that keep theirs. Between the two lie as many choices as there are sets of operators.
-This search goes from the outside in: stages, then the modules in them, then what these consist of, and at each level it
-keeps only what the bound needs. See `search` for how, and for what "smallest" means.
+This search goes from the outside in: stages, then the modules in them, then what these consist of, as far as they do
+harm. See `search` for how, and for what "smallest" means.
 
 Every evaluated choice is stored by its digest, so a search that was interrupted continues where it was.
 """
@@ -41,6 +41,8 @@ CUBE_RATIO = 4.0
 # Float32 activations are twice as many bytes.
 BYTES_RATIO = 2.0
 BOUND = 0.002
+# A group whose loss alone is at most this share of the bound is not split: many such fit into the bound together.
+HARMLESS = 0.05
 RESULT = "precision.json"
 MEMORY = "measured.jsonl"
 # The modes that are measured beside the one that is searched: what a user can choose without naming operators.
@@ -173,10 +175,10 @@ def search(
 ) -> Result:
     """Return the smallest set of groups that keeps the loss within the bound.
 
-    At each level: the loss is measured with each group alone in float16 and all others as they are; in the order of
-    these sensitivities (of equals the dearer one first) the longest beginning is freed that keeps the bound, found by
-    halving; then each of the rest is freed if the bound allows it. What remains is split, and the level below follows,
-    until nothing can be split.
+    First the sensitivity of each group: the loss with it alone in float16 and all others in float32. A group that is
+    not harmless (HARMLESS of the bound) is split, and its parts are measured. Then, in the order of the sensitivities
+    (of equals the dearer one first), the longest beginning is freed that keeps the bound, found by halving, and of the
+    rest each one that the bound allows. If a harmless group remains, its parts are tried.
 
     The result cannot be made smaller by freeing any one of its groups. It is the smallest of all sets if the losses of
     groups add up, because then it is best to free the least sensitive ones.
@@ -184,79 +186,99 @@ def search(
     Parameters
     ----------
     groups
-        The first level.
+        The coarsest ones.
     loss
         Measures a choice. It is asked for the same choice more than once: let it remember.
     parts
-        Splits a group.
+        Splits a group; returns the group alone if it has no parts.
     bound
         The largest loss that is accepted.
     show
-        Gets a line, how many measurements this level has had, and how many it needs at most.
+        Gets a line, how many measurements there were, and how many there will be, as far as is known.
 
     Raises
     ------
     NotReachable
         The loss is above the bound even with all groups.
     """
-    nothing, everything = loss({}), loss(union(groups))
-    show(f"all in float16: loss {nothing:.4f}; all in float32: {everything:.4f}", 2, 2)
+    search = _Search(loss=loss, parts=parts, bound=bound, show=show)
+    nothing = search.measure([], "all in float16", 0)
+    everything = search.measure(groups, "all in float32", 0)
     if nothing <= bound:
         return Result(groups=[], loss=nothing, loss_none=nothing, loss_all=everything)
     if everything > bound:
         raise NotReachable(everything)
-    kept: list[Group] = list(groups)
-    sensitivity: dict[str, float] = {}
+    kept = search.expand(list(groups), around=[])
     while True:
-        kept, measured = _reduce(kept, loss, bound, show)
-        sensitivity |= measured
-        finer = [part for group in kept for part in parts(group)]
-        if finer == kept:
+        kept = search.reduce(kept)
+        coarse = [group for group in kept if parts(group) != [group]]
+        if not coarse:
             break
-        kept = finer
+        fine = [group for group in kept if group not in coarse]
+        kept = fine + search.expand([part for group in coarse for part in parts(group)], around=fine)
+    kept.sort(key=str)
     return Result(
-        groups=kept, loss=loss(union(kept)), loss_none=nothing, loss_all=everything, sensitivity=sensitivity
+        groups=kept,
+        loss=loss(union(kept)),
+        loss_none=nothing,
+        loss_all=everything,
+        sensitivity={str(group): value for group, value in search.sensitivity.items()},
     )
 
 
-def _reduce(
-    groups: list[Group],
-    loss: Callable[[Choice], float],
-    bound: float,
-    show: Callable[[str, int, int], None],
-) -> tuple[list[Group], dict[str, float]]:
-    """Return the groups that are needed at this level, in their order, and the sensitivity of each."""
-    if len(groups) == 1:
-        return groups, {}  # none is not enough: the level above has shown it
-    most = 2 * len(groups) + len(groups).bit_length()
-    done = 0
+@dataclass(kw_only=True)
+class _Search:
+    loss: Callable[[Choice], float]
+    parts: Callable[[Group], list[Group]]
+    bound: float
+    show: Callable[[str, int, int], None]
+    done: int = 0
+    sensitivity: dict[Group, float] = field(default_factory=dict)
 
-    def measure(kept: Iterable[Group], text: str) -> float:
-        nonlocal done
-        value, done = loss(union(kept)), done + 1
-        show(f"{text}: loss {value:.4f}", done, most)
+    def measure(self, kept: Iterable[Group], text: str, remaining: int) -> float:
+        value = self.loss(union(kept))
+        self.done += 1
+        self.show(f"{text}: loss {value:.4f}", self.done, self.done + remaining)
         return value
 
-    sensitivity = {
-        group: measure((one for one in groups if one != group), f"without {group}") for group in groups
-    }
-    order = sorted(groups, key=lambda one: (sensitivity[one], [-part for part in one.weight], str(one)))
-    # The longest beginning of `order` that can be freed: `low` can, `high` cannot (all of them cannot).
-    low, high = 0, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if measure(order[middle:], f"without the {middle} least sensitive of {len(order)}") <= bound:
-            low = middle
-        else:
-            high = middle
-    needed = order[low:]
-    for group in list(needed[1:]):  # the first was just seen to be needed
-        rest = [one for one in needed if one != group]
-        if rest and measure(rest, f"without {group} either") <= bound:
-            needed = rest
-    return [group for group in groups if group in needed], {
-        str(group): value for group, value in sensitivity.items()
-    }
+    def expand(self, groups: list[Group], *, around: Sequence[Group]) -> list[Group]:
+        """Measure groups' sensitivities beside `around`, which stays float32; return them, the harmful ones split."""
+        todo, found = list(groups), list[Group]()
+        while todo:
+            group = todo.pop(0)
+            others = [*around, *todo, *found]
+            value = self.measure(others, f"only {group} in float16", len(todo) + len(found).bit_length())
+            self.sensitivity[group] = value
+            finer = self.parts(group) if value > HARMLESS * self.bound else [group]
+            if finer == [group]:
+                found.append(group)
+            else:
+                todo = finer + todo
+        return found
+
+    def reduce(self, groups: list[Group]) -> list[Group]:
+        """Free what the bound allows; return the groups that are needed."""
+        order = sorted(
+            groups, key=lambda one: (self.sensitivity[one], [-part for part in one.weight], str(one))
+        )
+        # The longest beginning of `order` that can be freed: `low` can, `high` cannot (all of them cannot).
+        low, high = 0, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            text = f"the {middle} least sensitive of {len(order)} in float16"
+            if (
+                self.measure(order[middle:], text, (high - low).bit_length() + len(order) - middle)
+                <= self.bound
+            ):
+                low = middle
+            else:
+                high = middle
+        needed = order[low:]
+        for index, group in enumerate(needed[1:], 2):  # the first was just seen to be needed
+            rest = [one for one in needed if one != group]
+            if self.measure(rest, f"{group} in float16, too", len(order) - low - index) <= self.bound:
+                needed = rest
+        return needed
 
 
 # -- what a choice costs --
@@ -370,9 +392,9 @@ def run(
         "modes": sweep(evaluator),
     }
 
-    def show(text: str, done: int, most: int) -> None:
-        left = time_left(evaluator.seconds, most - done)
-        progress.write("note", text=f"{done}/{most}  {text}; this level at most {left} more")
+    def show(text: str, done: int, of: int) -> None:
+        left = time_left(evaluator.seconds, of - done)
+        progress.write("note", text=f"{done}/{of}  {text}; about {left} left")
 
     try:
         found = search(
