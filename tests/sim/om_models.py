@@ -208,7 +208,7 @@ class Executor:
             code = self.functions.load_file(str(source).encode(), ctypes.byref(handle), message, len(message))
         if code != OK:
             assert handle.value is None
-            raise ExecutorError(code, message.value.decode())
+            raise ExecutorError(code, message.value.decode(errors="replace"))
         try:
             yield Loaded(self.functions, handle)
         finally:
@@ -249,8 +249,25 @@ class Loaded:
             _Observer(self._watch) if observe else _Observer(), None, message, len(message),
         )  # fmt: skip
         if code != OK:
-            raise ExecutorError(code, message.value.decode())
+            raise ExecutorError(code, message.value.decode(errors="replace"))
         return outputs
+
+    def raw(self, what: str) -> list[_Tensor]:
+        """Return the first gear's tensors as the interface describes them, which may be nonsense in a damaged file."""
+        return [
+            getattr(self.info.gears[0], what)[index] for index in range(getattr(self.info, f"num_{what}"))
+        ]
+
+    def run_bytes(self, inputs: Sequence[np.ndarray]) -> None:
+        """Run the first gear on bytes, with outputs of at most 64 KiB."""
+        outputs = [np.zeros(min(tensor.size, 1 << 16), np.uint8) for tensor in self.raw("outputs")]
+        message = ctypes.create_string_buffer(1000)
+        code = self.functions.run(
+            self.handle, 0, _addresses(inputs), _byte_sizes(inputs), _addresses(outputs), _byte_sizes(outputs),
+            _Observer(), None, message, len(message),
+        )  # fmt: skip
+        if code != OK:
+            raise ExecutorError(code, message.value.decode(errors="replace"))
 
     def _watch(self, _: object, told: ctypes._Pointer[_Operation]) -> None:
         operation = told.contents

@@ -131,7 +131,8 @@ class Stranger:
         self.desc = acl.aclmdlCreateDesc()
         acl.succeed("aclmdlGetDesc", self.desc, self.id)
         self.input_sizes = [
-            acl.aclmdlGetInputSizeByIndex(self.desc, index) for index in range(acl.aclmdlGetNumInputs(self.desc))
+            acl.aclmdlGetInputSizeByIndex(self.desc, index)
+            for index in range(acl.aclmdlGetNumInputs(self.desc))
         ]
         self.output_sizes = [
             acl.aclmdlGetOutputSizeByIndex(self.desc, index)
@@ -242,7 +243,9 @@ def test_a_configuration_loads_from_memory_into_memory_of_the_caller(acl: Librar
     acl.succeed("aclrtFree", memory)
 
 
-def test_the_description_of_what_failed_is_told_in_the_callback(run_python: RunPython, tmp_path: Path) -> None:
+def test_the_description_of_what_failed_is_told_in_the_callback(
+    run_python: RunPython, tmp_path: Path
+) -> None:
     path = acl_models.write(acl_models.add_one(2, 3), tmp_path)
     done = run_python(f"""
         import ctypes, sys, threading

@@ -123,6 +123,8 @@ def read(path: Path) -> Model:
         partitions = {}
         for index in range(struct.unpack_from("<I", body)[0]):
             kind, offset, size = PARTITION.unpack_from(body, 4 + index * PARTITION.size)
+            if offset + size > len(body):
+                raise ValueError("a partition lies outside the file")
             partitions[kind] = body[offset : offset + size]
         return decode(partitions[PROGRAMS], partitions[CONSTANTS])
     except (KeyError, IndexError, ValueError, TypeError, struct.error) as error:
