@@ -82,6 +82,10 @@ REFUSED_CONVERSIONS = {
     "an unknown precision mode": (["--precision_mode=fp16"], "E10001"),
     "an unknown precision mode of version 2": (["--precision_mode_v2=force_fp16"], "E10001"),
     "hif8 on 910B": (["--precision_mode_v2=mixed_hif8"], "E10055"),
+    "bfloat16 on 310P": (
+        [BATCH.replace("-1", "1"), "--precision_mode_v2=mixed_bfloat16", "--soc_version=Ascend310P3"],
+        "E10001",
+    ),
     "a list of mixed precision in another mode": (["--modify_mixlist=model.onnx"], "E10001"),
     "keep_dtype that is not there": (["--keep_dtype=keep.cfg"], "E13000"),
     "op_precision_mode that is not there": (["--op_precision_mode=op.ini"], "E13000"),
