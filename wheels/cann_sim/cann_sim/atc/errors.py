@@ -230,8 +230,8 @@ ENTRIES = {
     ),
     "EZ3003": Entry(
         "Not_Supported_Operator",
-        "There is no operator package for {soc}: {reason}.",
-        "Install the ops package of this SoC, or convert for one whose package is here: {known}.",
+        "No kernel or engine of {soc} is found: {reason}.",
+        "Change the operator or its data types; a SoC without an operator package has none: {known} have one here.",
     ),
     "W11001": Entry(
         "Performance_Not_Optimal_Operator",
