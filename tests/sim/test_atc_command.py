@@ -201,6 +201,18 @@ def test_a_log_is_written_where_cann_writes_it(run: Run, folder: Path) -> None:
     assert "E13000" in text
 
 
+def test_a_log_that_cannot_be_written_stops_nothing(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(folder / "model.onnx"))
+    assert codes(run("--mode=6", "--om=other.om", "--log=info")[1]) == ["E13000"]
+
+
+def test_a_configuration_that_is_no_text_has_a_code(run: Run, folder: Path) -> None:
+    (folder / "keep.cfg").write_bytes(b"\xff\xfe")
+    assert codes(run(*command(folder, "--keep_dtype=keep.cfg"))[1]) == ["E13003"]
+
+
 def test_without_a_log_level_no_log_is_written(run: Run, folder: Path) -> None:
     run("--mode=6", "--om=other.om")
     assert not (folder / "log").exists()

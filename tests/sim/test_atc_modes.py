@@ -357,6 +357,8 @@ def test_a_work_path_takes_the_reports(make: Make, tmp_path: Path, monkeypatch: 
         (configs.fusion_switches, "LayerNormFusionPass", "E10001"),
         (configs.fusion_switches, "LayerNormFusionPass:maybe", "E10001"),
         (configs.fusion_switches, "{", "E10032"),
+        (configs.fusion_switches, '{"Switch": {"ALL": "off"}}', "E10001"),
+        (configs.fusion_switches, "{}", "E10001"),
     ],
 )
 def test_a_wrong_configuration_has_a_code(

@@ -157,14 +157,6 @@ ENTRIES = {
         "Invalid_Argument", "--{first} and --{second} belong together.", "With --mode=6 give nothing but --om."
     ),
     "E10058": Entry("Invalid_Argument", "{parameter} is not given or empty.", "Give a value."),
-    "E10410": Entry(
-        "File_Operation_Error_File_Not_Exist", "The file {file} does not exist.", "Correct the path.",
-    ),
-    "E10501": Entry(
-        "Not_Supported_Operator",
-        "{opname} has the operator {optype}, which the operator library does not have.",
-        "Use another operator.",
-    ),
     "E11016": Entry(
         "Invalid_Argument",
         "--out_nodes asks for output {index} of {opname}, which has {count}.",
