@@ -14,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_propos
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, distributed, nn
 
+import blendmask.backbone  # noqa: F401  # registers the backbone by its name in configurations
 from blendmask.bases import ProtoNet
 from blendmask.blender import Blender
 from blendmask.fcos import Branches, Found, box_loss, matrix_of, rows_of, windows_at
