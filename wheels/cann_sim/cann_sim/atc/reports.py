@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 
 from cann_sim.atc.checks import nodes_of, opsets
 from cann_sim.atc.errors import AtcError
+from cann_sim.atc.lowering import Finding, fusion_counts
 from cann_sim.atc.registry import DEFAULT_DOMAIN
 
 
@@ -59,3 +61,32 @@ def check_result(model: onnx.ModelProto, errors: list[AtcError]) -> dict[str, An
             entry |= {"result": "failed", "cause": causes[node.name]}
         operators.append(entry)
     return {"result": "failed" if errors else "success", "op": operators}
+
+
+def write_fusion_result(findings: Iterable[tuple[Finding, ...]]) -> None:
+    """Write fusion_result.json: for each graph (one per gear) how often each pass matched and took effect.
+
+    It goes to the working folder, or under ASCEND_WORK_PATH to FE/<pid>.
+    """
+    folder = work_folder()
+    if os.environ.get("ASCEND_WORK_PATH"):
+        folder = folder / "FE" / str(os.getpid())
+    graphs = {}
+    for index, found in enumerate(findings):
+        passes = {
+            name: {"effect_times": str(count), "match_times": str(count)}
+            for name, count in fusion_counts(found).items()
+        }
+        graphs[f"session_and_graph_id_0_{index}"] = {"graph_fusion": passes, "ub_fusion": {}}
+    write_json(folder / "fusion_result.json", graphs)
+
+
+def warnings(findings: Iterable[tuple[Finding, ...]]) -> list[AtcError]:
+    """Return the warnings of a conversion, one per node and code, however many gears have it."""
+    found = {
+        (code, finding.name): AtcError(code, opname=finding.name, reason=finding.reason)
+        for graph in findings
+        for finding in graph
+        for code in finding.warnings
+    }
+    return list(found.values())
