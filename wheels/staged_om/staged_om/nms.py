@@ -12,7 +12,9 @@ Integers = npt.NDArray[np.int64]
 _STEP = 256
 
 
-def suppress(boxes: Floats, overlap: float | np.floating, limit: int, groups: Integers | None = None) -> Integers:
+def suppress(
+    boxes: Floats, overlap: float | np.floating, limit: int, groups: Integers | None = None
+) -> Integers:
     """Return which boxes stay, the best first, at most `limit`.
 
     A box goes if its IoU with a better one that stays is above `overlap`. The boxes are taken in steps, best first,
@@ -47,7 +49,9 @@ def suppress(boxes: Floats, overlap: float | np.floating, limit: int, groups: In
     return found[:limit]
 
 
-def _staying(sides: Floats, before: Integers, new: Integers, overlap: float | np.floating) -> npt.NDArray[np.bool_]:
+def _staying(
+    sides: Floats, before: Integers, new: Integers, overlap: float | np.floating
+) -> npt.NDArray[np.bool_]:
     """Return which of the `new` boxes stay beside those that stayed `before`."""
     first = sides[:, np.concatenate([before, new])][:, :, None]
     second = sides[:, new][:, None]
