@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import blendmask
 import numpy as np
@@ -19,11 +20,11 @@ from blendmask.config import ConfigError, load
 from blendmask.export import AT_BOXES, ROIS_FP32, Exported
 from blendmask.mapper import Mapper
 from blendmask.model import BlendMask
-from blendmask_goldens import entry, fill_model, goldens
+from blendmask_goldens import entry, fill_model, goldens, match
 from blendmask_goldens import sample as golden_sample
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.layers import paste_masks_in_image
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from staged_om import exporting
 from staged_om.host import Detections
@@ -35,8 +36,8 @@ CONFIGS = Path(blendmask.__file__).parent / "configs"
 SIZE = (128, 160)
 # What ATC's parser has, of what one could think that the exporter writes.
 OPERATORS = {
-    "Add", "Cast", "Concat", "Constant", "Conv", "Gather", "Gemm", "Identity", "InstanceNormalization", "MaxPool",
-    "Mul", "ReduceSum", "Relu", "Reshape", "Resize", "RoiAlign", "Sigmoid", "Softmax", "Transpose",
+    "Add", "Concat", "Constant", "Conv", "Flatten", "Gather", "Gemm", "InstanceNormalization", "MaxPool", "Mul",
+    "ReduceSum", "Relu", "Reshape", "Resize", "RoiAlign", "Sigmoid", "Softmax", "Transpose",
 }  # fmt: skip
 
 
@@ -77,11 +78,19 @@ class Made:
         return Runner(self.meta, om.pipeline(self.meta), stages).run(pictures).batch.detections
 
     def expected(self, pictures: list[np.ndarray[Any, Any]]) -> list[Instances]:
-        """What the model finds, the pictures padded to the size of the exported input."""
+        """What the model finds in the same batch: pictures padded to the size of the input, and empty places."""
         mapper = Mapper(self.exported.cfg, training=False)
         samples = [mapper.sample(one, {"height": one.shape[0], "width": one.shape[1]}) for one in pictures]
-        blank = {"image": torch.zeros(3, *self.exported.size, dtype=torch.uint8)}
-        return [result["instances"] for result in self.model([*samples, blank])][:-1]
+        height, width = self.exported.size
+        empty = {"image": torch.zeros(3, 1, 1, dtype=torch.uint8)}
+        samples += [empty] * (self.meta.batch - len(pictures))
+        values = torch.zeros(self.meta.batch, 3, height, width)
+        for one, place in zip(self.model.batch(samples), values, strict=True):
+            place[:, : one.shape[1], : one.shape[2]] = one[:, :height, :width]
+        values[len(pictures) :] = 0
+        with mock.patch.object(self.model, "batch", lambda _: values):
+            results = self.model(samples)
+        return [result["instances"] for result in results][: len(pictures)]
 
 
 def make(folder: Path, model: BlendMask, name: str = "blendmask-tiny", **options: Any) -> Made:
@@ -124,20 +133,24 @@ def decoded(one: Detections) -> np.ndarray[Any, Any]:
 
 
 def assert_same(found: Detections, expected: Instances, *, bits: bool) -> None:
-    assert len(found.scores) == len(expected)
-    assert np.array_equal(found.labels, expected.pred_classes.numpy())
+    """Assert that both are the same detections: with `bits` in this order to the last bit, masks but for its effects."""
+    assert len(found.scores) == len(found.masks) == len(expected)
+    if not len(expected):
+        assert found.boxes.shape == (0, 4)
+        return
     boxes, scores = expected.pred_boxes.tensor.numpy(), expected.scores.numpy()
+    classes, masks = expected.pred_classes.numpy(), expected.pred_masks.numpy()
     if bits:
+        assert np.array_equal(found.labels, classes)
         assert np.array_equal(found.boxes, boxes)
         assert np.array_equal(found.scores, scores)
-    else:
-        assert found.boxes == pytest.approx(boxes, abs=1e-2)
-        assert found.scores == pytest.approx(scores, abs=1e-4)
-    if not len(expected):
-        assert found.masks == []
+        assert (decoded(found) != masks).mean() < 1e-5
         return
-    # Of a float's last bit: the value of a pixel at the border of an object.
-    assert (decoded(found) != expected.pred_masks.numpy()).mean() < 1e-5
+    own = Instances(expected.image_size)
+    own.pred_boxes = Boxes(torch.from_numpy(found.boxes))
+    own.scores, own.pred_classes = torch.from_numpy(found.scores), torch.from_numpy(found.labels)
+    own.pred_masks = torch.from_numpy(decoded(found))
+    match(own, boxes=boxes, scores=scores, classes=classes, masks=masks)
 
 
 @pytest.mark.parametrize("onnx", [False, True], ids=["modules", "ONNX"])
@@ -148,8 +161,7 @@ def test_stages_and_host_steps_find_what_the_model_finds(made: Made, onnx: bool)
     assert [len(one) for one in expected] == [100] * len(pictures)
     for one, theirs in zip(found, expected, strict=True):
         assert one.masks
-        # AIPP's arithmetic is numpy's here: the order of its rounding is another one.
-        assert_same(one, theirs, bits=not onnx and not made.exported.aipp)
+        assert_same(one, theirs, bits=not onnx)
 
 
 def test_a_batch_may_have_fewer_pictures(made: Made) -> None:
@@ -207,7 +219,7 @@ def test_differences_from_pytorch_are_written_down(made: Made) -> None:
     for stage in made.meta.stages:
         rows = checks[stage.name]["outputs"]
         assert list(rows) == [port.name for port in stage.outputs]
-        assert all(row["difference"] <= 1e-4 * row["largest"] for row in rows.values())
+        assert all(row["difference"] <= 1e-3 * row["largest"] for row in rows.values())
         assert all(row["largest"] > 0 for row in rows.values())
     assert not list(made.folder.glob(".tmp-*"))
 
