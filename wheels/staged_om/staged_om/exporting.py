@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from staged_om.onnx_runner import onnx_stage
 CHECK = "export_check.json"
 # Of an output's largest value: what another order of float32 sums may make of it in a deep network.
 TOLERANCE = 1e-3
+# The domain that a symbolic function gives ATC's own operators; in the file they have the standard one, see `clean`.
+DOMAIN = "ascend"
+# What ATC has no parser for, or no shape before the model runs (facts: CANN 8.5's list of operators).
+_REFUSED = ("Einsum", "NonZero", "Loop", "Scan", "If")
+_LARGEST = 2_000_000_000  # bytes of a protobuf file; a larger model's weights are beside it
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -58,7 +64,10 @@ class Module:
     opset
         Of the graph.
     keep_fp32
-        Operators whose nodes must be computed in float32 in every precision mode, such as RoiAlign.
+        Operators whose nodes must be computed in float32 in every precision mode, such as RoiAlign; or parts of nodes'
+        names, such as `/levels/`.
+    custom
+        Whether the graph has ATC's own operators. ONNX Runtime cannot run it, so it is not compared.
     """
 
     name: str
@@ -67,6 +76,7 @@ class Module:
     outputs: Sequence[str]
     opset: int
     keep_fp32: tuple[str, ...] = ()
+    custom: bool = False
 
     def run(self) -> Arrays:
         """Return what the module gives."""
@@ -88,33 +98,42 @@ def write(stage: Module, folder: Path) -> tuple[Stage, dict[str, Any]]:
     Raises
     ------
     ExportError
-        The exporter has no form for an operator, or the graph has more than one operator set.
+        The exporter has no form for an operator, or the graph has more than one operator set or what ATC refuses.
     OnnxDiffers
-        An output differs by more than `TOLERANCE`. The file is removed.
+        An output differs by more than `TOLERANCE`; there is no file then.
     """
-    temp = folder / f".tmp-{stage.name}.onnx"
-    try:
-        _export(stage, temp)
-        graph = fold(onnx.load(temp))
-        onnx.save(graph, temp)
-        check = _compare(stage, temp)
-        digest = hashlib.sha256(temp.read_bytes()).hexdigest()
-        temp.rename(folder / f"{stage.name}.onnx")
-    finally:
-        temp.unlink(missing_ok=True)
+    final = folder / f"{stage.name}.onnx"
+    data = folder / f"{final.name}.data"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as name:
+        temp = Path(name, final.name)
+        graph = _export(stage, temp)
+        check = {"compared": False} if stage.custom else _compare(stage, temp)
+        digest = hashlib.sha256()
+        data.unlink(missing_ok=True)
+        for file in (temp, temp.with_name(data.name)):
+            if file.exists():
+                with file.open("rb") as content:
+                    while block := content.read(2**20):
+                        digest.update(block)
+                file.rename(folder / file.name)
     made = Stage(
         name=stage.name,
-        file=f"{stage.name}.onnx",
-        sha256=digest,
+        file=final.name,
+        sha256=digest.hexdigest(),
         opset=stage.opset,
         inputs=_ports(graph.graph.input),
         outputs=_ports(graph.graph.output),
-        keep_fp32=tuple(node.name for node in graph.graph.node if node.op_type in stage.keep_fp32),
+        keep_fp32=tuple(
+            node.name
+            for node in graph.graph.node
+            if any(word == node.op_type or ("/" in word and word in node.name) for word in stage.keep_fp32)
+        ),
     )
     return made, check
 
 
-def _export(stage: Module, file: Path) -> None:
+def _export(stage: Module, file: Path) -> onnx.ModelProto:
+    """Write a module as ONNX, and return the graph without its weights."""
     try:
         # The exporter that traces: its graphs have one operator set and no functions, as ATC wants them. It warns that
         # it will not stay the default, and of shapes that become constants, which they shall.
@@ -134,13 +153,65 @@ def _export(stage: Module, file: Path) -> None:
         raise ExportError(
             f"the stage {stage.name} cannot be written as ONNX", found=" ".join(str(error).split())[:500]
         ) from error
-    sets = [(one.domain, one.version) for one in onnx.load(file, load_external_data=False).opset_import]
+    model = fold(onnx.load(file))
+    for left in file.parent.iterdir():  # weights beside the file, if the exporter put them there
+        left.unlink()
+    clean(model)
+    sets = [(one.domain, one.version) for one in model.opset_import]
     if sets != [("", stage.opset)]:
         raise ExportError(
             f"the graph of {stage.name} has operator sets that ATC refuses (E16005)",
             expected=f"one, ai.onnx {stage.opset}",
             found=", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sets),
         )
+    if refused := sorted(set(_refused(model.graph.node))):
+        raise ExportError(f"the graph of {stage.name} has operators that ATC refuses", found=", ".join(refused))
+    onnx.save(
+        model,
+        file,
+        save_as_external_data=model.ByteSize() > _LARGEST,
+        location=f"{file.name}.data",
+    )
+    del model.graph.initializer[:]
+    return model
+
+
+def clean(model: onnx.ModelProto) -> None:
+    """Make constants initializers and give ATC's own operators the standard domain, in place.
+
+    A domain of their own would be a second operator set, which ATC refuses, and Constant and Identity nodes only hide
+    what a node's inputs are.
+    """
+    graph = model.graph
+    outputs = {value.name for value in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [alias.get(name, name) for name in node.input]
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+            constants.add(tensor.name)
+        elif node.op_type == "Identity" and node.input[0] in constants and node.output[0] not in outputs:
+            alias[node.output[0]] = node.input[0]
+        else:
+            if node.domain == DOMAIN:
+                node.domain = ""
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+    others = [one for one in model.opset_import if one.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(others)
+
+
+def _refused(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
+    for node in nodes:
+        mode = {one.name: one.s for one in node.attribute}.get("mode")
+        if node.op_type in _REFUSED or (node.op_type == "Resize" and mode == b"cubic"):
+            yield f"{node.op_type} ({node.name})"
 
 
 def _ports(values: Any) -> tuple[Port, ...]:

@@ -15,24 +15,40 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 _MOVED = ("Identity", "Cast")
+_SHAPE_LIKE = 64  # elements: what can be a shape
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model without nodes whose outputs are known before it runs; inputs and outputs keep their names."""
-    while True:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        if not _fold_once(model):
-            # They are inferred again by whoever reads the file.
-            del model.graph.value_info[:]
-            return model
+    while _fold_once(model, _infer(model)):
+        pass
+    return model
 
 
-def _fold_once(model: onnx.ModelProto) -> bool:
+def _infer(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return the types and shapes of a model's values by name."""
+    # Without the weights, of which only the shapes matter: the inference copies the model, and takes at most 2 GB.
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for one in model.graph.initializer:
+        if np.prod(one.dims) <= _SHAPE_LIKE:
+            light.graph.initializer.append(one)
+        else:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims))
+    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
+
+
+def _fold_once(model: onnx.ModelProto, types: dict[str, Any]) -> bool:
     """Fold what the inferred shapes allow to; return whether that was anything."""
     graph = model.graph
-    opset = model.opset_import[0].version
+    opset = next(one.version for one in model.opset_import if not one.domain)
     outputs = {value.name for value in graph.output}
-    types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     weights = {one.name: one for one in graph.initializer}
     known: dict[str, npt.NDArray[Any]] = {}
     renamed: dict[str, str] = {}
@@ -60,10 +76,11 @@ def _fold_once(model: onnx.ModelProto) -> bool:
     used = {name for node in kept for name in node.input} | outputs
     alive = [node for node in kept if used.intersection(node.output)]
     changed |= len(alive) < len(kept)
-    left = [one for one in graph.initializer if one.name in used]
-    del graph.node[:], graph.initializer[:]
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]
+    del graph.node[:]
     graph.node.extend(alive)
-    graph.initializer.extend(left)
     return changed
 
 
@@ -87,6 +104,8 @@ def _value(
         sizes = types[node.input[0]].shape.dim
         if types[node.input[0]].HasField("shape") and all(size.HasField("dim_value") for size in sizes):
             return np.array([size.dim_value for size in sizes], np.int64)
+    if node.domain:
+        return None
     given = {}
     for name in node.input:
         if name in known:

@@ -98,6 +98,8 @@ class Runner:
         facts = self.meta.host.get("aipp", {}).get(name)
         if facts is None:
             return value
+        if facts.get("swap"):
+            value = value[..., ::-1]
         values = (value - np.array(facts["mean"], np.float32)) / np.array(facts["std"], np.float32)
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
@@ -119,6 +121,8 @@ def onnx_stage(file: Path, outputs: Sequence[str], *, threads: int = 1) -> Stage
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Arenas keep what the largest layer took; a ViT's attention takes gigabytes for a moment.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
