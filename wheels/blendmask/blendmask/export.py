@@ -245,6 +245,13 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def own_size(cfg: CfgNode, divisor: int) -> tuple[int, int]:
+    """Return the smallest (height, width) that any picture in landscape format fits into as it is scaled for tests."""
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    height, width = (-(-side // divisor) * divisor for side in sides)
+    return height, width
+
+
 def classes_and_ids(file: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """Return the classes of a checkpoint or of the data set, and the data set's ids of them: 1, 2, … without one.
 
@@ -273,7 +280,7 @@ def classes_and_ids(file: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
 def main() -> None:
     """Export."""
     parser = launch.parser("Export a checkpoint as ONNX, stage by stage.")
-    add_export_options(parser, REWRITES)
+    add_export_options(parser, REWRITES, own_size=True)
     parser.add_argument("--aipp", action="store_true", help="take pictures as bytes, normalised by AIPP")
     args = parser.parse_args()
     forget()
@@ -283,8 +290,9 @@ def main() -> None:
         file, folder = os.environ["CHECKPOINT"], Path(os.environ["WORK_DIR"])
         classes, ids = classes_and_ids(file)
         model = load_model(cfg, torch.device("cpu"), classes, file)
+        size = args.size or own_size(cfg, model.backbone.size_divisibility)
         exported = Exported(
-            cfg, model, size=args.size, batch=args.batch, without=tuple(args.no_rewrite), aipp=args.aipp
+            cfg, model, size=size, batch=args.batch, without=tuple(args.no_rewrite), aipp=args.aipp
         )
         # What is here from now on is of this export: without its meta file it is none.
         (folder / META).unlink(missing_ok=True)
@@ -294,8 +302,8 @@ def main() -> None:
             model=os.environ["MODEL"],
             checkpoint=file,
             checkpoint_sha256=_digest(Path(file)),
-            height=args.size[0],
-            width=args.size[1],
+            height=size[0],
+            width=size[1],
             batch=args.batch,
             classes=classes,
             category_ids=ids,
