@@ -34,10 +34,24 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_export_options(parser: argparse.ArgumentParser, rewrites: Sequence[str]) -> None:
-    """Add the options of `export`; `rewrites` are the names of what it changes for ATC, equal to the last bits."""
+def add_export_options(
+    parser: argparse.ArgumentParser, rewrites: Sequence[str], *, own_size: bool = False
+) -> None:
+    """Add the options of `export`.
+
+    Parameters
+    ----------
+    rewrites
+        Names of what it changes for ATC, equal to the last bits.
+    own_size
+        Whether the model has a size of its own, so that `--size` can be left out.
+    """
     parser.add_argument(
-        "--size", required=True, type=picture_size, metavar="HxW", help="of the input, px, such as 800x1344"
+        "--size",
+        required=not own_size,
+        type=picture_size,
+        metavar="HxW",
+        help="of the input, px, such as 800x1344" + ("; the model's own by default" if own_size else ""),
     )
     parser.add_argument("--batch", type=int, default=1, help="pictures per execution")
     parser.add_argument("--opset", choices=["auto", "16", "17"], default="auto", help="of all stages")

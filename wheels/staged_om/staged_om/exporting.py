@@ -226,9 +226,20 @@ def _ports(values: Any) -> tuple[Port, ...]:
 
 
 def _compare(stage: Module, file: Path) -> dict[str, Any]:
-    expected = stage.run()
     run = onnx_stage(file, stage.outputs, threads=torch.get_num_threads())
     found = run({name: value.numpy() for name, value in stage.inputs.items()})
+    rows = require_equal(f"the graph of {stage.name} and its PyTorch module", stage.run(), found)
+    return {"compared": True, "tolerance": TOLERANCE, "outputs": rows}
+
+
+def require_equal(what: str, expected: Arrays, found: Arrays) -> dict[str, Any]:
+    """Return for each output the largest difference and the largest value, for export_check.json.
+
+    Raises
+    ------
+    OnnxDiffers
+        A difference is above `TOLERANCE`, relative to the output's largest value; `what` names the two sides.
+    """
     rows, worst = {}, []
     for name, value in expected.items():
         difference = float(np.abs(value - found[name]).max(initial=0))
@@ -238,11 +249,11 @@ def _compare(stage: Module, file: Path) -> dict[str, Any]:
             worst.append(f"{name} differs by {difference:.3g}, its largest value is {largest:.3g}")
     if worst:
         raise OnnxDiffers(
-            f"the graph of {stage.name} computes something else than the PyTorch module",
+            f"{what} compute different values",
             expected=f"differences up to {TOLERANCE:g} of an output's largest value",
             found="; ".join(worst),
         )
-    return {"tolerance": TOLERANCE, "outputs": rows}
+    return rows
 
 
 def export_id(stages: Sequence[Stage]) -> str:

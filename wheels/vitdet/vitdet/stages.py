@@ -17,7 +17,7 @@ from mmcv.ops import roi_align
 from torch import Tensor, nn
 
 from vitdet.attention import Attention, resize_offsets, toeplitz
-from vitdet.backbone import Block, ViT, merge_windows, split_windows
+from vitdet.backbone import Block, ViT
 from vitdet.pyramid import LN2d
 
 # What is changed for ATC unless it is left out, by name: the option `--no-rewrite` of `vitdet.export`.
@@ -168,13 +168,53 @@ def _offsets(table: Tensor, length: int) -> Tensor:
     return table if len(table) == length else resize_offsets(table, length)
 
 
+class PadEnd(torch.autograd.Function):
+    """The node Pad: zeros behind the rows and columns of (batch, rows, columns, dim); `F.pad` makes ten nodes of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: int, across: int) -> Tensor:
+        """Return (batch, rows + down, columns + across, dim)."""
+        return F.pad(x, (0, 0, 0, across, 0, down))
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, down: int, across: int) -> Any:
+        """Return the node."""
+        pads = g.op("Constant", value_t=torch.tensor([0, 0, 0, 0, 0, down, across, 0]))
+        batch, rows, columns, dim = x.type().sizes()
+        out = g.op("Pad", x, pads, mode_s="constant")
+        out.setType(x.type().with_sizes([batch, rows + down, columns + across, dim]))
+        return out
+
+
+class Windows(nn.Module):
+    """Attention within windows, on (batch, rows, columns, dim) tokens of a fixed grid."""
+
+    def __init__(self, attention: nn.Module, window: int, shape: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.attention, self.window, self.shape = attention, window, shape
+        _, rows, columns, _ = shape
+        self.missing = (-rows % window, -columns % window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the attention's output, of the input's shape."""
+        batch, rows, columns, dim = self.shape
+        window, (below, beside) = self.window, self.missing
+        down, across = (rows + below) // window, (columns + beside) // window
+        if below or beside:
+            x = PadEnd.apply(x, below, beside)
+        x = x.reshape(batch, down, window, across, window, dim).permute(0, 1, 3, 2, 4, 5)
+        x = self.attention(x.reshape(batch * down * across, window, window, dim))
+        x = x.reshape(batch, down, across, window, window, dim).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(batch, down * window, across * window, dim)
+        return x[:, :rows, :columns] if below or beside else x
+
+
 class StaticBlock(nn.Module):
     """`Block` on (batch, rows, columns, dim) tokens of a fixed grid."""
 
     def __init__(self, block: Block, batch: int, grid: tuple[int, int], options: Options) -> None:
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
-        self.window, self.shape = block.window, (batch, *grid, block.attn.proj.in_features)
         if block.window:
             count = batch * math.prod(-(-side // block.window) for side in grid)
             sides = (block.window, block.window)
@@ -188,15 +228,12 @@ class StaticBlock(nn.Module):
             block.attn.formulation = "plain"
         else:
             raise ValueError("the model's own attention takes its own size only: not without the rewrite attention")
+        if block.window:
+            self.attn = Windows(self.attn, block.window, (batch, *grid, block.attn.proj.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (batch, rows, columns, dim) like the input."""
-        y = self.norm1(x)
-        if self.window:
-            y = merge_windows(self.attn(split_windows(y, self.window)), self.window, self.shape)
-        else:
-            y = self.attn(y)
-        x = x + y
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
