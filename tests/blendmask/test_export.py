@@ -71,9 +71,7 @@ class Made:
 
     def run(self, pictures: list[np.ndarray[Any, Any]], *, onnx: bool) -> list[Detections]:
         stages = (
-            onnx_stages(self.meta, self.folder)
-            if onnx
-            else torch_stages(self.meta, self.exported.modules())
+            onnx_stages(self.meta, self.folder) if onnx else torch_stages(self.meta, self.exported.modules())
         )
         return Runner(self.meta, om.pipeline(self.meta), stages).run(pictures).batch.detections
 
@@ -88,7 +86,7 @@ class Made:
         for one, place in zip(self.model.batch(samples), values, strict=True):
             place[:, : one.shape[1], : one.shape[2]] = one[:, :height, :width]
         values[len(pictures) :] = 0
-        with mock.patch.object(self.model, "batch", lambda _: values):
+        with mock.patch.object(self.model, "batch", return_value=values):
             results = self.model(samples)
         return [result["instances"] for result in results][: len(pictures)]
 
@@ -206,7 +204,11 @@ def test_what_must_stay_float32_is_named(made: Made) -> None:
     assert detector.keep_fp32 == ()
     nodes = [one.name for one in onnx.load(made.folder / blend.file).graph.node if one.op_type == "RoiAlign"]
     assert len(nodes) == 1
-    assert blend.keep_fp32 == (() if ROIS_FP32 in VARIANTS["none, two pictures"]["without"] and made.exported.everywhere else tuple(nodes))
+    assert blend.keep_fp32 == (
+        ()
+        if ROIS_FP32 in VARIANTS["none, two pictures"]["without"] and made.exported.everywhere
+        else tuple(nodes)
+    )
 
 
 def test_the_rows_of_the_blender_are_the_detectors_buffer(made: Made) -> None:
@@ -266,10 +268,10 @@ def test_suppression_is_torchvisions(seed: int) -> None:
     order = np.argsort(-scores, kind="stable")
     for overlap in (0.5, 0.6):
         expected = nms(torch.from_numpy(apart), torch.from_numpy(scores), overlap).numpy()
-        kept = order[om.suppress(apart[order], classes[order], overlap, count)]
+        kept = order[om.suppress(apart[order], np.float64(overlap), count)]
         assert np.array_equal(kept, expected)
-        assert np.array_equal(order[om.suppress(apart[order], classes[order], overlap, 7)], expected[:7])
-    assert len(om.suppress(apart[:0], classes[:0], 0.6, 7)) == 0
+        assert np.array_equal(order[om.suppress(apart[order], np.float64(overlap), 7)], expected[:7])
+    assert len(om.suppress(apart[:0], np.float64(0.6), 7)) == 0
 
 
 def _boxes(count: int, height: int, width: int) -> np.ndarray[Any, Any]:
@@ -323,7 +325,9 @@ def test_masks_that_are_no_numbers_are_empty_there() -> None:
     assert coco_mask.area(found) == 100
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (427, 640), (333, 500), (800, 1333), (1, 1), (2000, 300)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(480, 640), (427, 640), (333, 500), (800, 1333), (1, 1), (2000, 300)]
+)
 def test_pictures_are_scaled_as_detectron2_does_it(made: Made, height: int, width: int) -> None:
     host = om.Host(made.meta)
     host.shortest, host.longest, host.size = 800, 1333, (1344, 1344)
@@ -382,15 +386,16 @@ class _Unknown(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "error", "name"),
-    [(_Fickle(), exporting.OnnxDiffers, "onnx-differs"), (_Unknown(), exporting.ExportError, "export-failed")],
+    [
+        (_Fickle(), exporting.OnnxDiffers, "onnx-differs"),
+        (_Unknown(), exporting.ExportError, "export-failed"),
+    ],
     ids=["differs", "unknown operator"],
 )
 def test_a_graph_that_is_not_the_module_gets_no_name(
     tmp_path: Path, module: torch.nn.Module, error: type[exporting.ExportError], name: str
 ) -> None:
-    stage = exporting.Module(
-        name="one", module=module, inputs={"x": torch.ones(3)}, outputs=("y",), opset=16
-    )
+    stage = exporting.Module(name="one", module=module, inputs={"x": torch.ones(3)}, outputs=("y",), opset=16)
     with pytest.raises(error) as raised:
         exporting.write(stage, tmp_path)
     assert raised.value.name == name
@@ -419,7 +424,9 @@ def test_the_program_exports_a_checkpoint_and_its_stages_load_again(
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["export", "--size=128x128", "--opset=17", "--no-rewrite", ROIS_FP32, "--aipp"])
+    monkeypatch.setattr(
+        sys, "argv", ["export", "--size=128x128", "--opset=17", "--no-rewrite", ROIS_FP32, "--aipp"]
+    )
     export.main()
     meta = Meta.read(folder)
     assert (meta.height, meta.width, meta.batch, meta.classes) == (128, 128, 1, tuple(classes))
@@ -450,7 +457,9 @@ def test_an_exported_r50_gives_the_originals_maps(tmp_path: Path) -> None:
     maps = {"bases": found[om.BASES]}
     rows = found[om.ATTENTION].reshape(2, -1, model.blender.channels).transpose(0, 2, 1)
     grid = om.Host(one.meta).grid
-    for level, start, size, stride in zip(one.exported.levels, grid.starts, grid.sizes, grid.strides, strict=True):
+    for level, start, size, stride in zip(
+        one.exported.levels, grid.starts, grid.sizes, grid.strides, strict=True
+    ):
         maps[f"reg/{level}"] = found[om.sides_of(level)] / stride
         end = start + size[0] * size[1]
         maps[f"top_feats/{level}"] = rows[:, :, start:end].reshape(2, -1, *size)

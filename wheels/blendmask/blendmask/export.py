@@ -28,7 +28,7 @@ from ascendet_common.errors import forget, reporting
 from ascendet_common.options import add_export_options
 from detectron2.config import CfgNode
 from staged_om import exporting
-from staged_om.meta import META, Meta
+from staged_om.meta import META, Meta, Stage
 from torch import Tensor, nn
 
 from blendmask import checkpoint, launch, om
@@ -105,7 +105,7 @@ class Exported:
         maps = (*map(om.scores_of, self.levels), *map(om.sides_of, self.levels))
         return (*maps, om.BASES, self.rows)
 
-    def write(self, folder: Path, opset: int) -> tuple[exporting.Stage, ...]:
+    def write(self, folder: Path, opset: int) -> tuple[Stage, ...]:
         """Write both stages and export_check.json into a folder; `exporting.write` says what is raised."""
         modules = self.modules()
         pictures = self.picture()

@@ -165,7 +165,9 @@ def _export(stage: Module, file: Path) -> onnx.ModelProto:
             found=", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sets),
         )
     if refused := sorted(set(_refused(model.graph.node))):
-        raise ExportError(f"the graph of {stage.name} has operators that ATC refuses", found=", ".join(refused))
+        raise ExportError(
+            f"the graph of {stage.name} has operators that ATC refuses", found=", ".join(refused)
+        )
     onnx.save(
         model,
         file,

@@ -120,5 +120,9 @@ def _value(
 
 def _constant(node: onnx.NodeProto, value: npt.NDArray[Any]) -> onnx.NodeProto:
     return onnx.helper.make_node(
-        "Constant", [], list(node.output), name=node.name, value=numpy_helper.from_array(np.ascontiguousarray(value))
+        "Constant",
+        [],
+        list(node.output),
+        name=node.name,
+        value=numpy_helper.from_array(np.ascontiguousarray(value)),
     )
