@@ -147,7 +147,7 @@ class Host:
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) of a scaled picture: the shorter side `shortest`, the longer one at most `longest`.
+        """Return the (height, width) of a scaled picture: the shorter side `shortest`, the longer at most `longest`.
 
         Where that is larger than the input, such as a picture in portrait format for an input in landscape format, it
         is the largest of the same aspect that fits.
