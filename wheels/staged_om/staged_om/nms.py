@@ -12,7 +12,7 @@ Integers = npt.NDArray[np.int64]
 _STEP = 256
 
 
-def suppress(boxes: Floats, overlap: float | np.floating, limit: int, groups: Integers | None = None) -> Integers:
+def suppress(boxes: Floats, overlap: float, limit: int, groups: Integers | None = None) -> Integers:
     """Return which boxes stay, the best first, at most `limit`.
 
     A box goes if its IoU with a better one that stays is above `overlap`. The boxes are taken in steps, best first,
@@ -24,7 +24,7 @@ def suppress(boxes: Floats, overlap: float | np.floating, limit: int, groups: In
         float32 [n, 4], x0 y0 x1 y1, by falling score; boxes that must not meet are shifted apart, as mmdet and
         torchvision do, because float32 rounds an IoU differently elsewhere.
     overlap
-        mmcv compares with a float32, torchvision with a float64.
+        mmcv compares with a float32, which numpy makes of a float; torchvision with a double: give a np.float64.
     groups
         int64 [n]: boxes of different groups never overlap; they are not compared. This saves time and changes nothing.
     """
@@ -47,7 +47,7 @@ def suppress(boxes: Floats, overlap: float | np.floating, limit: int, groups: In
     return found[:limit]
 
 
-def _staying(sides: Floats, before: Integers, new: Integers, overlap: float | np.floating) -> npt.NDArray[np.bool_]:
+def _staying(sides: Floats, before: Integers, new: Integers, overlap: float) -> npt.NDArray[np.bool_]:
     """Return which of the `new` boxes stay beside those that stayed `before`."""
     first = sides[:, np.concatenate([before, new])][:, :, None]
     second = sides[:, new][:, None]
@@ -63,7 +63,7 @@ def _staying(sides: Floats, before: Integers, new: Integers, overlap: float | np
     with np.errstate(invalid="ignore"):  # two boxes without area: no number, which is above nothing
         across /= union
     over = across > overlap
-    stay = ~over[: len(before)].any(axis=0)
+    stay: npt.NDArray[np.bool_] = ~over[: len(before)].any(axis=0)
     among = np.triu(over[len(before) :], 1)
     among[~stay] = False
     for row in np.flatnonzero(among.any(axis=1)).tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def _runs(begin: Integers, end: Integers, parts: Integers, size: tuple[int, int]
     """Return COCO's RLE for runs of pixels, column by column; mask k has the runs `parts[k]` to `parts[k + 1]`."""
     pixels = size[0] * size[1]
     counts = []
-    for first, last in zip(parts[:-1], parts[1:], strict=True):
+    for first, last in itertools.pairwise(parts.tolist()):
         starts, stops = begin[first:last], end[first:last]
         if len(starts):
             # A run to the bottom and one from the top of the next column are one.

@@ -40,8 +40,8 @@ from vitdet.data import describe_difference, known_classes, meta_classes, set_cl
 from vitdet.stages import Options
 
 AIPP = "backbone.aipp.cfg"
-# 17 is the first with LayerNormalization: at 16 ATC gets single operators of it (0.5 s of 1 s on a 310P, says a report).
-# RoiExtractor is registered up to 16.
+# 17 is the first with LayerNormalization: at 16 ATC gets single operators of it, half of a model's time on a 310P, as a
+# user reports. RoiExtractor is registered up to 16.
 _NEWEST, _OF_EXTRACTOR = 17, 16
 
 
@@ -102,7 +102,7 @@ class Exported:
         self.class_agnostic = bool(model.roi_head.mask_head.class_agnostic)
         self.host = self._host_facts()
 
-    def modules(self) -> dict[stages.Name, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """Return the stages' modules by name; the model's layers are rewritten."""
         return stages.build(self.model, self.options)
 
@@ -181,8 +181,9 @@ class Exported:
         expected = self._model_outputs(picture, rois, boxes, rows)
         modules = self.modules()
         features = om.features(self.levels)
-        given: dict[stages.Name, dict[str, Tensor]] = {"backbone": {om.PICTURE: picture}}
-        made, checks = [], {}
+        given: dict[str, dict[str, Tensor]] = {"backbone": {om.PICTURE: picture}}
+        made: list[Stage] = []
+        checks: dict[str, Any] = {}
         for name in tuple(modules):
             number, reason = choose_opset(name, opset, self.options)
             stage = exporting.Module(
@@ -343,7 +344,7 @@ def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:
         without=tuple(meta.host["without"]),
         variants=tuple(meta.host["variants"]),
     )
-    return dict(stages.build(model, options))
+    return stages.build(model, options)
 
 
 def _digest(file: Path) -> str:
@@ -380,7 +381,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the program's options."""
     add_export_options(parser, tuple(stages.REWRITES), own_size=True)
     parser.add_argument(
-        "--variant", action="append", default=[], choices=tuple(stages.VARIANTS), help="use this operator of ATC's"
+        "--variant",
+        action="append",
+        default=[],
+        choices=tuple(stages.VARIANTS),
+        help="use this operator of ATC's",
     )
     parser.add_argument("--aipp", action="store_true", help="take pictures as bytes, normalised by AIPP")
 

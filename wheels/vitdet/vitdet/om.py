@@ -52,7 +52,9 @@ def pipeline(meta: Meta) -> tuple[Step, ...]:
         HostStep(name="preprocess", run=host.preprocess, writes=(PICTURE,)),
         DeviceStep(stage="backbone"),
         DeviceStep(stage="rpn"),
-        HostStep(name="proposals", run=host.proposals, reads=(*host.score_maps, *host.delta_maps), writes=(ROIS,)),
+        HostStep(
+            name="proposals", run=host.proposals, reads=(*host.score_maps, *host.delta_maps), writes=(ROIS,)
+        ),
         DeviceStep(stage="roi"),
         HostStep(name="select", run=host.select, reads=(SCORES, DELTAS), writes=host.selected),
         DeviceStep(stage="mask"),
@@ -126,7 +128,13 @@ class Host:
             rows, columns = one.shape[:2]
             if self.pad is not None:
                 one = cv2.copyMakeBorder(
-                    one, 0, self.size[0] - rows, 0, self.size[1] - columns, cv2.BORDER_CONSTANT, value=self.pad
+                    one,
+                    0,
+                    self.size[0] - rows,
+                    0,
+                    self.size[1] - columns,
+                    cv2.BORDER_CONSTANT,
+                    value=self.pad,
                 )
             if pixels is not None:
                 pixels[number] = one
@@ -159,8 +167,9 @@ class Host:
         rois[..., 0] = np.arange(self.batch)[:, None]
         chosen = []
         for number, scaled in enumerate(batch.values[_SCALED]):
-            maps = ([batch.values[name][number] for name in names] for names in (self.score_maps, self.delta_maps))
-            boxes = self.propose(*maps, scaled.limit)
+            scores = [batch.values[name][number] for name in self.score_maps]
+            deltas = [batch.values[name][number] for name in self.delta_maps]
+            boxes = self.propose(scores, deltas, scaled.limit)
             rois[number, : len(boxes), 1:] = boxes
             chosen.append(boxes)
         batch.values |= {ROIS: rois.reshape(-1, 5), _PROPOSALS: chosen}
@@ -190,9 +199,7 @@ class Host:
         if smallest >= 0:
             sides = boxes[order, 2:] - boxes[order, :2]
             order = order[(sides > smallest).all(axis=1)]
-        kept = suppress(
-            apart[order], np.float32(self.rpn["overlap"]), int(self.rpn["proposals"]), levels[order]
-        )
+        kept = suppress(apart[order], float(self.rpn["overlap"]), int(self.rpn["proposals"]), levels[order])
         return boxes[order[kept]]
 
     def select(self, batch: Batch) -> None:
@@ -228,11 +235,13 @@ class Host:
         region, label = np.nonzero(probabilities > np.float32(self.score))
         score = probabilities[region, label]
         moves = deltas if self.class_agnostic else deltas.reshape(-1, self.classes, 4)[region, label]
-        boxes = decode(proposals[region], moves[region] if self.class_agnostic else moves, self.box_coder, limit)
+        boxes = decode(
+            proposals[region], moves[region] if self.class_agnostic else moves, self.box_coder, limit
+        )
         # As mmdet's batched_nms: so far apart that boxes of two classes never overlap.
         apart = boxes + (label.astype(np.float32) * (boxes.max(initial=0) + 1))[:, None]
         order = np.argsort(-score, kind="stable")
-        order = order[suppress(apart[order], np.float32(self.overlap), self.detections)]
+        order = order[suppress(apart[order], self.overlap, self.detections)]
         return Detections(boxes=boxes[order], scores=score[order], labels=label[order])
 
     # -- after the mask head --
@@ -240,7 +249,9 @@ class Host:
     def paste(self, batch: Batch) -> None:
         """Write the detections: boxes and masks in pixels of the pictures as they were given."""
         batch.detections = []
-        for number, (found, scaled) in enumerate(zip(batch.values[_FOUND], batch.values[_SCALED], strict=True)):
+        for number, (found, scaled) in enumerate(
+            zip(batch.values[_FOUND], batch.values[_SCALED], strict=True)
+        ):
             logits = batch.values[MASKS][number * self.detections :][: len(found.boxes)]
             boxes = found.boxes / scaled.factors
             with np.errstate(over="ignore"):

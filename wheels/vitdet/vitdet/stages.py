@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -227,7 +227,9 @@ class StaticBlock(nn.Module):
             self.attn = block.attn
             block.attn.formulation = "plain"
         else:
-            raise ValueError("the model's own attention takes its own size only: not without the rewrite attention")
+            raise ValueError(
+                "the model's own attention takes its own size only: not without the rewrite attention"
+            )
         if block.window:
             self.attn = Windows(self.attn, block.window, (batch, *grid, block.attn.proj.in_features))
 
@@ -421,9 +423,7 @@ class Backbone(nn.Module):
         patch = vit.patch_embed.proj.kernel_size[0]
         grid = (options.size[0] // patch, options.size[1] // patch)
         self.patch_embed, self.neck = vit.patch_embed, rewrite(model.neck, options)
-        self.blocks = nn.ModuleList(
-            StaticBlock(block, options.batch, grid, options) for block in vit.blocks
-        )
+        self.blocks = nn.ModuleList(StaticBlock(block, options.batch, grid, options) for block in vit.blocks)
         self.register_buffer("position", fit_positions(vit, grid), persistent=False)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
@@ -491,10 +491,7 @@ class Mask(nn.Module):
         return logits if classes == 1 else logits.index_select(0, inputs[-1])
 
 
-Name = Literal["backbone", "rpn", "roi", "mask"]
-
-
-def build(model: Any, options: Options) -> dict[Name, nn.Module]:
+def build(model: Any, options: Options) -> dict[str, nn.Module]:
     """Return the stages of a detector in the order in which they run. The detector's layers are changed in place."""
     return {
         "backbone": Backbone(model, options).eval(),
