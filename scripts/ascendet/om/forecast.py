@@ -1,0 +1,51 @@
+"""`make om-forecast`: before any conversion, which nodes fuse, which have no AI Core kernel, and what stays float32."""
+
+from __future__ import annotations
+
+import argparse
+
+from ascendet.core import process
+from ascendet.envs import activation, venv
+from ascendet.om import exported, soc
+from ascendet.om.exported import Exported
+from ascendet.run import target
+from ascendet.run.target import Target
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the stage's options."""
+    target.add_options(parser)
+    exported.add_options(parser)
+    exported.add_conversion_options(parser)
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Print the forecast of every exported model that is asked for."""
+    precision = exported.check_precision(args.precision)
+    aim = target.check(args, "export")
+    found = exported.find(aim, exported.parse_sizes(args.sizes), exported.parse_batches(args.batch))
+    aim = target.prepare(aim)
+    choice = soc.find(aim, args.soc, force=args.force)
+    print(choice)
+    for one in found:
+        print(table(aim, one, choice.soc, precision))
+
+
+def table(aim: Target, one: Exported, chip: str, precision: str) -> str:
+    """Return the forecast of all stages of an exported model, as cann_sim's package prints it."""
+    if aim.npu == "real" or aim.container:
+        return "no forecast: it needs cann_sim in the stack's environment (RUN_IN=venv, NPU=sim)"
+    parts = []
+    for stage in one.stages:
+        shown = process.run(
+            [
+                venv.stack_python(aim.stack),
+                *("-m", "cann_sim.atc.forecast", one.folder / stage["file"]),
+                *(f"--soc={chip}", f"--precision={precision}"),
+            ],
+            env=activation.stack_environ(aim.stack, aim.npu),
+            what=f"the stage {stage['name']} of {one.folder.name} cannot be forecast",
+            hint="make om",
+        )
+        parts.append(f"forecast of {stage['name']} on {chip}, {precision} (simulated ATC)\n{shown.rstrip()}")
+    return "\n".join(parts)
