@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import blendmask
 import numpy as np
@@ -79,16 +78,10 @@ class Made:
         """What the model finds in the same batch: pictures padded to the size of the input, and empty places."""
         mapper = Mapper(self.exported.cfg, training=False)
         samples = [mapper.sample(one, {"height": one.shape[0], "width": one.shape[1]}) for one in pictures]
-        height, width = self.exported.size
-        empty = {"image": torch.zeros(3, 1, 1, dtype=torch.uint8)}
-        samples += [empty] * (self.meta.batch - len(pictures))
-        values = torch.zeros(self.meta.batch, 3, height, width)
-        for one, place in zip(self.model.batch(samples), values, strict=True):
-            place[:, : one.shape[1], : one.shape[2]] = one[:, :height, :width]
-        values[len(pictures) :] = 0
-        with mock.patch.object(self.model, "batch", return_value=values):
-            results = self.model(samples)
-        return [result["instances"] for result in results][: len(pictures)]
+        nothing = {"image": torch.zeros(3, 1, 1, dtype=torch.uint8), "height": 1, "width": 1}
+        self.model.padded = self.exported.size
+        results = self.model([*samples, *[nothing] * (self.meta.batch - len(pictures))])
+        return [result["instances"] for result in results[: len(pictures)]]
 
 
 def make(folder: Path, model: BlendMask, name: str = "blendmask-tiny", **options: Any) -> Made:
@@ -442,6 +435,9 @@ def test_the_program_exports_a_checkpoint_and_its_stages_load_again(
     (second,) = Runner(meta, steps, onnx_stages(meta, folder)).run([pixels]).batch.detections
     assert len(first.scores) == len(second.scores) > 0
     assert first.scores == pytest.approx(second.scores, abs=1e-4)
+    found = export.open_detector(meta, checkpoint)(pixels)
+    assert [row["category"] for row in found] == [classes[label] for label in first.labels]
+    assert [row["score"] for row in found] == pytest.approx(first.scores.tolist(), abs=1e-4)
     torch.save({"model": model.state_dict()}, checkpoint)
     with pytest.raises(export.CheckpointMismatch, match="not the one that was exported"):
         export.torch_stages(meta, checkpoint)

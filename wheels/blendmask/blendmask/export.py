@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ascendet_common import progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, find_split, read
 from ascendet_common.errors import forget, reporting
+from ascendet_common.images import Pixels
 from ascendet_common.options import add_export_options
 from detectron2.config import CfgNode
 from staged_om import exporting
@@ -33,6 +35,7 @@ from torch import Tensor, nn
 
 from blendmask import checkpoint, launch, om
 from blendmask.config import ConfigError, new
+from blendmask.metric import describe
 from blendmask.model import BlendMask
 from blendmask.predict import load_model
 from blendmask.stages import Blend, Detector
@@ -218,16 +221,7 @@ def torch_stages(meta: Meta, checkpoint_file: str | Path) -> dict[str, nn.Module
     CheckpointError
         As `load_model`.
     """
-    digest = _digest(Path(checkpoint_file))
-    if digest != meta.checkpoint_sha256:
-        raise CheckpointMismatch(
-            "the checkpoint is not the one that was exported",
-            expected=f"SHA-256 {meta.checkpoint_sha256}",
-            found=f"SHA-256 {digest}",
-        )
-    cfg = new()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(meta.host["config"]))
-    model = load_model(cfg, torch.device("cpu"), meta.classes, str(checkpoint_file))
+    cfg, model = _read(meta, checkpoint_file)
     _, blend = meta.stages
     exported = Exported(
         cfg,
@@ -238,6 +232,39 @@ def torch_stages(meta: Meta, checkpoint_file: str | Path) -> dict[str, nn.Module
         aipp="aipp" in meta.host,
     )
     return exported.modules()
+
+
+def open_detector(meta: Meta, checkpoint_file: str | Path) -> Callable[[Pixels], list[dict[str, Any]]]:
+    """Return the model itself as a function of a picture, BGR, to its detections as `blendmask.infer` gives them.
+
+    Pictures are scaled and padded to the exported size, because group normalisation and the pyramid see the padding:
+    padded otherwise, the same picture gives other scores. Raises as `torch_stages`.
+    """
+    _, model = _read(meta, checkpoint_file)
+    host = om.Host(meta)
+    model.padded = host.size
+
+    def detect(pixels: Pixels) -> list[dict[str, Any]]:
+        image = torch.from_numpy(host.scale(pixels).transpose(2, 0, 1).copy())
+        (result,) = model([{"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}])
+        rows = describe(result["instances"], None, meta.classes)
+        return [{"category": row["category_id"], **row} for row in rows]
+
+    return detect
+
+
+def _read(meta: Meta, checkpoint_file: str | Path) -> tuple[CfgNode, BlendMask]:
+    """Return the configuration and the model that were exported, on the CPU, ready for use."""
+    digest = _digest(Path(checkpoint_file))
+    if digest != meta.checkpoint_sha256:
+        raise CheckpointMismatch(
+            "the checkpoint is not the one that was exported",
+            expected=f"SHA-256 {meta.checkpoint_sha256}",
+            found=f"SHA-256 {digest}",
+        )
+    cfg = new()
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(meta.host["config"]))
+    return cfg, load_model(cfg, torch.device("cpu"), meta.classes, str(checkpoint_file))
 
 
 def _digest(file: Path) -> str:
