@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def cast_image(height: int, width: int) -> Model:
         input="x", size=(height, width), channels_swapped=True, mean=(124, 116, 104), minimum=(0, 0, 0),
         reciprocal=(0.5, 0.25, 0.125),
     )  # fmt: skip
-    return _model({(): _add_program(shape)}, name="image", aipp=(aipp,))
+    made = _model({(): _add_program(shape)}, name="image", aipp=(aipp,))
+    return replace(made, inputs=(Value(name="x", dtype="uint8", shape=(1, height, width, 3)),))
 
 
 def busy(size: int, repeats: int, name: str = "busy") -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from cann_sim.atc import logs, modes
@@ -40,6 +41,9 @@ def main(words: list[str] | None = None) -> int:
         return _failed(errors.errors)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:  # a mistake of cann_sim; the real tool, too, has no other code for its own
+        traceback.print_exc()
+        return _failed([AtcError("E19999", reason=f"{type(error).__name__}: {error}.")])
     finally:
         logs.stop()
     print("...\nATC run success, welcome to the next use.")

@@ -23,6 +23,17 @@ def _table() -> dict[tuple[str, str], frozenset[int] | None]:
     return table
 
 
+@cache
+def _ge_operators() -> dict[tuple[str, str], str]:
+    text = files("cann_sim.atc").joinpath("operators.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t")
+    # PartitionedCall is a graph that the plug-in makes for the node
+    return {
+        (row["domain"], row["operator"]): row["ge_operator"].replace("PartitionedCall", "").strip("|")
+        for row in rows
+    }
+
+
 def _versions(text: str) -> frozenset[int]:
     """Return the versions of a list of ranges.
 
@@ -53,3 +64,12 @@ def known_versions(domain: str, operator: str) -> str:
     """
     versions = _table().get((domain or DEFAULT_DOMAIN, operator))
     return ", ".join(map(str, sorted(versions))) if versions else ""
+
+
+def ge_operator(domain: str, operator: str) -> str:
+    """Return the GE operator of an ONNX operator, "" if it depends on the node.
+
+    >>> ge_operator("", "Div")
+    'RealDiv'
+    """
+    return _ge_operators().get((domain or DEFAULT_DOMAIN, operator), "")

@@ -18,16 +18,16 @@ namespace {
 
 aclError check_set(const aclmdlAIPP *set, const char *call, bool valid = true) {
     return set != nullptr && valid ? ACL_SUCCESS
-                                   : fail(ACL_ERROR_INVALID_PARAM,
-                                          std::string("EH0001: ") + call + ": the set is null or a value is out of range");
+                                   : fail(ACL_ERROR_INVALID_PARAM, std::string("EH0001: ") + call +
+                                                                       ": the set is null or a value is out of range");
 }
 
 bool is_switch(int8_t value) { return value == 0 || value == 1; }
 
 const cann_sim_executor_aipp *aipp_of(const cann_sim_executor_info &info, size_t index) {
     const auto *const end = info.aipp + info.num_aipp;
-    const auto *const found = std::find_if(
-        info.aipp, end, [&](const cann_sim_executor_aipp &entry) { return entry.input == index; });
+    const auto *const found =
+        std::find_if(info.aipp, end, [&](const cann_sim_executor_aipp &entry) { return entry.input == index; });
     return found == end ? nullptr : found;
 }
 
@@ -71,7 +71,8 @@ SIM_API aclError aclmdlDestroyAIPP(const aclmdlAIPP *set) {
 // The set in device memory: 64 bytes, and 96 per picture.
 SIM_API aclError aclmdlGetAippDataSize(uint64_t batch, size_t *size) try {
     if (batch == 0 || size == nullptr) {
-        return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclmdlGetAippDataSize: the batch is 0 or the result's place null");
+        return fail(ACL_ERROR_INVALID_PARAM,
+                    "EH0001: aclmdlGetAippDataSize: the batch is 0 or the result's place null");
     }
     *size = 64 + 96 * batch;
     return ACL_SUCCESS;

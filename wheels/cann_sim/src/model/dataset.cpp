@@ -74,8 +74,8 @@ aclError choose_gear(uint32_t id, aclmdlDataset *dataset, size_t index, int32_t 
                      const int64_t *values, size_t count) {
     const aclDataBuffer *const buffer = aclmdlGetDatasetBuffer(dataset, index);
     if (buffer == nullptr) {
-        return fail(ACL_ERROR_INVALID_PARAM,
-                    std::string("EH0001: ") + call + ": the data set is null or has no buffer " + std::to_string(index));
+        return fail(ACL_ERROR_INVALID_PARAM, std::string("EH0001: ") + call +
+                                                 ": the data set is null or has no buffer " + std::to_string(index));
     }
     std::shared_ptr<cann_sim::Model> model;
     const aclError found = cann_sim::find_model(id, &model);
@@ -84,8 +84,8 @@ aclError choose_gear(uint32_t id, aclmdlDataset *dataset, size_t index, int32_t 
     }
     const cann_sim_executor_info &info = model->file->info();
     if (buffer->data == nullptr) {
-        return fail(cann_sim::kGearAddress, std::string("E19999: ") + call + ": the buffer at " +
-                                                std::to_string(index) + " has no memory");
+        return fail(cann_sim::kGearAddress,
+                    std::string("E19999: ") + call + ": the buffer at " + std::to_string(index) + " has no memory");
     }
     if (buffer->size < count * sizeof(uint32_t)) {
         return fail(cann_sim::kGearLength, std::string("E19999: ") + call + ": the buffer at " + std::to_string(index) +

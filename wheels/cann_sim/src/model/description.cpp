@@ -20,12 +20,17 @@ struct Tensor {
 };
 
 Tensor tensor_of(const cann_sim_executor_tensor &tensor, aclFormat format) {
-    return {tensor.name, static_cast<aclDataType>(tensor.dtype), format, {tensor.dims, tensor.dims + tensor.rank},
+    return {tensor.name,
+            static_cast<aclDataType>(tensor.dtype),
+            format,
+            {tensor.dims, tensor.dims + tensor.rank},
             static_cast<size_t>(tensor.size)};
 }
 
 // ATC takes four dimensions as NCHW unless it is told otherwise.
-aclFormat format_of(const cann_sim_executor_tensor &tensor) { return tensor.rank == 4 ? ACL_FORMAT_NCHW : ACL_FORMAT_ND; }
+aclFormat format_of(const cann_sim_executor_tensor &tensor) {
+    return tensor.rank == 4 ? ACL_FORMAT_NCHW : ACL_FORMAT_ND;
+}
 
 }  // namespace
 
@@ -79,8 +84,8 @@ const Tensor *output_of(const aclmdlDesc *desc, size_t index) {
 }
 
 aclError no_tensor(const char *call, size_t index) {
-    return fail(ACL_ERROR_INVALID_PARAM, std::string("EH0001: ") + call + ": the description is null or has no index " +
-                                             std::to_string(index));
+    return fail(ACL_ERROR_INVALID_PARAM,
+                std::string("EH0001: ") + call + ": the description is null or has no index " + std::to_string(index));
 }
 
 void write_dims(const std::string &name, const int64_t *dims, size_t count, aclmdlIODims *result) {
@@ -114,7 +119,7 @@ aclError get_index(const std::vector<Tensor> *tensors, const char *call, const c
 // The gears of a description if they are of this kind.
 const cann_sim_executor_info *gears_of(const aclmdlDesc *desc, int32_t kind) {
     return desc != nullptr && desc->file != nullptr && desc->file->info().gear_kind == kind ? &desc->file->info()
-                                                                                           : nullptr;
+                                                                                            : nullptr;
 }
 
 aclError no_description(const char *call) {
@@ -321,16 +326,17 @@ SIM_API aclError aclmdlGetInputDynamicGearCount(const aclmdlDesc *desc, size_t i
 }
 SIM_CATCH
 
-SIM_API aclError aclmdlGetInputDynamicDims(const aclmdlDesc *desc, size_t index, aclmdlIODims *dims,
-                                           size_t count) try {
+SIM_API aclError aclmdlGetInputDynamicDims(const aclmdlDesc *desc, size_t index, aclmdlIODims *dims, size_t count) try {
     if (desc == nullptr || dims == nullptr) {
         return no_description("aclmdlGetInputDynamicDims");
     }
     const cann_sim_executor_info *const info = gears_of(desc, CANN_SIM_EXECUTOR_DIMS);
     const size_t gears = info == nullptr ? 0 : info->num_gears;
     if (index != static_cast<size_t>(-1) || count < gears) {
-        return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclmdlGetInputDynamicDims: the index must be -1 and there must be "
-                                             "room for " + std::to_string(gears) + " gears");
+        return fail(ACL_ERROR_INVALID_PARAM,
+                    "EH0001: aclmdlGetInputDynamicDims: the index must be -1 and there must be "
+                    "room for " +
+                        std::to_string(gears) + " gears");
     }
     for (size_t i = 0; i < gears; ++i) {
         write_dims("", info->gears[i].values, info->gears[i].num_values, &dims[i]);

@@ -102,7 +102,8 @@ aclError take(const char *what, const Area &callers, size_t needed, Area *area) 
                                            std::to_string(needed));
         }
         if (!cann_sim_is_device_address(callers.address)) {
-            return fail(kBadParameter, std::string("E19999: the ") + what + " memory of the caller is none of a device");
+            return fail(kBadParameter,
+                        std::string("E19999: the ") + what + " memory of the caller is none of a device");
         }
         *area = callers;
         return ACL_SUCCESS;
@@ -160,9 +161,8 @@ aclError read_model(const Source &source, std::shared_ptr<ModelFile> *file) {
     auto read = std::make_shared<ModelFile>(model);
     const std::string soc = read->info().soc;
     if (family(soc) != family(config().soc)) {
-        return fail(ACL_ERROR_RT_SOC_VERSION, "EE1001: the model was converted for " + soc +
-                                                  ", and this device is " + config().soc +
-                                                  ": convert it with --soc_version=" + config().soc);
+        return fail(ACL_ERROR_RT_SOC_VERSION, "EE1001: the model was converted for " + soc + ", and this device is " +
+                                                  config().soc + ": convert it with --soc_version=" + config().soc);
     }
     *file = std::move(read);
     return ACL_SUCCESS;
@@ -357,15 +357,14 @@ SIM_API aclError aclmdlLoadWithConfig(const aclmdlConfigHandle *handle, uint32_t
     }
     switch (handle->type) {
         case ACL_MDL_LOAD_FROM_FILE: return load_path(handle->path.c_str(), id, {}, {});
-        case ACL_MDL_LOAD_FROM_FILE_WITH_MEM:
-            return load_path(handle->path.c_str(), id, handle->work, handle->weights);
+        case ACL_MDL_LOAD_FROM_FILE_WITH_MEM: return load_path(handle->path.c_str(), id, handle->work, handle->weights);
         case ACL_MDL_LOAD_FROM_MEM: return load_memory(handle->data, handle->size, id, {}, {});
         case ACL_MDL_LOAD_FROM_MEM_WITH_MEM:
             return load_memory(handle->data, handle->size, id, handle->work, handle->weights);
         default:
-            return fail(ACL_ERROR_INVALID_PARAM,
-                        "EH0001: aclmdlLoadWithConfig: load type " + std::to_string(handle->type) +
-                            " is none of 1 to 4 (queues are not simulated)");
+            return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclmdlLoadWithConfig: load type " +
+                                                     std::to_string(handle->type) +
+                                                     " is none of 1 to 4 (queues are not simulated)");
     }
 }
 SIM_CATCH

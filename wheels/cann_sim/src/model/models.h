@@ -13,17 +13,17 @@
 namespace cann_sim {
 
 // Codes of ge_error_codes.h as aclError.
-constexpr aclError kBadParameter = static_cast<aclError>(ACL_ERROR_GE_PARAM_INVALID);                       // 145000
-constexpr aclError kBadModelPath = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_PATH_INVALID);             // 145002
-constexpr aclError kBadModelId = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_ID_INVALID);                 // 145003
-constexpr aclError kBadModelData = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_DATA_SIZE_INVALID);        // 145006
-constexpr aclError kBadModelAddress = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_ADDR_INVALID);          // 145007
-constexpr aclError kGearAddress = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_INPUT_ADDR_INVALID);           // 145011
-constexpr aclError kGearLength = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_INPUT_LENGTH_INVALID);          // 145012
-constexpr aclError kNoSuchGear = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_BATCH_SIZE_INVALID);            // 145013
-constexpr aclError kNoAipp = static_cast<aclError>(ACL_ERROR_GE_AIPP_NOT_EXIST);                            // 145015
-constexpr aclError kAippMode = static_cast<aclError>(ACL_ERROR_GE_AIPP_MODE_INVALID);                       // 145016
-constexpr aclError kNoMemory = static_cast<aclError>(ACL_ERROR_GE_MEMORY_ALLOCATION);                       // 245000
+constexpr aclError kBadParameter = static_cast<aclError>(ACL_ERROR_GE_PARAM_INVALID);                 // 145000
+constexpr aclError kBadModelPath = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_PATH_INVALID);       // 145002
+constexpr aclError kBadModelId = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_ID_INVALID);           // 145003
+constexpr aclError kBadModelData = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_DATA_SIZE_INVALID);  // 145006
+constexpr aclError kBadModelAddress = static_cast<aclError>(ACL_ERROR_GE_EXEC_MODEL_ADDR_INVALID);    // 145007
+constexpr aclError kGearAddress = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_INPUT_ADDR_INVALID);     // 145011
+constexpr aclError kGearLength = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_INPUT_LENGTH_INVALID);    // 145012
+constexpr aclError kNoSuchGear = static_cast<aclError>(ACL_ERROR_GE_DYNAMIC_BATCH_SIZE_INVALID);      // 145013
+constexpr aclError kNoAipp = static_cast<aclError>(ACL_ERROR_GE_AIPP_NOT_EXIST);                      // 145015
+constexpr aclError kAippMode = static_cast<aclError>(ACL_ERROR_GE_AIPP_MODE_INVALID);                 // 145016
+constexpr aclError kNoMemory = static_cast<aclError>(ACL_ERROR_GE_MEMORY_ALLOCATION);                 // 245000
 
 // Where a model is: a file, or memory.
 struct Source {

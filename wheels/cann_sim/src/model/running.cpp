@@ -187,9 +187,9 @@ aclError compute(const Run &run) {
     cann_sim::find_executor(&functions);  // it loaded the model
     const uint64_t task = cann_sim_task_begin(), begin = cann_sim::now_ns();
     char message[1024] = "";
-    const int code = functions->run(run.model->file->handle(), run.gear, run.inputs.data(), run.input_sizes.data(),
-                                    run.outputs.data(), run.output_sizes.data(), nullptr, nullptr, message,
-                                    sizeof message);
+    const int code =
+        functions->run(run.model->file->handle(), run.gear, run.inputs.data(), run.input_sizes.data(),
+                       run.outputs.data(), run.output_sizes.data(), nullptr, nullptr, message, sizeof message);
     if (fault.slow_down > 1) {
         usleep(static_cast<useconds_t>(static_cast<double>(cann_sim::now_ns() - begin) * (fault.slow_down - 1) / 1e3));
     }

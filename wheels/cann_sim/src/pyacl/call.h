@@ -38,11 +38,11 @@ struct Argument<T, std::enable_if_t<std::is_enum_v<T>>> {
     static constexpr char code = 'i';
     static T value(type number) { return static_cast<T>(number); }
 };
-#define PYACL_ARGUMENT(C, PYTHON, CODE)                          \
-    template <>                                                  \
-    struct Argument<C> {                                         \
-        using type = PYTHON;                                     \
-        static constexpr char code = CODE;                       \
+#define PYACL_ARGUMENT(C, PYTHON, CODE)                                \
+    template <>                                                        \
+    struct Argument<C> {                                               \
+        using type = PYTHON;                                           \
+        static constexpr char code = CODE;                             \
         static C value(type number) { return static_cast<C>(number); } \
     }
 PYACL_ARGUMENT(int8_t, int, 'i');
@@ -58,7 +58,9 @@ PYACL_ARGUMENT(float, float, 'f');
 
 // What C returned, as a Python object.
 inline PyObject *object_of(const char *text) { return Py_BuildValue("s", text); }  // None for null
-inline PyObject *object_of(const void *pointer) { return PyLong_FromUnsignedLong(reinterpret_cast<unsigned long>(pointer)); }
+inline PyObject *object_of(const void *pointer) {
+    return PyLong_FromUnsignedLong(reinterpret_cast<unsigned long>(pointer));
+}
 inline PyObject *object_of(PyObject *object) { return object; }
 inline PyObject *object_of(float number) { return PyFloat_FromDouble(number); }
 template <typename T>

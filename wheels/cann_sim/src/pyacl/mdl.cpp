@@ -54,9 +54,9 @@ PyObject *get_dynamic_batch(PyObject *, PyObject *args) {
     aclmdlBatch batch{};
     const aclError ret = aclmdlGetDynamicBatch(reinterpret_cast<const aclmdlDesc *>(desc), &batch);
     std::vector<int64_t> values(batch.batch, batch.batch + batch.batchCount);
-    return tuple_of(Py_BuildValue("{s:k,s:N}", "batchCount", batch.batchCount, "batch",
-                                  list_of(values.data(), values.size())),
-                    ret);
+    return tuple_of(
+        Py_BuildValue("{s:k,s:N}", "batchCount", batch.batchCount, "batch", list_of(values.data(), values.size())),
+        ret);
 }
 
 PyObject *get_dynamic_hw(PyObject *, PyObject *args) {
@@ -122,7 +122,8 @@ PyObject *set_input_dynamic_dims(PyObject *, PyObject *args) {
         return nullptr;
     }
     if (dims.dimCount > values.size() || dims.dimCount > ACL_MAX_DIM_CNT) {
-        return PyErr_Format(PyExc_ValueError, "%s: dimCount is %zu and dims has %zu", name, dims.dimCount, values.size());
+        return PyErr_Format(PyExc_ValueError, "%s: dimCount is %zu and dims has %zu", name, dims.dimCount,
+                            values.size());
     }
     std::copy_n(values.begin(), dims.dimCount, dims.dims);
     return object_of(aclmdlSetInputDynamicDims(id, reinterpret_cast<aclmdlDataset *>(dataset), index, &dims));
@@ -134,8 +135,8 @@ PyObject *add_dataset_buffer(PyObject *, PyObject *args) {
     if (!parse(args, "acl.mdl.add_dataset_buffer", "kk", &dataset, &buffer)) {
         return nullptr;
     }
-    const aclError ret = aclmdlAddDatasetBuffer(reinterpret_cast<aclmdlDataset *>(dataset),
-                                                reinterpret_cast<aclDataBuffer *>(buffer));
+    const aclError ret =
+        aclmdlAddDatasetBuffer(reinterpret_cast<aclmdlDataset *>(dataset), reinterpret_cast<aclDataBuffer *>(buffer));
     return tuple_of(dataset, ret);
 }
 
@@ -229,11 +230,13 @@ std::vector<PyMethodDef> mdl_functions() {
         entry<&aclmdlCreateAIPP>("acl.mdl.create_aipp", "(batch) -> set"),
         entry<&aclmdlDestroyAIPP>("acl.mdl.destroy_aipp", "(set) -> ret"),
         entry<&aclmdlSetAIPPInputFormat>("acl.mdl.set_aipp_input_format", "(set, format) -> ret"),
-        entry<&aclmdlSetAIPPCscParams>("acl.mdl.set_aipp_csc_params", "(set, switch, 9 of the matrix, 6 biases) -> ret"),
+        entry<&aclmdlSetAIPPCscParams>("acl.mdl.set_aipp_csc_params",
+                                       "(set, switch, 9 of the matrix, 6 biases) -> ret"),
         entry<&aclmdlSetAIPPRbuvSwapSwitch>("acl.mdl.set_aipp_rbuv_swap_switch", "(set, switch) -> ret"),
         entry<&aclmdlSetAIPPAxSwapSwitch>("acl.mdl.set_aipp_ax_swap_switch", "(set, switch) -> ret"),
         entry<&aclmdlSetAIPPSrcImageSize>("acl.mdl.set_aipp_src_image_size", "(set, width, height) -> ret"),
-        entry<&aclmdlSetAIPPScfParams>("acl.mdl.set_aipp_scf_params", "(set, switch, w, h, out_w, out_h, picture) -> ret"),
+        entry<&aclmdlSetAIPPScfParams>("acl.mdl.set_aipp_scf_params",
+                                       "(set, switch, w, h, out_w, out_h, picture) -> ret"),
         entry<&aclmdlSetAIPPCropParams>("acl.mdl.set_aipp_crop_params", "(set, switch, x, y, w, h, picture) -> ret"),
         entry<&aclmdlSetAIPPPaddingParams>("acl.mdl.set_aipp_padding_params",
                                            "(set, switch, top, bottom, left, right, picture) -> ret"),

@@ -104,8 +104,15 @@ int fill(PyObject *module, std::vector<PyMethodDef> functions) {
                : 0;
 }
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "acl", "pyACL on cann_sim's simulated CANN.", -1, nullptr,
-                          nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "acl",
+                          "pyACL on cann_sim's simulated CANN.",
+                          -1,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 
@@ -153,7 +160,12 @@ PyMODINIT_FUNC PyInit_acl() {
         {"rt", pyacl::rt_functions()},
         {"mdl", pyacl::mdl_functions()},
         {"util", pyacl::util_functions()},
-        {"op", {}}, {"media", {}}, {"prof", {}}, {"blas", {}}, {"fv", {}}, {"himpi", {}},
+        {"op", {}},
+        {"media", {}},
+        {"prof", {}},
+        {"blas", {}},
+        {"fv", {}},
+        {"himpi", {}},
     };
     PyObject *const loaded = PyImport_GetModuleDict();
     for (const auto &[name, functions] : modules) {

@@ -58,8 +58,7 @@ PyObject *exception_callback = nullptr;
 void run_exception_callback(aclrtExceptionInfo *info) {
     const PyGILState_STATE lock = PyGILState_Ensure();
     if (exception_callback != nullptr) {
-        PyObject *const result =
-            PyObject_CallFunction(exception_callback, "k", reinterpret_cast<unsigned long>(info));
+        PyObject *const result = PyObject_CallFunction(exception_callback, "k", reinterpret_cast<unsigned long>(info));
         if (result == nullptr) {
             PyErr_WriteUnraisable(exception_callback);
         }
@@ -77,8 +76,7 @@ PyObject *set_exception_info_callback(PyObject *, PyObject *args) {
     exception_callback = function == Py_None ? nullptr : function;
     Py_XINCREF(exception_callback);
     Py_XDECREF(former);
-    return object_of(
-        aclrtSetExceptionInfoCallback(exception_callback == nullptr ? nullptr : run_exception_callback));
+    return object_of(aclrtSetExceptionInfoCallback(exception_callback == nullptr ? nullptr : run_exception_callback));
 }
 
 PyObject *event_status(PyObject *args, const char *name, aclError (*query)(aclrtEvent, int *)) {

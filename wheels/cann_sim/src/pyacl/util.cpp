@@ -116,11 +116,11 @@ PyObject *ptr_to_numpy(PyObject *, PyObject *args) {
         for (Py_ssize_t i = 0; i < PyTuple_Size(shape); ++i) {
             bytes *= PyLong_AsSsize_t(PyTuple_GetItem(shape, i));
         }
-        PyObject *const memory =
-            PyErr_Occurred() != nullptr
-                ? nullptr
-                : PyMemoryView_FromMemory(reinterpret_cast<char *>(pointer), bytes, PyBUF_WRITE);
-        PyObject *const flat = memory == nullptr ? nullptr : PyObject_CallMethod(numpy, "frombuffer", "OO", memory, dtype);
+        PyObject *const memory = PyErr_Occurred() != nullptr
+                                     ? nullptr
+                                     : PyMemoryView_FromMemory(reinterpret_cast<char *>(pointer), bytes, PyBUF_WRITE);
+        PyObject *const flat =
+            memory == nullptr ? nullptr : PyObject_CallMethod(numpy, "frombuffer", "OO", memory, dtype);
         result = flat == nullptr ? nullptr : PyObject_CallMethod(flat, "reshape", "O", shape);
         Py_XDECREF(memory);
         Py_XDECREF(flat);

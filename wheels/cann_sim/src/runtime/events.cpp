@@ -16,7 +16,7 @@ namespace {
 
 // Shared with the tasks that record it or wait for it: the program may destroy an event before they ran.
 struct State {
-    std::atomic<uint64_t> recorded_ns{0};  // of the last record that is complete; 0: none, or reset
+    std::atomic<uint64_t> recorded_ns{0};         // of the last record that is complete; 0: none, or reset
     std::atomic<uint64_t> asked{0}, complete{0};  // records, by number
     cann_sim::Failure failure;                    // of its stream when it was recorded; guarded
 };
