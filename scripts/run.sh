@@ -37,9 +37,8 @@ case $program in
         [[ $program == *.* ]] || program=$FAMILY.$program
         exec python -m "$program" "$@"
         ;;
-    export) # on the CPU: torch leaves torch_npu alone
+    export) # on the CPU
         set_runtime 1
-        export TORCH_DEVICE_BACKEND_AUTOLOAD=0
         exec python -m "$FAMILY.export" "$@"
         ;;
     atc)
