@@ -41,7 +41,8 @@ def execute(args: argparse.Namespace) -> None:
     print(choice, flush=True)
     for one in found:
         print(forecast.table(aim, one, choice.soc, precision), flush=True)
-        final = convert(aim, one, choice, precision)
+        keep = exported.read_keep(args.keep_dtype, [stage["name"] for stage in one.stages])
+        final = convert(aim, one, choice, precision, keep)
         print(f"stored in {paths.shorten(final)}: {len(one.stages)} OM files")
 
 
@@ -83,20 +84,26 @@ def arguments(
     ]
 
 
-def convert(aim: Target, one: Exported, choice: Choice, precision: str) -> Path:
+def convert(
+    aim: Target, one: Exported, choice: Choice, precision: str, keep: exported.Keep | None = None
+) -> Path:
     """Convert all stages of an exported model, unless that was done before, and return the folder of the OMs.
+
+    `keep` names nodes that keep their data type, by stage, beside those of export_meta.json.
 
     Raises
     ------
     AscendetError
         `atc-failed`, with atc's code and text.
     """
-    final = one.om_folder(choice.soc, precision)
+    kept = keep or {}
+    final = one.om_folder(choice.soc, exported.mode_name(precision, kept))
     if fresh(one, final):
         return final
     with folders.replacing(final, _LOG) as work:
         converted = {
-            stage["name"]: _convert(aim, one, stage, work, choice.soc, precision) for stage in one.stages
+            stage["name"]: _convert(aim, one, stage, work, choice.soc, precision, kept.get(stage["name"], ()))
+            for stage in one.stages
         }
         heads = [header.read(work / entry["om"]) for entry in converted.values()]
         record = {
@@ -125,13 +132,19 @@ def fresh(one: Exported, folder: Path) -> bool:
 
 
 def _convert(
-    aim: Target, one: Exported, stage: Mapping[str, Any], work: Path, soc: str, precision: str
+    aim: Target,
+    one: Exported,
+    stage: Mapping[str, Any],
+    work: Path,
+    soc: str,
+    precision: str,
+    kept: Sequence[str],
 ) -> dict[str, Any]:
     """Convert one stage into `work`, and return its entry in om.json."""
-    keep = ""
-    if stage["keep_fp32"]:
-        keep = f"{stage['name']}.keep_dtype.cfg"
-        (work / keep).write_text("".join(f"{name}\n" for name in stage["keep_fp32"]), encoding="utf-8")
+    keep, nodes = "", sorted({*stage["keep_fp32"], *kept})
+    if nodes:
+        keep = f"{stage['name']}{exported.KEEP_SUFFIX}"
+        (work / keep).write_text("".join(f"{name}\n" for name in nodes), encoding="utf-8")
     # Relative paths: `work` lies beside the ONNX file, and the command that an OM records should not tell where.
     command = arguments(stage, model=f"../{stage['file']}", soc=soc, precision=precision, keep=keep)
     print(f"atc {' '.join(command)}", flush=True)

@@ -10,8 +10,9 @@ om.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ascendet.run.target import Target
 
 META = "export_meta.json"  # staged_om.meta.META
 RECORD = "om.json"
+KEEP_SUFFIX = ".keep_dtype.cfg"  # a node in each line, as atc's --keep_dtype takes them
 # What `--precision_mode_v2` takes; atc refuses it beside `--precision_mode`, which takes the others.
 PRECISIONS_V2 = ("origin", "fp16", "mixed_float16", "mixed_bfloat16", "cube_fp16in_fp32out")
 PRECISIONS_V1 = (
@@ -78,6 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what OMs are for: `--precision` and `--force`; `--soc` is the target's."""
     parser.add_argument("--precision", default="origin", help="a precision mode of atc, of either option")
+    parser.add_argument(
+        "--keep-dtype", default="", help="a folder with <stage>.keep_dtype.cfg of make om-precision"
+    )
     parser.add_argument("--force", action="store_true", help="take SOC although other sources name another")
 
 
@@ -132,6 +137,49 @@ def check_precision(text: str) -> str:
             hint="PRECISION=origin",
         )
     return text
+
+
+Keep = Mapping[str, tuple[str, ...]]
+
+
+def read_keep(text: str, stages: Sequence[str]) -> Keep:
+    """Return the nodes that keep their data type by stage, from the folder KEEP_DTYPE; none if that is empty.
+
+    Raises
+    ------
+    AscendetError
+        `usage`: the folder has no file for any of these stages.
+    """
+    if not text:
+        return {}
+    folder = Path(text).expanduser()
+    found = {stage: folder / f"{stage}{KEEP_SUFFIX}" for stage in stages}
+    kept = {
+        stage: tuple(file.read_text(encoding="utf-8").split())
+        for stage, file in found.items()
+        if file.is_file()
+    }
+    if not kept:
+        raise AscendetError(
+            "usage",
+            "KEEP_DTYPE must be a folder that make om-precision wrote",
+            expected=", ".join(file.name for file in found.values()),
+            found=f"KEEP_DTYPE={text}",
+            hint=again.command("om-precision", KEEP_DTYPE=""),
+        )
+    return kept
+
+
+def mode_name(precision: str, keep: Keep) -> str:
+    """Return the name of a precision mode with the nodes that are kept, as folders have it.
+
+    >>> mode_name("fp16", {}), mode_name("fp16", {"roi": ("/RoiAlign",)})
+    ('fp16', 'fp16-keep-a8a7aa87')
+    """
+    if not keep:
+        return precision
+    text = json.dumps({stage: sorted(nodes) for stage, nodes in keep.items()}, sort_keys=True)
+    return f"{precision}-keep-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parse_sizes(text: str) -> list[Size]:

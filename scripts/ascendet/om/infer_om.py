@@ -37,6 +37,8 @@ def execute(args: argparse.Namespace) -> None:
     found = exported.find(aim, exported.parse_sizes(args.sizes), exported.parse_batches(args.batch))
     aim = target.prepare(aim)
     choice = soc.find(aim, args.soc, force=args.force)
+    keep = exported.read_keep(args.keep_dtype, [stage["name"] for stage in found[0].stages])
+    precision = exported.mode_name(precision, keep)
     oms = find_oms(found, choice.soc, precision)
     final = exported.home() / f"{aim.model}-{aim.dataset}-infer-{choice.soc}-{precision}"
     with folders.replacing(final, _LOG) as work:

@@ -18,13 +18,18 @@ from staged_om.meta import Meta
 def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     """Return the detector of CHECKPOINT; MODEL, DATASET and WORK_DIR are read as `make infer` reads them.
 
-    torch must not have been imported with torch_npu: the first import of torch here leaves it alone.
+    torch must not have been imported with torch_npu: the first import of torch here leaves it alone. A family whose
+    `infer` pads pictures otherwise than its export, which changes results, has the model itself at the exported size as
+    `export.open_detector(meta, checkpoint)`.
     """
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    launch, infer = _module(meta, "launch"), _module(meta, "infer")
-    cfg = launch.load_config(launch.parser("").parse_args([]))
-    detector = infer.build_detector(cfg)
     labels = {name: label for label, name in enumerate(meta.classes)}
+    export = _module(meta, "export")
+    if hasattr(export, "open_detector"):
+        at_size = export.open_detector(meta, os.environ["CHECKPOINT"])
+        return lambda picture: from_results(at_size(picture), labels)
+    launch, infer = _module(meta, "launch"), _module(meta, "infer")
+    detector = infer.build_detector(launch.load_config(launch.parser("").parse_args([])))
 
     def detect(picture: np.ndarray) -> Detections:
         _, found = detector.detect(picture, "picture", Watch(detector.synchronize))
