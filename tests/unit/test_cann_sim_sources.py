@@ -22,6 +22,9 @@ ALLOWED = {
     "acl": {"compute", "runtime"},
     "opapi": {"runtime"},
     "aclnn": {"compute", "opapi", "runtime"},
+    "executor": {"acl"},  # how RoIAlign samples, which knows nothing of CANN
+    "model": {"executor", "runtime"},
+    "pyacl": {"model", "runtime"},
 }
 
 

@@ -35,20 +35,23 @@ FLAGS = [
     "-Wextra",
 ]
 
-# The folders of src whose sources make each library. Only the compute plug-in is linked to libtorch, and only it is
-# loaded on demand.
+PYACL = "acl.so"  # the Python module, in CANN's place for it, which set_env.sh puts on PYTHONPATH
+# The folders of src whose sources make each library. Only the compute plug-in and the executor are linked to libtorch,
+# and only these are loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime"],
+    "libascendcl.so": ["runtime", "model"],
     "libacl_op_compiler.so": ["compiler"],
     "libhccl.so": ["hccl"],
     "libcann_sim_compute.so": ["compute", "acl", "aclnn"],
+    "libcann_sim_executor.so": ["executor"],
     "libopapi.so": ["opapi"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
+    PYACL: ["pyacl"],
     # torch_npu links or loads these, but calls no function of them here.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [],
 }  # fmt: skip
-COMPUTE = "libcann_sim_compute.so"
+COMPUTE, EXECUTOR = "libcann_sim_compute.so", "libcann_sim_executor.so"
 
 
 def sources_of(library: str, objects: Path) -> list[Path]:
@@ -87,45 +90,51 @@ class BuildTree(build_py):
         objects = Path(build.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         self.compile_sources(objects)
-        self.link_libraries(objects, tree / "lib64")
+        self.link_libraries(objects, tree / "lib64", tree / "python/site-packages")
         write_info(tree)
-        for name in ("bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
+        for name in ("bin/atc", "bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:
-        """Compile every source; those of the compute plug-in use a precompiled header."""
+        """Compile every source; those of the libraries over ATen use a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         # Foreign headers are system headers: their warnings are not ours.
         acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
-        header = objects / "compute/pch.h"
+        headers = {COMPUTE: objects / "compute/pch.h", EXECUTOR: objects / "executor/pch.h"}
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):
             (objects / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(SOURCE / "compute/pch.h", header)
+        for header in headers.values():
+            shutil.copyfile(SOURCE / header.relative_to(objects), header)
         generate.write_functions(objects / "opapi")
         generate.write_levels(objects / "compute/levels_table.cpp")
         light: list[list[str | Path]] = []
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
-            include = ["-I", objects, *aten] if library == COMPUTE else acl
-            jobs = heavy if library == COMPUTE else light
+            include = ["-I", objects, *aten] if library in headers else acl
+            if library == PYACL:
+                include = [*acl, "-isystem", sysconfig.get_path("include")]
+            jobs = heavy if library in headers else light
             for source in sources_of(library, objects):
                 words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            # Start with the header: every source of the compute plug-in needs it precompiled.
-            precompiled = pool.submit(
-                run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
-            )
+            # Start with the headers: the sources of these libraries need them precompiled.
+            precompiled = [
+                pool.submit(run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"])
+                for header in headers.values()
+            ]
             submitted = [pool.submit(run, job) for job in light]
-            precompiled.result()
+            for done in precompiled:
+                done.result()
             for done in submitted + [pool.submit(run, job) for job in heavy]:
                 done.result()
 
-    def link_libraries(self, objects: Path, lib64: Path) -> None:
+    def link_libraries(self, objects: Path, lib64: Path, python: Path) -> None:
         """Link every library under CANN's name for it."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         lib64.mkdir(parents=True, exist_ok=True)
+        python.mkdir(parents=True, exist_ok=True)
         for library in LIBRARIES:
             needs: list[str | Path] = []
             if library == "libhccl.so":
@@ -137,8 +146,18 @@ class BuildTree(build_py):
                 needs = ["-L", lib64, "-lascendcl", "-L", torch / "lib", "-ltorch", "-ltorch_cpu", "-lc10",
                          "-L", torch_npu / "lib", "-ltorch_npu",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            elif library == EXECUTOR:
+                # Found in a process without Python, too: from cann_sim/tree/lib64 to torch, its neighbour in
+                # site-packages. Where torch is loaded, the loader takes that one, as the names are the same.
+                needs = ["-L", torch / "lib", "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN/../../../torch/lib",
+                         "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            elif library == PYACL:
+                # Python's own functions are those of the process.
+                needs = ["-L", lib64, "-lascendcl", "-Wl,-rpath,$ORIGIN/../../lib64",
+                         "-Wl,--unresolved-symbols=ignore-all"]  # fmt: skip
             ours = [object_of(source, objects) for source in sources_of(library, objects)]
-            run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
+            folder = python if library == PYACL else lib64
+            run([*CXX, "-shared", "-s", "-o", folder / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
                  *ours, *needs, "-ldl", "-lpthread"])  # fmt: skip
 
 

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "acl/bilinear.h"
 #include "acl/operators.h"
+#include "acl/roi_samples.h"
 
 namespace cann_sim {
 
@@ -21,12 +21,6 @@ using at::indexing::Slice;
 // roi_end_mode 0: boxes at least one pixel wide and high, no half-pixel shift (aligned=False);
 // 2: half-pixel shift (PyTorch's aligned=True). 1 (TensorFlow) and 3 (MMDetection 0.6) have no user here.
 
-struct RoiAlign {
-    int64_t height, width, pooled_height, pooled_width, samples;
-    float scale;
-    bool aligned;
-};
-
 RoiAlign roi_align_of(OpCall &op, const at::Tensor &feature_shape_of) {
     const int64_t mode = op.get_int("roi_end_mode", 1);
     op.require(mode == 0 || mode == 2, "roi_end_mode must be 0 or 2 here, not " + std::to_string(mode));
@@ -37,56 +31,6 @@ RoiAlign roi_align_of(OpCall &op, const at::Tensor &feature_shape_of) {
             op.get_int("sample_num", 2),
             static_cast<float>(op.get_float("spatial_scale", 1)),
             mode == 2};
-}
-
-// Where one box's bins read the feature map: per bin `per_bin` sample points of four corners each.
-struct Sampling {
-    struct Point {
-        int32_t corner[4];
-        float weight[4];
-    };
-    std::vector<Point> points;
-    int64_t per_bin = 0;
-};
-
-void place_samples(const RoiAlign &g, const float *roi, Sampling &sampling) {
-    const float shift = g.aligned ? 0.5f : 0.f;
-    const float left = roi[1] * g.scale - shift, top = roi[2] * g.scale - shift;
-    float roi_width = roi[3] * g.scale - shift - left, roi_height = roi[4] * g.scale - shift - top;
-    if (!g.aligned) {
-        roi_width = std::max(roi_width, 1.f);
-        roi_height = std::max(roi_height, 1.f);
-    }
-    const float bin_height = roi_height / static_cast<float>(g.pooled_height);
-    const float bin_width = roi_width / static_cast<float>(g.pooled_width);
-    const int64_t rows = g.samples > 0 ? g.samples : static_cast<int64_t>(std::ceil(bin_height));
-    const int64_t columns = g.samples > 0 ? g.samples : static_cast<int64_t>(std::ceil(bin_width));
-    sampling.points.clear();
-    sampling.per_bin = std::max<int64_t>(rows, 0) * std::max<int64_t>(columns, 0);
-    for (int64_t ph = 0; ph < g.pooled_height; ++ph) {
-        for (int64_t pw = 0; pw < g.pooled_width; ++pw) {
-            for (int64_t iy = 0; iy < rows; ++iy) {
-                const float y = top + static_cast<float>(ph) * bin_height +
-                                (static_cast<float>(iy) + .5f) * bin_height / static_cast<float>(rows);
-                Neighbours row;
-                const bool row_inside = between_cells(y, g.height, &row);
-                for (int64_t ix = 0; ix < columns; ++ix) {
-                    const float x = left + static_cast<float>(pw) * bin_width +
-                                    (static_cast<float>(ix) + .5f) * bin_width / static_cast<float>(columns);
-                    Neighbours column;
-                    Sampling::Point point = {{0, 0, 0, 0}, {0, 0, 0, 0}};
-                    if (row_inside && between_cells(x, g.width, &column)) {
-                        const Cells cells = cells_of(row, column, g.width);
-                        for (int corner = 0; corner < 4; ++corner) {
-                            point.corner[corner] = static_cast<int32_t>(cells.index[corner]);
-                            point.weight[corner] = cells.weight[corner];
-                        }
-                    }
-                    sampling.points.push_back(point);
-                }
-            }
-        }
-    }
 }
 
 // ROIAlign(features [B, C, H, W], rois [N, 5] = batch index, x1, y1, x2, y2) -> [N, C, pooled_height, pooled_width]
@@ -103,18 +47,12 @@ void roi_align(OpCall &op) {
         Sampling sampling;
         for (int64_t n = first; n < last; ++n) {
             place_samples(g, roi + 5 * n, sampling);
-            const float samples = static_cast<float>(std::max<int64_t>(sampling.per_bin, 1));
             const float *map = in + static_cast<int64_t>(roi[5 * n]) * channels * plane;
             float *bin = out + n * channels * bins;
             for (int64_t c = 0; c < channels; ++c, map += plane) {
                 const Sampling::Point *point = sampling.points.data();
-                for (int64_t b = 0; b < bins; ++b, ++bin) {
-                    float sum = 0.f;
-                    for (int64_t s = 0; s < sampling.per_bin; ++s, ++point) {
-                        sum += point->weight[0] * map[point->corner[0]] + point->weight[1] * map[point->corner[1]] +
-                               point->weight[2] * map[point->corner[2]] + point->weight[3] * map[point->corner[3]];
-                    }
-                    *bin = sum / samples;
+                for (int64_t b = 0; b < bins; ++b, ++bin, point += sampling.per_bin) {
+                    *bin = mean_of_samples(sampling, point, map);
                 }
             }
         }

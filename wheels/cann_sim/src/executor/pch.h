@@ -1,0 +1,2 @@
+// Read precompiled by every source of the executor: parsing this header is most of its build time.
+#include <ATen/ATen.h>
