@@ -283,6 +283,18 @@ def test_an_initializer_that_is_an_input_is_a_constant(make: Make) -> None:
     assert [given.name for given in om_file.read(make(proto)).inputs] == ["image"]
 
 
+def test_a_dropout_passes_values_on(make: Make, executor: Executor) -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["kept", "mask"], "dropout", ratio=0.5),
+        helper.make_node("Relu", ["kept"], ["y"], "relu"),
+    ]
+    x = images(2, 3)
+    with executor.load(
+        make(model(nodes, [value("x", 2, 3)], [value("y", 2, 3)], opset=10), ORIGIN)
+    ) as loaded:
+        np.testing.assert_array_equal(loaded.run([x])[0], np.maximum(x, 0))
+
+
 def test_external_data_are_weights(make: Make, executor: Executor, tmp_path: Path) -> None:
     proto, image = convolution(), images(1, 3, 8, 8)
     make(proto)  # sets the folder

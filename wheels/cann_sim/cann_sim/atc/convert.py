@@ -87,6 +87,7 @@ def read_checked(path: Path, *, out_nodes: str = "") -> onnx.ModelProto:
         raise AtcErrors(errors)
     if out_nodes:
         graphs.choose_outputs(model.graph, out_nodes)
+    graphs.drop_unused_masks(model.graph)
     return model
 
 

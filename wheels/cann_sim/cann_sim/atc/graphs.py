@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper
 
+from cann_sim.atc.checks import nodes_of
 from cann_sim.atc.errors import AtcError
 
 # protobuf cannot read a larger message
@@ -62,6 +63,14 @@ def drop_constant_inputs(graph: onnx.GraphProto) -> None:
     if len(inputs) < len(graph.input):
         del graph.input[:]
         graph.input.extend(inputs)
+
+
+def drop_unused_masks(graph: onnx.GraphProto) -> None:
+    """Remove the mask of a Dropout that nobody uses: in inference it is not computed."""
+    used = {name for node in nodes_of(graph) for name in node.input} | {value.name for value in graph.output}
+    for node in graph.node:
+        if node.op_type == "Dropout" and not used.intersection(node.output[1:]):
+            del node.output[1:]
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
