@@ -94,7 +94,7 @@ class BuildTree(build_py):
         self.compile_sources(objects)
         self.link_libraries(objects, tree / "lib64", tree / "python/site-packages")
         write_info(tree)
-        for name in ("bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
+        for name in ("bin/atc", "bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:

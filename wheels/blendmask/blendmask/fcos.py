@@ -132,9 +132,11 @@ class FCOS(nn.Module):
 
     def _suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, places: Tensor) -> Found:
         """Suppress boxes that overlap better ones of their class; candidates below the threshold only fill slots."""
+        # Far enough apart that boxes of two classes never overlap. Over all locations, not over the candidates, because
+        # `blendmask.om` must find the same number without knowing the candidates below the threshold.
+        extent = boxes.max() - boxes.min() + 1
         boxes = boxes.index_select(0, places)
-        # Far enough apart that boxes of two classes never overlap.
-        apart = boxes + (classes * (boxes.max() - boxes.min() + 1))[:, None]
+        apart = boxes + (classes * extent)[:, None]
         kept = nms(apart, scores, self.overlap)[: self.slots]
         if boxes.device.type == "cpu":  # nothing compiles there: no empty slots
             kept = kept[scores[kept] > self.threshold]

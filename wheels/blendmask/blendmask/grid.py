@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Grid:
@@ -72,6 +75,8 @@ def grid_of(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...]) -> Gri
 @functools.lru_cache(maxsize=64)
 def on_device(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Copy a grid's table, (count, 3) float32, and its neighbours, (count, 9) int32, to a device; once."""
+    import torch  # not above: `blendmask.om` needs the grid where there is no torch
+
     with torch.inference_mode(False):
         return (
             torch.from_numpy(grid.table()).float().to(device),

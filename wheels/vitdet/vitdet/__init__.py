@@ -1,60 +1,8 @@
-"""ViTDet for mmdetection 3.3: `custom_imports = dict(imports=["vitdet"])` registers all of it.
+"""ViTDet for mmdetection 3.3: training, evaluation, export, and inference with OM files.
 
 Written from the papers: ViTDet (arXiv 2203.16527), MAE (2111.06377), MViTv2 (2112.01526). The state dict's keys are
 those of mmdetection's project of the same name, so its published checkpoints load.
+
+This module imports nothing, because `vitdet.om` runs where neither PyTorch nor mmdetection is installed; a
+configuration's `custom_imports = dict(imports=["vitdet.register"])` registers the rest with mmdetection.
 """
-
-from mmengine.fileio import register_backend
-from mmengine.runner.checkpoint import CheckpointLoader
-
-from vitdet.backbone import ViT
-from vitdet.checkpoint import AtomicLocalBackend, KeepingCheckpointHook, PlainCheckpointHook, load_from_local
-from vitdet.dataset import CheckedCocoDataset, LoadCheckedImage
-from vitdet.losses import LossHook
-from vitdet.masks import LoadDeferredAnnotations
-from vitdet.memory import DeviceMemoryHook
-from vitdet.optim import LayerDecayOptimizerConstructor, MixedPrecisionOptimWrapper
-from vitdet.predictions import NumberedCocoMetric, PredictionsHook
-from vitdet.preprocess import FixedShapePreprocessor
-from vitdet.progress import ProgressHook, ProgressVisBackend
-from vitdet.pyramid import LN2d, SimpleFPN
-from vitdet.recipe import RecipeHook, RecipeRunner
-from vitdet.resume import (
-    InterruptHook,
-    ResumableEpochLoop,
-    ResumableIterLoop,
-    ResumableSampler,
-    SeedEachIterationHook,
-)
-from vitdet.rpn import FixedShapeRPNHead
-
-__all__ = [
-    "CheckedCocoDataset",
-    "DeviceMemoryHook",
-    "FixedShapePreprocessor",
-    "FixedShapeRPNHead",
-    "InterruptHook",
-    "KeepingCheckpointHook",
-    "LN2d",
-    "LayerDecayOptimizerConstructor",
-    "LoadCheckedImage",
-    "LoadDeferredAnnotations",
-    "LossHook",
-    "MixedPrecisionOptimWrapper",
-    "NumberedCocoMetric",
-    "PlainCheckpointHook",
-    "PredictionsHook",
-    "ProgressHook",
-    "ProgressVisBackend",
-    "RecipeHook",
-    "RecipeRunner",
-    "ResumableEpochLoop",
-    "ResumableIterLoop",
-    "ResumableSampler",
-    "SeedEachIterationHook",
-    "SimpleFPN",
-    "ViT",
-]
-
-register_backend("local", AtomicLocalBackend, prefixes="", force=True)
-CheckpointLoader.register_scheme(prefixes="", loader=load_from_local, force=True)

@@ -1,7 +1,7 @@
 """How every model of ours is trained and evaluated: stopped after any step, on any number of devices."""
 
 _base_ = "mmdet::_base_/default_runtime.py"
-custom_imports = dict(imports=["vitdet"])
+custom_imports = dict(imports=["vitdet.register"])
 runner_type = "RecipeRunner"  # the same images per step on any number of devices
 
 default_hooks = dict(runtime_info=dict(type="LossHook"))
