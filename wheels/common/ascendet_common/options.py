@@ -41,6 +41,8 @@ def add_export_options(
 
     Parameters
     ----------
+    parser
+        The program's.
     rewrites
         Names of what it changes for ATC, equal to the last bits.
     own_size
