@@ -174,7 +174,7 @@ def mode_name(precision: str, keep: Keep) -> str:
     """Return the name of a precision mode with the nodes that are kept, as folders have it.
 
     >>> mode_name("fp16", {}), mode_name("fp16", {"roi": ("/RoiAlign",)})
-    ('fp16', 'fp16-keep-a8a7aa87')
+    ('fp16', 'fp16-keep-414d3df3')
     """
     if not keep:
         return precision
