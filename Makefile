@@ -27,6 +27,18 @@ IMAGES ?=
 # make infer: the lowest score that is drawn and listed; what damaged pictures do, skip or refuse.
 SCORE ?= 0.3
 BAD ?= skip
+# make export, make om, make infer-om: sizes of the input, where empty the configuration's, and pictures of one pass; atc's
+# precision mode; FORCE=1 takes SOC although npu-smi or set_env.sh name another.
+SIZES ?=
+BATCH ?=
+PRECISION ?= origin
+FORCE ?=
+# make om, make infer-om, make om-compare: what make om-precision wrote, operators that stay float32.
+KEEP_DTYPE ?=
+# make om-bisect: where to search, and nodes per conversion. make om-precision: the largest loss of AP.
+STAGE ?=
+CHUNK ?=
+BOUND ?= 0.002
 # Where wheels' sources are looked for first: a folder of archives and bare git repositories.
 SOURCE_MIRROR ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
@@ -75,6 +87,9 @@ FETCH = --mirror $(call quoted,MIRROR) $(if $(ACCEPT_NEW),--accept-new) $(if $(J
 IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BASE_IMAGE)' --image '$(IMAGE)'
 TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
 	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
+OF_SIZES = --sizes $(call quoted,SIZES) --batch $(call quoted,BATCH)
+CONVERTED = --precision $(call quoted,PRECISION) --keep-dtype $(call quoted,KEEP_DTYPE) $(if $(FORCE),--force)
+PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 
 ##@ Start here
 .PHONY: help doctor demo test
@@ -153,15 +168,34 @@ speed: ## First call, steady state at 640x427, IMAGES=200 pictures, memory, on t
 curves: ## Draw a training's loss and AP, as PNG and SVG
 	@$(PY) curves --stack '$(STACK)' --model '$(MODEL)' --dataset $(call quoted,DATASET) --run '$(RUN)'
 
+##@ OM
+.PHONY: export om om-forecast om-info infer-om om-compare om-bisect om-precision
+export: ## MODEL's latest training, or CHECKPOINT, as ONNX by stages, checked against PyTorch; SIZES=1024x1024,800x1344 BATCH=1,4
+	@$(PY) export $(TARGET) $(OF_SIZES) --checkpoint $(call quoted,CHECKPOINT)
+om: ## Convert them with atc for SOC in the mode PRECISION, after a forecast; FORCE=1
+	@$(PY) om $(TARGET) $(OF_SIZES) $(CONVERTED)
+om-forecast: ## What atc will fuse, what has no AI Core kernel, what stays float32
+	@$(PY) om-forecast $(TARGET) $(OF_SIZES) $(CONVERTED)
+om-info: ## Exported models and OMs: sizes, SoC, atc's version and command; JSON=1 for machines
+	@$(PY) om-info $(TARGET) $(OF_SIZES) $(if $(JSON),--json)
+infer-om: ## Detect and draw objects in IMAGES with OMs on the first of DEVICES; JSON, latency by stage, throughput
+	@$(PY) infer-om $(TARGET) $(OF_SIZES) $(CONVERTED) --images $(call quoted,IMAGES) --score '$(SCORE)' --bad '$(BAD)'
+om-compare: ## PyTorch, its wrappers, ONNX, OMs on the same IMAGES, rung by rung; the first that breaks; AP; JSON=1
+	@$(PY) om-compare $(TARGET) $(OF_SIZES) $(PROVEN) --checkpoint $(call quoted,CHECKPOINT) --score '$(SCORE)'
+om-bisect: ## The first node of STAGE whose value in the OM is wrong, and why; CHUNK=50 for the whole table; JSON=1
+	@$(PY) om-bisect $(TARGET) $(OF_SIZES) $(PROVEN) --stage $(call quoted,STAGE) --chunk '$(CHUNK)'
+om-precision: ## The fewest operators that must stay float32 to keep AP within BOUND; continues where it was; JSON=1
+	@$(PY) om-precision $(TARGET) $(OF_SIZES) $(PROVEN) --bound '$(BOUND)' --score '$(SCORE)'
+
 ##@ Development
 .PHONY: docs lint clean
 docs: ## Write the pages of docs/ that are made from tables: errors, settings
 	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
-test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -npu, -examples; TESTS=… for a part of it
+test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
 	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
-bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -om, -pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -81,6 +81,22 @@ STAGES: dict[str, StageCommand] = {
     ),
     "curves": StageCommand("run.curves", "tools", "draw a training's loss and AP"),
     "k8s": StageCommand("run.k8s", "tools", "write Kubernetes jobs that train on several nodes"),
+    "export": StageCommand("om.export", "tools", "export a checkpoint as ONNX, stage by stage"),
+    "om": StageCommand("om.convert", "tools", "convert exported models with the environment's atc"),
+    "om-forecast": StageCommand(
+        "om.forecast", "tools", "say before a conversion what fuses, what has no kernel, what stays float32"
+    ),
+    "om-info": StageCommand("om.info", "tools", "list exported models and what their OMs say"),
+    "infer-om": StageCommand("om.infer_om", "tools", "detect objects in pictures with OMs, measure latency"),
+    "om-compare": StageCommand(
+        "om.compare", "tools", "compare PyTorch, ONNX and OMs on the same pictures, rung by rung"
+    ),
+    "om-bisect": StageCommand(
+        "om.bisect", "tools", "find the first node of a stage whose value in the OM is wrong"
+    ),
+    "om-precision": StageCommand(
+        "om.precision", "tools", "find the fewest operators that must stay float32 to keep AP"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),

@@ -7,7 +7,7 @@ each means, its usual cause and its remedy; `make docs` writes docs/troubleshoot
 from __future__ import annotations
 
 # Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, configurations,
-# 60-69 data, 70-79 train/eval, 80-89 image/container.
+# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -88,6 +88,17 @@ EXIT_CODES: dict[str, int] = {
     "device-busy": 87,
     "device-permission": 88,
     "driver-missing": 89,
+    "export-failed": 91,
+    "onnx-differs": 92,
+    "soc-contradiction": 93,
+    "atc-failed": 94,
+    "om-missing": 95,
+    "om-mixed-builds": 96,
+    "om-other-soc": 97,
+    "om-corrupt": 98,
+    "acl-failed": 99,
+    "om-no-detections": 100,
+    "om-differs": 101,
 }
 
 # Errors of programs that run without the tool, and the code that each ends with; None where the program continues and

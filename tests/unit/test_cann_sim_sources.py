@@ -23,6 +23,8 @@ ALLOWED = {
     "opapi": {"runtime"},
     "aclnn": {"compute", "opapi", "runtime"},
     "executor": {"acl"},  # how RoIAlign samples, which knows nothing of CANN
+    "model": {"executor", "runtime"},
+    "pyacl": {"model", "runtime"},
 }
 
 

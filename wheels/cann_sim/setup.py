@@ -35,10 +35,11 @@ FLAGS = [
     "-Wextra",
 ]
 
+PYACL = "acl.so"  # the Python module, in CANN's place for it, which set_env.sh puts on PYTHONPATH
 # The folders of src whose sources make each library. Only the compute plug-in and the executor are linked to libtorch,
 # and only these are loaded on demand.
 LIBRARIES = {
-    "libascendcl.so": ["runtime"],
+    "libascendcl.so": ["runtime", "model"],
     "libacl_op_compiler.so": ["compiler"],
     "libhccl.so": ["hccl"],
     "libcann_sim_compute.so": ["compute", "acl", "aclnn"],
@@ -46,6 +47,7 @@ LIBRARIES = {
     "libopapi.so": ["opapi"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
+    PYACL: ["pyacl"],
     # torch_npu links or loads these, but calls no function of them here.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [],
 }  # fmt: skip
@@ -88,7 +90,7 @@ class BuildTree(build_py):
         objects = Path(build.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         self.compile_sources(objects)
-        self.link_libraries(objects, tree / "lib64")
+        self.link_libraries(objects, tree / "lib64", tree / "python/site-packages")
         write_info(tree)
         for name in ("bin/atc", "bin/npu-smi", "tools/profiler/bin/msprof", "set_env.sh"):
             (tree / name).chmod(0o755)
@@ -110,6 +112,8 @@ class BuildTree(build_py):
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
             include = ["-I", objects, *aten] if library in headers else acl
+            if library == PYACL:
+                include = [*acl, "-isystem", sysconfig.get_path("include")]
             jobs = heavy if library in headers else light
             for source in sources_of(library, objects):
                 words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
@@ -126,10 +130,11 @@ class BuildTree(build_py):
             for done in submitted + [pool.submit(run, job) for job in heavy]:
                 done.result()
 
-    def link_libraries(self, objects: Path, lib64: Path) -> None:
+    def link_libraries(self, objects: Path, lib64: Path, python: Path) -> None:
         """Link every library under CANN's name for it."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         lib64.mkdir(parents=True, exist_ok=True)
+        python.mkdir(parents=True, exist_ok=True)
         for library in LIBRARIES:
             needs: list[str | Path] = []
             if library == "libhccl.so":
@@ -146,8 +151,13 @@ class BuildTree(build_py):
                 # site-packages. Where torch is loaded, the loader takes that one, as the names are the same.
                 needs = ["-L", torch / "lib", "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN/../../../torch/lib",
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
+            elif library == PYACL:
+                # Python's own functions are those of the process.
+                needs = ["-L", lib64, "-lascendcl", "-Wl,-rpath,$ORIGIN/../../lib64",
+                         "-Wl,--unresolved-symbols=ignore-all"]  # fmt: skip
             ours = [object_of(source, objects) for source in sources_of(library, objects)]
-            run([*CXX, "-shared", "-s", "-o", lib64 / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
+            folder = python if library == PYACL else lib64
+            run([*CXX, "-shared", "-s", "-o", folder / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",
                  *ours, *needs, "-ldl", "-lpthread"])  # fmt: skip
 
 

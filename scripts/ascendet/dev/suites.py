@@ -91,6 +91,7 @@ _ALL = (
     Suite(name="detectron2", python="stack", wheel="detectron2"),
     Suite(name="npu_ops", python="stack", wheel="npu_ops"),
     Suite(name="blendmask", python="stack", wheel="blendmask"),
+    Suite(name="om", python="stack", wheel="staged_om"),
     Suite(name="npu", python="stack", when="real NPUs"),
     Suite(name="examples", python="stack", when="named"),  # installs packages that nothing else needs
 )

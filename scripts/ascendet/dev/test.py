@@ -183,7 +183,9 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
     # Processes that run at once have a processor each. Our programs' operators must have kernels on the NPU.
     environ |= {
         "NPU_FALLBACK": environ.get("NPU_FALLBACK", "error"),
-        "PYTHONPATH": str(paths.ROOT / "scripts"),
+        "PYTHONPATH": os.pathsep.join([str(paths.ROOT / "scripts"), environ.get("PYTHONPATH", "")]).rstrip(
+            ":"
+        ),
         "STACK": stack.name,  # whose image tests/image builds
         "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"),
     }

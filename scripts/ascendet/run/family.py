@@ -14,8 +14,19 @@ from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 
-# The make target of each program.
-MAKE_TARGETS = {"train": "train", "predict": "eval", "infer": "infer", "speed": "speed"}
+# The make target of each program; those with a dot are of another package than the family's, and atc is CANN's.
+MAKE_TARGETS = {
+    "train": "train",
+    "predict": "eval",
+    "infer": "infer",
+    "speed": "speed",
+    "export": "export",
+    "atc": "om",
+    "staged_om.infer": "infer-om",
+    "staged_om.compare": "om-compare",
+    "staged_om.bisect": "om-bisect",
+    "staged_om.precision": "om-precision",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +42,7 @@ class Family:
     configs
         The path of a model's configuration in the package, with `{model}` for the model's name.
     programs
-        The names of the programs that the family has: `train`, `predict`, `infer`, `speed`.
+        The names of the programs that the family has: `train`, `predict`, `infer`, `speed`, `export`.
     """
 
     package: str

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from ascendet.run.target import Target
 
 LOG = "train.log"
 PROGRESS = "progress.jsonl"  # written by wheels/common
+# Errors whose cause one must read in the log.
+_LOGGED = ("run-failed", "export-failed", "onnx-differs", "atc-failed")
 
 
 def check_not_busy(folder: Path) -> None:
@@ -117,21 +119,24 @@ def folder_beside(target: Target, checkpoint: Path, noun: str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(final: Path, log: str) -> Iterator[Path]:
+def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder, which replaces `final` at the end of the block.
 
-    After a failure only its log is kept, as `<final>-failed.log`, and the error's hint names it.
+    After a failure only its log is kept, as `<final>-failed.log`, and the error's hint names it. `name` gives the
+    final folder's name where only the finished folder tells it.
     """
     work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     with files.disk_errors(final.parent):
         try:
             work.mkdir(parents=True)
             yield work
+            if name:
+                final = final.with_name(name(work))
             if final.exists():
                 shutil.rmtree(final)
             work.rename(final)
         except AscendetError as error:
-            if error.name == "run-failed" and (work / log).exists():
+            if error.name in _LOGGED and (work / log).exists():
                 kept = final.with_name(f"{final.name}-failed.log")
                 (work / log).replace(kept)
                 error.hint = f"less {paths.shorten(kept)}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from ascendet_common import progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, describe_difference, find_split, read
 from ascendet_common.errors import forget, reporting
+from ascendet_common.images import Pixels
 from ascendet_common.options import add_export_options
 from detectron2.config import CfgNode
 from staged_om import exporting
-from staged_om.meta import META, Meta
+from staged_om.meta import META, Meta, Stage
 from torch import Tensor, nn
 
 from blendmask import checkpoint, launch, om
 from blendmask.config import ConfigError, new
+from blendmask.metric import describe
 from blendmask.model import BlendMask
 from blendmask.predict import load_model
 from blendmask.stages import Blend, Detector
@@ -105,7 +108,7 @@ class Exported:
         maps = (*map(om.scores_of, self.levels), *map(om.sides_of, self.levels))
         return (*maps, om.BASES, self.rows)
 
-    def write(self, folder: Path, opset: int) -> tuple[exporting.Stage, ...]:
+    def write(self, folder: Path, opset: int) -> tuple[Stage, ...]:
         """Write both stages and export_check.json into a folder; `exporting.write` says what is raised."""
         modules = self.modules()
         pictures = self.picture()
@@ -218,16 +221,7 @@ def torch_stages(meta: Meta, checkpoint_file: str | Path) -> dict[str, nn.Module
     CheckpointError
         As `load_model`.
     """
-    digest = _digest(Path(checkpoint_file))
-    if digest != meta.checkpoint_sha256:
-        raise CheckpointMismatch(
-            "the checkpoint is not the one that was exported",
-            expected=f"SHA-256 {meta.checkpoint_sha256}",
-            found=f"SHA-256 {digest}",
-        )
-    cfg = new()
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(meta.host["config"]))
-    model = load_model(cfg, torch.device("cpu"), meta.classes, str(checkpoint_file))
+    cfg, model = _read(meta, checkpoint_file)
     _, blend = meta.stages
     exported = Exported(
         cfg,
@@ -240,9 +234,49 @@ def torch_stages(meta: Meta, checkpoint_file: str | Path) -> dict[str, nn.Module
     return exported.modules()
 
 
+def open_detector(meta: Meta, checkpoint_file: str | Path) -> Callable[[Pixels], list[dict[str, Any]]]:
+    """Return the model itself as a function of a picture, BGR, to its detections as `blendmask.infer` gives them.
+
+    Pictures are scaled and padded to the exported size, because group normalisation and the pyramid see the padding:
+    padded otherwise, the same picture gives other scores. Raises as `torch_stages`.
+    """
+    _, model = _read(meta, checkpoint_file)
+    host = om.Host(meta)
+    model.padded = host.size
+
+    def detect(pixels: Pixels) -> list[dict[str, Any]]:
+        image = torch.from_numpy(host.scale(pixels).transpose(2, 0, 1).copy())
+        (result,) = model([{"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}])
+        rows = describe(result["instances"], None, meta.classes)
+        return [{"category": row["category_id"], **row} for row in rows]
+
+    return detect
+
+
+def _read(meta: Meta, checkpoint_file: str | Path) -> tuple[CfgNode, BlendMask]:
+    """Return the configuration and the model that were exported, on the CPU, ready for use."""
+    digest = _digest(Path(checkpoint_file))
+    if digest != meta.checkpoint_sha256:
+        raise CheckpointMismatch(
+            "the checkpoint is not the one that was exported",
+            expected=f"SHA-256 {meta.checkpoint_sha256}",
+            found=f"SHA-256 {digest}",
+        )
+    cfg = new()
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(meta.host["config"]))
+    return cfg, load_model(cfg, torch.device("cpu"), meta.classes, str(checkpoint_file))
+
+
 def _digest(file: Path) -> str:
     with file.expanduser().open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def own_size(cfg: CfgNode, divisor: int) -> tuple[int, int]:
+    """Return the smallest (height, width) that any picture in landscape format fits into as it is scaled for tests."""
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    height, width = (-(-side // divisor) * divisor for side in sides)
+    return height, width
 
 
 def classes_and_ids(file: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -273,7 +307,7 @@ def classes_and_ids(file: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
 def main() -> None:
     """Export."""
     parser = launch.parser("Export a checkpoint as ONNX, stage by stage.")
-    add_export_options(parser, REWRITES)
+    add_export_options(parser, REWRITES, own_size=True)
     parser.add_argument("--aipp", action="store_true", help="take pictures as bytes, normalised by AIPP")
     args = parser.parse_args()
     forget()
@@ -283,8 +317,9 @@ def main() -> None:
         file, folder = os.environ["CHECKPOINT"], Path(os.environ["WORK_DIR"])
         classes, ids = classes_and_ids(file)
         model = load_model(cfg, torch.device("cpu"), classes, file)
+        size = args.size or own_size(cfg, model.backbone.size_divisibility)
         exported = Exported(
-            cfg, model, size=args.size, batch=args.batch, without=tuple(args.no_rewrite), aipp=args.aipp
+            cfg, model, size=size, batch=args.batch, without=tuple(args.no_rewrite), aipp=args.aipp
         )
         # What is here from now on is of this export: without its meta file it is none.
         (folder / META).unlink(missing_ok=True)
@@ -294,8 +329,8 @@ def main() -> None:
             model=os.environ["MODEL"],
             checkpoint=file,
             checkpoint_sha256=_digest(Path(file)),
-            height=args.size[0],
-            width=args.size[1],
+            height=size[0],
+            width=size[1],
             batch=args.batch,
             classes=classes,
             category_ids=ids,

@@ -37,10 +37,16 @@ class BlendMask(nn.Module):
     ----------
     cfg
         A configuration that `blendmask.config.check` accepts.
+
+    Attributes
+    ----------
+    padded
+        The (height, width) that batches are padded to, px; None, as it is made: as little as the pyramid allows.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        self.padded: tuple[int, int] | None = None
         self.backbone = build_backbone(cfg)
         shapes = self.backbone.output_shape()
         self.proposal_generator = build_proposal_generator(cfg, shapes)
@@ -83,7 +89,7 @@ class BlendMask(nn.Module):
         """Send the images to the device, normalised, padded with 0 at the right and bottom: (n, 3, height, width)."""
         images = [sample["image"] for sample in samples]
         divisor = self.backbone.size_divisibility
-        height, width = (
+        height, width = self.padded or (
             -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
         )
         # A fourth channel tells where an image is: one copy, and the same shapes whatever the images' sizes are.

@@ -8,15 +8,16 @@ need neither torch nor detectron2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from ascendet_common.images import ImageError
 from PIL import Image
-from pycocotools import mask as coco_mask
 from staged_om.host import Batch, Detections, DeviceStep, HostStep, Step
 from staged_om.meta import Meta
+from staged_om.nms import suppress
+from staged_om.rle import encode
 
 from blendmask.grid import Grid
 
@@ -27,7 +28,6 @@ PICTURE, ROWS, COLUMNS = "picture", "rows", "columns"
 BASES, FEATURES, ATTENTION = "bases", "features", "attention"
 BOXES, NEIGHBOURS, PLACES, MASKS = "boxes", "neighbours", "places", "masks"
 _KEPT = "blendmask.kept"  # what `select` leaves for `paste`
-_INSIDE = 0.5  # detectron2's threshold of a mask's probabilities
 
 
 def scores_of(level: str) -> str:
@@ -89,8 +89,9 @@ class Host:
     def __init__(self, meta: Meta) -> None:
         facts = meta.host
         self.batch, self.size = meta.batch, (meta.height, meta.width)
-        self.mean = np.array(facts["mean"], np.float32).reshape(-1, 1, 1)
-        self.std = np.array(facts["std"], np.float32).reshape(-1, 1, 1)
+        # Normalised values by channel and byte: the operations of PyTorch, in float32.
+        mean, std = (np.array(facts[name], np.float32)[:, None] for name in ("mean", "std"))
+        self.values = (np.arange(256, dtype=np.float32) - mean) / std
         self.shortest, self.longest = int(facts["min_size"]), int(facts["max_size"])
         self.threshold, self.overlap = float(facts["threshold"]), float(facts["overlap"])
         self.candidates, self.slots = int(facts["candidates"]), int(facts["slots"])
@@ -133,9 +134,8 @@ class Host:
             for one, place in zip(scaled, values, strict=False):
                 height, width = one.shape[:2]
                 inside = place[:, :height, :width]
-                np.subtract(one.transpose(2, 0, 1), self.mean, out=inside)
-                if (self.std != 1).any():
-                    inside /= self.std
+                for channel, table in enumerate(self.values):
+                    inside[channel] = cv2.LUT(one[:, :, channel], table)
             batch.values[PICTURE] = values
         batch.values[_KEPT] = [one.shape[:2] for one in scaled]
 
@@ -147,7 +147,7 @@ class Host:
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) of a scaled picture: its shorter side `shortest`, its longer one at most `longest`.
+        """Return the (height, width) of a scaled picture: the shorter side `shortest`, the longer at most `longest`.
 
         Where that is larger than the input, such as a picture in portrait format for an input in landscape format, it
         is the largest of the same aspect that fits.
@@ -217,7 +217,9 @@ class Host:
         boxes = corners[:, candidates.places[order]].T
         classes = candidates.classes[order]
         apart = boxes + (classes.astype(np.float32) * extent)[:, None]
-        kept = suppress(apart, classes, self.overlap, self.slots)
+        # torchvision compares float32 overlaps with a double. Not by classes, of which there may be many: numpy's calls
+        # for each would take longer than comparing all.
+        kept = suppress(apart, np.float64(self.overlap), self.slots)
         order = order[kept]
         return _Found(
             boxes=boxes[kept],
@@ -272,115 +274,3 @@ def best(scores: Floats, threshold: float, limit: int, start: int) -> Candidates
         indices.sort()
     classes, places = np.divmod(indices, flat.size // len(scores))
     return Candidates(scores=flat[indices], classes=classes, places=places + start)
-
-
-def suppress(boxes: Floats, classes: Integers, overlap: float, limit: int) -> Integers:
-    """Return which boxes non-maximum suppression keeps, at most `limit`, as torchvision's `nms` decides it.
-
-    Parameters
-    ----------
-    boxes
-        [n, 4] by falling score, those of two classes apart.
-    classes
-        [n]; only boxes of the same class are compared.
-    overlap
-        A box goes if its IoU with a better one that stays is above this.
-    """
-    x0, y0, x1, y1 = np.ascontiguousarray(boxes.T)
-    areas = (x1 - x0) * (y1 - y0)
-    limit_iou = np.float64(overlap)  # float32 IoUs are compared with a double there
-    alive = np.ones(len(boxes), bool)
-    # Each class's boxes, in their order.
-    by_class = np.argsort(classes, kind="stable")
-    starts = np.searchsorted(classes[by_class], classes)
-    ends = np.searchsorted(classes[by_class], classes, side="right")
-    rank = np.empty(len(boxes), np.int64)
-    rank[by_class] = np.arange(len(boxes))
-    kept: list[int] = []
-    for place in range(len(boxes)):
-        if not alive[place]:
-            continue
-        kept.append(place)
-        if len(kept) == limit:
-            break
-        others = by_class[rank[place] + 1 : ends[place]]
-        if not len(others):
-            continue
-        across = np.minimum(x1[place], x1[others]) - np.maximum(x0[place], x0[others])
-        down = np.minimum(y1[place], y1[others]) - np.maximum(y0[place], y0[others])
-        both = across.clip(0) * down.clip(0)
-        with np.errstate(invalid="ignore"):  # two boxes without area: not above any threshold
-            iou = both / (areas[place] + areas[others] - both)
-        alive[others[iou > limit_iou]] = False
-    return np.array(kept, np.int64)
-
-
-def encode(masks: Floats, boxes: Floats, height: int, width: int) -> list[dict[str, Any]]:
-    """Return the RLE of a picture for each mask, pasted into its box as detectron2's `paste_masks_in_image` does.
-
-    A pixel belongs to the object if the mask, interpolated bilinearly at the pixel's centre and 0 outside of the mask,
-    is at least 0.5. Along a column of pixels the interpolated mask is a polyline over the mask's rows, so the runs of a
-    column follow from where that crosses 0.5, and no picture is painted: the work is columns times the mask's rows,
-    whatever the height of the boxes is.
-
-    Parameters
-    ----------
-    masks
-        float32 [n, side, side]: probabilities.
-    boxes
-        float32 [n, 4]: x0 y0 x1 y1 in the picture, none of them empty.
-    height, width
-        Of the picture, px.
-    """
-    count, side = len(masks), masks.shape[-1]
-    if not count:
-        return []
-    x0, y0, x1, y1 = boxes.astype(np.float64).T
-    # The columns of pixels whose centres are in a box; elsewhere the mask is below half of its outermost values.
-    first = np.ceil(x0 - 0.5).clip(0, width).astype(np.int64)
-    columns = (np.floor(x1 + 0.5).clip(0, width).astype(np.int64) - first).clip(0)
-    owner = np.repeat(np.arange(count), columns)
-    x = np.arange(len(owner)) + np.repeat(first - (np.cumsum(columns) - columns), columns)
-    at = (x + 0.5 - x0[owner]) * (side / (x1 - x0))[owner] - 0.5
-    before = np.floor(at).clip(-1, side - 1)
-    weight = (at - before).astype(np.float32)[:, None]
-    # Columns of the masks as rows, with a border of zeros; what is no number is 0, too.
-    padded = np.zeros((count, side + 2, side + 2), np.float32)
-    np.fmax(masks.transpose(0, 2, 1), 0, out=padded[:, 1:-1, 1:-1])
-    padded = padded.reshape(-1, side + 2)
-    line = before.astype(np.int64) + 1 + owner * (side + 2)
-    profile = padded[line]
-    profile += (padded[line + 1] - profile) * weight
-
-    inside = profile >= _INSIDE
-    crossings = np.flatnonzero((inside[:, 1:] != inside[:, :-1]).reshape(-1))
-    line, segment = np.divmod(crossings, side + 1)
-    low, high = profile[line, segment].astype(np.float64), profile[line, segment + 1].astype(np.float64)
-    of = owner[line]
-    # The border of zeros is row 0: the mask's first row, 1, is half a row below the box's upper edge.
-    y = (segment - 0.5 + (_INSIDE - low) / (high - low)) * ((y1 - y0) / side)[of] + y0[of] - 0.5
-    # Every column begins and ends outside, so crossings alternate: into the object, out of it.
-    begin = np.ceil(y[0::2]).clip(0, height).astype(np.int64)
-    end = (np.floor(y[1::2]) + 1).clip(0, height).astype(np.int64)
-    of, offset = of[0::2], x[line[0::2]] * height
-    there = end > begin
-    return _runs(
-        (begin + offset)[there], (end + offset)[there], np.searchsorted(of[there], np.arange(count + 1)), (height, width)
-    )
-
-
-def _runs(begin: Integers, end: Integers, parts: Integers, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return COCO's RLE for runs of pixels, column by column; mask k has the runs `parts[k]` to `parts[k + 1]`."""
-    pixels = size[0] * size[1]
-    counts = []
-    for first, last in zip(parts[:-1], parts[1:], strict=True):
-        starts, stops = begin[first:last], end[first:last]
-        if len(starts):
-            # A run to the bottom and one from the top of the next column are one.
-            apart = starts[1:] > stops[:-1]
-            starts, stops = starts[np.r_[True, apart]], stops[np.r_[apart, True]]
-        edges = np.zeros(2 * len(starts) + 2, np.int64)
-        edges[1:-1:2], edges[2:-1:2], edges[-1] = starts, stops, pixels
-        lengths = np.diff(edges)
-        counts.append(lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1])
-    return list(coco_mask.frPyObjects([{"size": list(size), "counts": one} for one in counts], *size))

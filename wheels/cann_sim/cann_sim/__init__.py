@@ -42,6 +42,7 @@ def environ(inherited: dict[str, str]) -> dict[str, str]:
         "ASCEND_OPP_PATH": str(root / "opp"),
         "ASCEND_AICPU_PATH": str(root),
         "LD_LIBRARY_PATH": prepend("LD_LIBRARY_PATH", root / "lib64"),
+        "PYTHONPATH": prepend("PYTHONPATH", root / "python" / "site-packages"),
         "PATH": prepend("PATH", root / "bin", root / "tools" / "profiler" / "bin"),
         # Importing torch_npu starts torch.compile's workers; the simulated device has no compiler that they could run.
         "TORCHINDUCTOR_COMPILE_THREADS": inherited.get("TORCHINDUCTOR_COMPILE_THREADS", "1"),

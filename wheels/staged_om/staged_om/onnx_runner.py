@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from staged_om.host import Batch, DeviceStep, Step
-from staged_om.meta import Meta, Stage
+from staged_om.meta import Meta, Port, Stage
 
 Tensors = dict[str, np.ndarray]
 # A device stage: takes its inputs by name and returns its outputs by name, in the data types and shapes of its ports.
@@ -75,39 +75,43 @@ class Runner:
         done = Pass(batch=Batch(pictures=list(pictures)))
         buffers: Tensors = {}
         for step in self.steps:
+            made = self.advance(step, done.batch, buffers)
             if isinstance(step, DeviceStep):
-                stage = self.ports[step.stage]
-                given = {port.name: self._normalised(port.name, buffers[port.name]) for port in stage.inputs}
-                _check(stage, given, "input")
-                done.inputs[stage.name] = given
-                made = self.stages[stage.name](dict(given))
-                _check(stage, made, "output")
-                done.outputs[stage.name] = made
-                buffers |= made
-                continue
-            done.batch.values |= {name: _as_float32(buffers[name]) for name in step.reads}
-            step.run(done.batch)
-            for name in step.writes:
-                buffers[name] = np.array(
-                    done.batch.values[name], order="C"
-                )  # later steps may change the value
+                done.inputs[step.stage] = {
+                    port.name: buffers[port.name] for port in self.ports[step.stage].inputs
+                }
+                done.outputs[step.stage] = made
+            buffers |= made
         return done
 
-    def _normalised(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Do to an input what AIPP does on the device, if it takes pictures as bytes [n, height, width, channels]."""
-        facts = self.meta.host.get("aipp", {}).get(name)
-        if facts is None:
-            return value
-        if facts.get("swap"):
-            value = value[..., ::-1]
-        values = (value - np.array(facts["mean"], np.float32)) / np.array(facts["std"], np.float32)
-        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    def advance(self, step: Step, batch: Batch, buffers: Tensors) -> Tensors:
+        """Run one step on a batch and the device buffers so far; return the device buffers that it writes, by name.
+
+        Raises
+        ------
+        PortMismatch
+            The stage got or gave a tensor that does not fit its port.
+        """
+        if isinstance(step, DeviceStep):
+            stage = self.ports[step.stage]
+            given = {port.name: buffers[port.name] for port in stage.inputs}
+            bytes_in = self.meta.host.get("aipp", {})
+            _check(stage.name, [port for port in stage.inputs if port.name not in bytes_in], given)
+            made = self.stages[stage.name](given)
+            _check(stage.name, stage.outputs, made)
+            return made
+        batch.values |= {name: _as_float32(buffers[name]) for name in step.reads}
+        step.run(batch)
+        # Copies, because a later step may change the value.
+        return {name: np.array(batch.values[name], order="C") for name in step.writes}
 
 
 def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
     """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`."""
     return {
-        stage.name: onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        stage.name: _after_aipp(
+            meta, onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+        )
         for stage in meta.stages
     }
 
@@ -162,18 +166,31 @@ def torch_stages(meta: Meta, modules: Mapping[str, Callable[..., Any]]) -> dict[
 
         return run
 
-    return {stage.name: wrap(stage, modules[stage.name]) for stage in meta.stages}
+    return {stage.name: _after_aipp(meta, wrap(stage, modules[stage.name])) for stage in meta.stages}
+
+
+def _after_aipp(meta: Meta, run: StageFunction) -> StageFunction:
+    """Return a stage function that does first what AIPP does on the device to pictures [n, height, width, channels]."""
+    facts = meta.host.get("aipp", {})
+
+    def normalised(name: str, value: np.ndarray) -> np.ndarray:
+        if name not in facts:
+            return value
+        mean, std = (np.array(facts[name][key], np.float32) for key in ("mean", "std"))
+        return np.ascontiguousarray(((value - mean) / std).transpose(0, 3, 1, 2))
+
+    return lambda given: run({name: normalised(name, value) for name, value in given.items()})
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
-def _check(stage: Stage, tensors: Tensors, what: str) -> None:
-    for port in stage.inputs if what == "input" else stage.outputs:
+def _check(stage: str, ports: Sequence[Port], tensors: Tensors) -> None:
+    for port in ports:
         value = tensors[port.name]
         if tuple(value.shape) != port.shape or value.dtype.name != port.dtype:
             raise PortMismatch(
-                f"stage {stage.name}: {what} {port.name} is {value.dtype.name}{list(value.shape)}, "
+                f"stage {stage}: {port.name} is {value.dtype.name}{list(value.shape)}, "
                 f"export_meta.json says {port.dtype}{list(port.shape)}"
             )

@@ -16,9 +16,9 @@ from cann_sim.atc.folding import read
 from cann_sim.atc.fusion import Site
 from cann_sim.atc.kernels import Soc
 from cann_sim.atc.network import Network, Node
+from cann_sim.atc.om_programs import numpy_dtype
 from cann_sim.atc.precision import Choice, Chooser, Precision
 from cann_sim.atc.program import Attribute, Operation, Program, Value
-from cann_sim.atc.shapes import numpy_dtype
 
 # Casts that lose nothing: back again is the value before.
 _EXACT = frozenset(
@@ -311,5 +311,5 @@ def _in_order(findings: dict[str, list[Finding]], network: Network, names: list[
             )  # fmt: skip
     ordered: list[Finding] = []
     for name in names:
-        ordered += findings.pop(name, None) or ([others[name]] if name in others else [])
+        ordered += findings.pop(name, []) or ([others[name]] if name in others else [])
     return (*ordered, *(finding for left in findings.values() for finding in left))

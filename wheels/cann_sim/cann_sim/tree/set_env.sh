@@ -19,6 +19,7 @@ export ASCEND_TOOLKIT_HOME="$_home"
 export ASCEND_OPP_PATH="$_home/opp"
 export ASCEND_AICPU_PATH="$_home"
 export LD_LIBRARY_PATH="$_home/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export PYTHONPATH="$_home/python/site-packages${PYTHONPATH:+:$PYTHONPATH}"
 export PATH="$_home/bin:$_home/tools/profiler/bin:$PATH"
 # Importing torch_npu starts torch.compile's workers; the simulated device has no compiler that they could run.
 export TORCHINDUCTOR_COMPILE_THREADS="${TORCHINDUCTOR_COMPILE_THREADS:-1}"

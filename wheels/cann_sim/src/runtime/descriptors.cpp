@@ -4,6 +4,8 @@
 #include "runtime/interpreter_lock.h"
 #include "runtime/state.h"
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 using cann_sim::fail;
@@ -54,6 +56,11 @@ SIM_API size_t aclDataTypeSize(aclDataType type) {
 // ---- tensor descriptors ----
 
 SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) try {
+    if (num_dims < 0 || (num_dims > 0 && dims == nullptr)) {
+        fail(ACL_ERROR_INVALID_PARAM,
+             "EH0001: aclCreateTensorDesc: the number of dimensions is negative, or they are null");
+        return nullptr;
+    }
     cann_sim::note_interpreter_lock();
     auto desc = std::make_unique<aclTensorDesc>();
     desc->dtype = type;
@@ -64,7 +71,18 @@ SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const
 }
 SIM_CATCH
 
-SIM_API void aclDestroyTensorDesc(const aclTensorDesc *desc) { delete desc; }
+SIM_API void aclDestroyTensorDesc(const aclTensorDesc *desc) {
+    if (desc != nullptr && desc->heads_array) {
+        delete[] desc;
+    } else {
+        delete desc;
+    }
+}
+
+// Of an array of descriptors.
+SIM_API aclTensorDesc *aclGetTensorDescByIndex(aclTensorDesc *descriptors, size_t index) {
+    return descriptors == nullptr ? nullptr : descriptors + index;
+}
 
 SIM_API aclDataType aclGetTensorDescType(const aclTensorDesc *desc) { return desc->dtype; }
 SIM_API aclFormat aclGetTensorDescFormat(const aclTensorDesc *desc) { return desc->format; }
@@ -126,6 +144,41 @@ SIM_API aclError aclSetTensorConst(aclTensorDesc *desc, void *data, size_t size)
 SIM_API aclError aclSetTensorPlaceMent(aclTensorDesc *desc, aclMemType placement) {
     desc->placement = placement;
     return ACL_SUCCESS;
+}
+
+// The older names.
+SIM_API aclError aclSetTensorStorageFormat(aclTensorDesc *desc, aclFormat format) {
+    return aclSetTensorFormat(desc, format);
+}
+SIM_API aclError aclSetTensorStorageShape(aclTensorDesc *desc, int num_dims, const int64_t *dims) {
+    return aclSetTensorShape(desc, num_dims, dims);
+}
+
+// ---- float16 ----
+
+SIM_API float aclFloat16ToFloat(aclFloat16 value) {
+    const int exponent = value >> 10 & 31, fraction = value & 1023;
+    const float magnitude = exponent == 31  ? (fraction == 0 ? HUGE_VALF : NAN)
+                            : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                            : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+    return (value & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+// Rounds to the nearest, and to even between two.
+SIM_API aclFloat16 aclFloatToFloat16(float value) {
+    const int sign = std::signbit(value) ? 0x8000 : 0;
+    const float magnitude = std::fabs(value);
+    if (std::isnan(value)) {
+        return static_cast<aclFloat16>(sign | 0x7E00);
+    }
+    if (magnitude >= 65520.0F) {
+        return static_cast<aclFloat16>(sign | 0x7C00);
+    }
+    int exponent = 0;
+    std::frexp(magnitude, &exponent);
+    const int unit = std::max(exponent - 11, -24);  // of the last bit
+    const long fraction = std::lrint(std::ldexp(magnitude, -unit));
+    return static_cast<aclFloat16>(sign | (((unit + 24) << 10) + fraction));
 }
 
 // ---- operator attributes ----

@@ -22,6 +22,7 @@ struct aclTensorDesc {
     aclMemType placement = ACL_MEMTYPE_DEVICE;
     void *const_data = nullptr;
     size_t const_size = 0;
+    bool heads_array = false;  // the first of several that are destroyed together
 };
 
 struct __attribute__((visibility("default"))) aclopAttr {

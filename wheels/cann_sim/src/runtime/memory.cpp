@@ -21,8 +21,10 @@
 
 #include "runtime/counters.h"
 #include "runtime/faults.h"
+#include "runtime/operators.h"
 #include "runtime/profiler.h"
 #include "runtime/state.h"
+#include "runtime/streams.h"
 
 using cann_sim::fail;
 
@@ -147,8 +149,11 @@ bool charge(int logical, size_t size) {
 
 void refund(int logical, size_t size) { usage().mine(cann_sim::config().visible[logical]).fetch_sub(size); }
 
+// ACL_ERROR_RT_DEVICE_OOM of CANN 8.5's rt_error_codes.h; the headers of torch_npu end before it, and it knows 207001 only.
+constexpr aclError kDeviceOutOfMemory = 207018;
+
 aclError out_of_memory(int device, size_t size) {
-    return fail(ACL_ERROR_RT_MEMORY_ALLOCATION,
+    return fail(cann_sim_get_execute() == nullptr ? kDeviceOutOfMemory : ACL_ERROR_RT_MEMORY_ALLOCATION,
                 "EL0004: Failed to allocate memory.\n        Possible Cause: Available memory is insufficient.\n"
                 "        Device " +
                     std::to_string(device) + ", " + std::to_string(size) + " bytes (simulated device, cann_sim)");
@@ -217,6 +222,12 @@ SIM_API aclError aclrtMallocAlign32(void **address, size_t size, aclrtMemMallocP
     return aclrtMalloc(address, size, policy);
 }
 
+SIM_API aclError aclrtMallocCached(void **address, size_t size, aclrtMemMallocPolicy policy) {
+    return aclrtMalloc(address, size, policy);
+}
+SIM_API aclError aclrtMemFlush(void *, size_t) { return ACL_SUCCESS; }
+SIM_API aclError aclrtMemInvalidate(void *, size_t) { return ACL_SUCCESS; }
+
 SIM_API aclError aclrtFree(void *address) try {
     Block block;
     {
@@ -234,13 +245,52 @@ SIM_API aclError aclrtFree(void *address) try {
 }
 SIM_CATCH
 
+namespace {
+
+std::mutex pinned_mutex;
+std::map<void *, size_t> pinned;  // what aclrtMallocHost handed out
+
+size_t size_of(const Block &block) { return block.size; }
+size_t size_of(size_t size) { return size; }
+
+// Whether `address` lies in one of the areas; the caller holds their mutex.
+template <typename Areas>
+bool contains(const Areas &areas, const void *address) {
+    auto after = areas.upper_bound(const_cast<void *>(address));
+    if (after == areas.begin()) {
+        return false;
+    }
+    --after;
+    return static_cast<const char *>(address) < static_cast<const char *>(after->first) + size_of(after->second);
+}
+
+bool is_pinned(const void *address) {
+    const std::lock_guard<std::mutex> lock(pinned_mutex);
+    return contains(pinned, address);
+}
+
+}  // namespace
+
 SIM_API aclError aclrtMallocHost(void **address, size_t size) try {
-    *address = std::aligned_alloc(64, round_up(size == 0 ? 1 : size, 64));
-    return *address == nullptr ? fail(ACL_ERROR_BAD_ALLOC, "aclrtMallocHost: out of host memory") : ACL_SUCCESS;
+    const size_t rounded = round_up(size == 0 ? 1 : size, 64);
+    *address = std::aligned_alloc(64, rounded);
+    if (*address == nullptr) {
+        return fail(ACL_ERROR_BAD_ALLOC, "aclrtMallocHost: out of host memory");
+    }
+    const std::lock_guard<std::mutex> lock(pinned_mutex);
+    pinned[*address] = rounded;
+    return ACL_SUCCESS;
 }
 SIM_CATCH
 
 SIM_API aclError aclrtFreeHost(void *address) try {
+    {
+        const std::lock_guard<std::mutex> lock(pinned_mutex);
+        if (pinned.erase(address) == 0) {
+            return fail(ACL_ERROR_INVALID_PARAM,
+                        "EH0001: aclrtFreeHost of an address that aclrtMallocHost did not return");
+        }
+    }
     std::free(address);
     return ACL_SUCCESS;
 }
@@ -248,12 +298,7 @@ SIM_CATCH
 
 SIM_API bool cann_sim_is_device_address(const void *address) try {
     std::lock_guard<std::mutex> lock(blocks_mutex);
-    auto after = blocks.upper_bound(const_cast<void *>(address));
-    if (after == blocks.begin()) {
-        return false;
-    }
-    --after;
-    return static_cast<const char *>(address) < static_cast<const char *>(after->first) + after->second.size;
+    return contains(blocks, address);
 }
 SIM_CATCH
 
@@ -355,13 +400,21 @@ SIM_CATCH
 
 namespace {
 
-aclError copy(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind) {
-    if (cann_sim::is_lost_fork() && kind != ACL_MEMCPY_HOST_TO_HOST) {
-        return cann_sim::lost_by_fork();
+// What a copy is refused for at once.
+aclError check_copy(const void *to, size_t room, const void *from, size_t size) {
+    if (size != 0 && (to == nullptr || from == nullptr)) {
+        return fail(ACL_ERROR_INVALID_PARAM, "EH0002: copy from or to a null pointer");
     }
     if (size > room) {
-        return fail(ACL_ERROR_INVALID_PARAM,
-                    "EH0001: copy of " + std::to_string(size) + " bytes into a buffer of " + std::to_string(room));
+        return fail(ACL_ERROR_RT_PARAM_INVALID,
+                    "EE1001: copy of " + std::to_string(size) + " bytes into a buffer of " + std::to_string(room));
+    }
+    return ACL_SUCCESS;
+}
+
+aclError copy(void *to, const void *from, size_t size, aclrtMemcpyKind kind) {
+    if (cann_sim::is_lost_fork() && kind != ACL_MEMCPY_HOST_TO_HOST) {
+        return cann_sim::lost_by_fork();
     }
     if (kind == ACL_MEMCPY_HOST_TO_DEVICE || kind == ACL_MEMCPY_DEVICE_TO_HOST) {
         const aclError fault = cann_sim::fault_at_wait(cann_sim::current_device(), -1);
@@ -386,16 +439,37 @@ SIM_API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t siz
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, true);
     }
-    return copy(to, room, from, size, kind);
+    const aclError refused = check_copy(to, room, from, size);
+    return refused == ACL_SUCCESS ? copy(to, from, size, kind) : refused;
 }
 SIM_CATCH
 
 SIM_API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t size, aclrtMemcpyKind kind,
-                                  aclrtStream) try {
+                                  aclrtStream handle) try {
     if (cann_sim::counting()) {
         cann_sim::count_copy(kind, size, false);
     }
-    return copy(to, room, from, size, kind);
+    const aclError refused = check_copy(to, room, from, size);
+    if (refused != ACL_SUCCESS) {
+        return refused;
+    }
+    if (cann_sim::runs_at_once(handle)) {
+        return copy(to, from, size, kind);
+    }
+    if (kind == ACL_MEMCPY_HOST_TO_HOST) {
+        return fail(ACL_ERROR_RT_FEATURE_NOT_SUPPORT,
+                    "EE1001: aclrtMemcpyAsync from host to host is not supported: use aclrtMemcpy");
+    }
+    cann_sim::Stream *stream = nullptr;
+    const aclError found = cann_sim::find_stream(handle, "aclrtMemcpyAsync", &stream);
+    if (found != ACL_SUCCESS) {
+        return found;
+    }
+    // Pageable memory cannot be read or written by the device on its own: the call returns when it was copied.
+    const void *host = kind == ACL_MEMCPY_HOST_TO_DEVICE ? from : kind == ACL_MEMCPY_DEVICE_TO_HOST ? to : nullptr;
+    const bool pageable = host != nullptr && !is_pinned(host);
+    const uint64_t task = cann_sim::enqueue(*stream, [=] { return copy(to, from, size, kind); });
+    return pageable ? cann_sim::wait_for(*stream, task, -1) : ACL_SUCCESS;
 }
 SIM_CATCH
 
@@ -405,17 +479,29 @@ SIM_API aclError aclrtMemcpyAsyncWithCondition(void *to, size_t room, const void
 }
 
 SIM_API aclError aclrtMemset(void *address, size_t room, int32_t value, size_t size) try {
+    if (address == nullptr) {
+        return fail(ACL_ERROR_INVALID_PARAM, "EH0002: aclrtMemset of a null pointer");
+    }
     if (size > room) {
-        return fail(ACL_ERROR_INVALID_PARAM, "EH0001: aclrtMemset past the end of the buffer");
+        return fail(ACL_ERROR_RT_PARAM_INVALID, "EE1001: aclrtMemset past the end of the buffer");
     }
     std::memset(address, value, size);
     return ACL_SUCCESS;
 }
 SIM_CATCH
 
-SIM_API aclError aclrtMemsetAsync(void *address, size_t room, int32_t value, size_t size, aclrtStream) {
-    return aclrtMemset(address, room, value, size);
+SIM_API aclError aclrtMemsetAsync(void *address, size_t room, int32_t value, size_t size, aclrtStream handle) try {
+    if (address == nullptr || size > room || cann_sim::runs_at_once(handle)) {
+        return aclrtMemset(address, room, value, size);
+    }
+    cann_sim::Stream *stream = nullptr;
+    const aclError found = cann_sim::find_stream(handle, "aclrtMemsetAsync", &stream);
+    if (found == ACL_SUCCESS) {
+        cann_sim::enqueue(*stream, [=] { return aclrtMemset(address, room, value, size); });
+    }
+    return found;
 }
+SIM_CATCH
 
 SIM_API aclError aclrtCmoAsync(void *, size_t, aclrtCmoType, aclrtStream) { return ACL_SUCCESS; }
 

@@ -1,7 +1,4 @@
-// libascendcl.so: initialisation, devices, contexts, streams, events and what a program may ask about them.
-//
-// A simulated stream has nothing pending when a call returns: kernels, copies and collectives run on the thread
-// that issues them. What torch_npu defers, it defers on its own task-queue thread, in program order.
+// libascendcl.so: initialisation, and what a program may ask about devices.
 
 #include "runtime/counters.h"
 #include "runtime/counting.h"
@@ -13,7 +10,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -73,17 +69,6 @@ void import_package() {
     release(state);
 }
 
-// The host waits for the device, which has nothing pending unless a fault says so.
-aclError wait(const char *call, int timeout_ms = -1) {
-    if (is_lost_fork()) {
-        return lost_by_fork();
-    }
-    if (counting()) {
-        count_wait(call);
-    }
-    return fault_at_wait(current_device(), timeout_ms);
-}
-
 }  // namespace
 
 }  // namespace cann_sim
@@ -114,6 +99,15 @@ SIM_API aclError aclFinalize() try {
 }
 SIM_CATCH
 
+// No one counts initialisations: the second aclInit is refused.
+SIM_API aclError finalize_reference(uint64_t *count) __asm__("aclFinalizeReference");
+aclError finalize_reference(uint64_t *count) {
+    if (count != nullptr) {
+        *count = 0;
+    }
+    return aclFinalize();
+}
+
 SIM_API aclError aclrtGetVersion(int32_t *major, int32_t *minor, int32_t *patch) {
     *major = ACL_MAJOR_VERSION;
     *minor = ACL_MINOR_VERSION;
@@ -134,121 +128,8 @@ SIM_API aclError aclsysGetCANNVersion(aclCANNPackageName name, aclCANNPackageVer
 }
 SIM_CATCH
 
-// ---- devices and contexts ----
+// ---- devices ----
 
-namespace {
-
-struct Context {
-    int device;
-};
-
-// One primary context per device, as the runtime's aclrtSetDevice creates it.
-Context primary_contexts[cann_sim::kMaxDevices];
-thread_local Context *thread_context = nullptr;
-
-// Where the list of visible devices is wrong: what every question about devices ends in.
-aclError no_devices() { return fail(ACL_ERROR_RT_NO_DEVICE, cann_sim::config().visible_fault); }
-
-aclError select_device(int device) {
-    if (cann_sim::is_lost_fork()) {
-        return cann_sim::lost_by_fork();
-    }
-    if (!cann_sim::config().visible_fault.empty()) {
-        return no_devices();
-    }
-    if (device < 0 || device >= cann_sim::logical_device_count()) {
-        return fail(ACL_ERROR_RT_INVALID_DEVICEID,
-                    "EE1001: device id " + std::to_string(device) +
-                        " is invalid: " + std::to_string(cann_sim::logical_device_count()) +
-                        " device(s) are visible, numbered from 0, of " +
-                        std::to_string(cann_sim::config().physical_devices) +
-                        " that this simulated host has (ASCEND_RT_VISIBLE_DEVICES, CANN_SIM_DEVICES)");
-    }
-    primary_contexts[device].device = device;
-    thread_context = &primary_contexts[device];
-    cann_sim::set_current_device(device);
-    return ACL_SUCCESS;
-}
-
-}  // namespace
-
-SIM_API aclError aclrtGetDeviceCount(uint32_t *count) try {
-    if (!cann_sim::config().visible_fault.empty()) {
-        return no_devices();
-    }
-    *count = static_cast<uint32_t>(cann_sim::logical_device_count());
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtSetDevice(int32_t device) try { return select_device(device); }
-SIM_CATCH
-
-SIM_API aclError aclrtResetDevice(int32_t device) try {
-    if (cann_sim::current_device() == device) {
-        cann_sim::set_current_device(-1);
-        thread_context = nullptr;
-    }
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtGetDevice(int32_t *device) try {
-    if (cann_sim::current_device() < 0) {
-        return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: no device was set on this thread");
-    }
-    *device = cann_sim::current_device();
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtGetCurrentContext(aclrtContext *context) try {
-    if (thread_context == nullptr) {
-        return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: this thread has no context");
-    }
-    *context = thread_context;
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtSetCurrentContext(aclrtContext context) try {
-    if (context == nullptr) {
-        return fail(ACL_ERROR_INVALID_PARAM, "aclrtSetCurrentContext: context is null");
-    }
-    return select_device(static_cast<Context *>(context)->device);
-}
-SIM_CATCH
-
-SIM_API aclError aclrtCreateContext(aclrtContext *context, int32_t device) try {
-    const aclError ret = select_device(device);
-    if (ret == ACL_SUCCESS) {
-        *context = new Context{device};
-        thread_context = static_cast<Context *>(*context);
-    }
-    return ret;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtDestroyContext(aclrtContext context) try {
-    Context *c = static_cast<Context *>(context);
-    const bool primary = c >= primary_contexts && c < primary_contexts + cann_sim::kMaxDevices;
-    if (c == nullptr || primary) {
-        return fail(ACL_ERROR_INVALID_PARAM, "aclrtDestroyContext: not a context that aclrtCreateContext made");
-    }
-    if (thread_context == c) {
-        thread_context = nullptr;
-    }
-    delete c;
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtSynchronizeDevice() try { return cann_sim::wait("aclrtSynchronizeDevice"); }
-SIM_CATCH
-SIM_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t timeout_ms) try {
-    return cann_sim::wait("aclrtSynchronizeDevice", timeout_ms);
-}
-SIM_CATCH
 SIM_API aclError aclrtDeviceTaskAbort(int32_t, uint32_t) { return ACL_SUCCESS; }
 
 SIM_API aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device, int32_t peer) {
@@ -329,72 +210,6 @@ SIM_API aclError aclrtGetMemUceInfo(int32_t, aclrtMemUceInfo *, size_t, size_t *
     return ACL_SUCCESS;
 }
 
-// ---- streams ----
-
-namespace {
-
-struct Stream {
-    int device;
-    int32_t id;
-    uint32_t overflow_switch = 0;
-};
-
-std::atomic<int32_t> next_stream_id{0};
-
-uint64_t now_ns() {
-    return static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-            .count());
-}
-
-}  // namespace
-
-SIM_API aclError aclrtCreateStream(aclrtStream *stream) try {
-    if (cann_sim::current_device() < 0) {
-        return fail(ACL_ERROR_RT_CONTEXT_NULL, "EE1001: aclrtCreateStream before aclrtSetDevice");
-    }
-    *stream = new Stream{cann_sim::current_device(), next_stream_id++};
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t, uint32_t) {
-    return aclrtCreateStream(stream);
-}
-
-SIM_API aclError aclrtDestroyStream(aclrtStream stream) {
-    delete static_cast<Stream *>(stream);
-    return ACL_SUCCESS;
-}
-SIM_API aclError aclrtDestroyStreamForce(aclrtStream stream) { return aclrtDestroyStream(stream); }
-
-SIM_API aclError aclrtStreamGetId(aclrtStream stream, int32_t *id) {
-    *id = stream == nullptr ? -1 : static_cast<Stream *>(stream)->id;
-    return ACL_SUCCESS;
-}
-
-SIM_API aclError aclrtSynchronizeStream(aclrtStream) try { return cann_sim::wait("aclrtSynchronizeStream"); }
-SIM_CATCH
-SIM_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t timeout_ms) try {
-    return cann_sim::wait("aclrtSynchronizeStream", timeout_ms);
-}
-SIM_CATCH
-SIM_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
-
-SIM_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus *status) {
-    *status = ACL_STREAM_STATUS_COMPLETE;
-    return ACL_SUCCESS;
-}
-
-SIM_API aclError aclrtSetStreamOverflowSwitch(aclrtStream stream, uint32_t flag) {
-    static_cast<Stream *>(stream)->overflow_switch = flag;
-    return ACL_SUCCESS;
-}
-SIM_API aclError aclrtGetStreamOverflowSwitch(aclrtStream stream, uint32_t *flag) {
-    *flag = static_cast<Stream *>(stream)->overflow_switch;
-    return ACL_SUCCESS;
-}
-
 // ---- captured graphs (torch.npu.NPUGraph): refused where a capture begins ----
 // torch_npu asks for a capture's state at each later allocation, also of the process that was refused one.
 
@@ -422,86 +237,6 @@ SIM_API aclError aclmdlRICaptureGetInfo(aclrtStream, aclmdlRICaptureStatus *stat
     *graph = nullptr;
     return ACL_SUCCESS;
 }
-
-// ---- events ----
-
-namespace {
-
-struct Event {
-    std::atomic<uint64_t> recorded_ns{0};
-};
-
-}  // namespace
-
-SIM_API aclError aclrtCreateEvent(aclrtEvent *event) try {
-    *event = new Event;
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-SIM_API aclError aclrtCreateEventWithFlag(aclrtEvent *event, uint32_t) { return aclrtCreateEvent(event); }
-SIM_API aclError aclrtCreateEventExWithFlag(aclrtEvent *event, uint32_t) { return aclrtCreateEvent(event); }
-
-SIM_API aclError aclrtDestroyEvent(aclrtEvent event) {
-    delete static_cast<Event *>(event);
-    return ACL_SUCCESS;
-}
-
-SIM_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) try {
-    static_cast<Event *>(event)->recorded_ns = now_ns();
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-SIM_API aclError aclrtResetEvent(aclrtEvent event, aclrtStream) {
-    static_cast<Event *>(event)->recorded_ns = 0;
-    return ACL_SUCCESS;
-}
-
-SIM_API aclError aclrtQueryEvent(aclrtEvent, aclrtEventStatus *status) {
-    *status = ACL_EVENT_STATUS_COMPLETE;
-    return ACL_SUCCESS;
-}
-SIM_API aclError aclrtQueryEventStatus(aclrtEvent event, aclrtEventRecordedStatus *status) {
-    *status = static_cast<Event *>(event)->recorded_ns != 0 ? ACL_EVENT_RECORDED_STATUS_COMPLETE
-                                                            : ACL_EVENT_RECORDED_STATUS_NOT_READY;
-    return ACL_SUCCESS;
-}
-SIM_API aclError aclrtQueryEventWaitStatus(aclrtEvent, aclrtEventWaitStatus *status) {
-    *status = ACL_EVENT_WAIT_STATUS_COMPLETE;
-    return ACL_SUCCESS;
-}
-SIM_API aclError aclrtSynchronizeEvent(aclrtEvent) try { return cann_sim::wait("aclrtSynchronizeEvent"); }
-SIM_CATCH
-SIM_API aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
-
-SIM_API aclError aclrtEventElapsedTime(float *ms, aclrtEvent start, aclrtEvent end) try {
-    const uint64_t a = static_cast<Event *>(start)->recorded_ns, b = static_cast<Event *>(end)->recorded_ns;
-    if (a == 0 || b == 0) {
-        return fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID,
-                    "EE1001: aclrtEventElapsedTime on an event that was not recorded");
-    }
-    *ms = static_cast<float>((static_cast<double>(b) - static_cast<double>(a)) * 1e-6);
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-
-SIM_API aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t *microseconds) {
-    *microseconds = static_cast<Event *>(event)->recorded_ns / 1000;
-    return ACL_SUCCESS;
-}
-
-// Callbacks run at once, like everything else on a simulated stream; a subscription therefore has no reports left.
-SIM_API aclError aclrtSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
-SIM_API aclError aclrtUnSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
-SIM_API aclError aclrtLaunchCallback(aclrtCallback callback, void *user_data, aclrtCallbackBlockType, aclrtStream) try {
-    callback(user_data);
-    return ACL_SUCCESS;
-}
-SIM_CATCH
-SIM_API aclError aclrtProcessReport(int32_t timeout_ms) try {
-    usleep(timeout_ms > 0 ? static_cast<useconds_t>(timeout_ms) * 1000 : 0);
-    return ACL_ERROR_WAIT_CALLBACK_TIMEOUT;
-}
-SIM_CATCH
 
 // ---- log, dump: the device has nothing to dump; the application log goes to stderr when it is asked for ----
 

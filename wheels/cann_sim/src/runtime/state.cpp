@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <new>
+#include <utility>
 
 namespace cann_sim {
 
@@ -127,6 +128,8 @@ aclError fail(aclError code, const std::string &message) {
     recent_error = message;
     return code;
 }
+
+std::string take_recent_error() { return std::exchange(recent_error, {}); }
 
 Thrown::Thrown(const char *function) : code_(ACL_ERROR_INTERNAL_ERROR) {
     try {

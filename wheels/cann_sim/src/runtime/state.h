@@ -26,6 +26,9 @@ __attribute__((visibility("default"))) const Config &config();
 // Remembers `message` as the text of aclGetRecentErrMsg (per thread, cleared when read) and returns `code`.
 __attribute__((visibility("default"))) aclError fail(aclError code, const std::string &message);
 
+// Takes the text of this thread's last error, as aclGetRecentErrMsg does.
+std::string take_recent_error();
+
 // Device of the calling thread's current context; -1 before aclrtSetDevice.
 __attribute__((visibility("default"))) int current_device();
 void set_current_device(int device);
