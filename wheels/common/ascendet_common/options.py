@@ -41,6 +41,8 @@ def add_export_options(
 
     Parameters
     ----------
+    parser
+        Of the program.
     rewrites
         Names of what it changes for ATC, equal to the last bits.
     own_size
