@@ -21,31 +21,33 @@ import pytest
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # What aclruntime is linked to of libascendcl.so.
-SYMBOLS = """
-aclInit aclFinalize aclGetRecentErrMsg aclDataTypeSize
-aclrtSetDevice aclrtResetDevice aclrtGetDevice aclrtGetDeviceCount aclrtCreateContext aclrtDestroyContext
-aclrtSetCurrentContext aclrtGetCurrentContext aclrtMalloc aclrtFree aclrtMallocHost aclrtFreeHost aclrtMemcpy
-aclrtMemset aclrtGetRunMode aclrtSetExceptionInfoCallback aclrtGetTaskIdFromExceptionInfo
-aclrtGetStreamIdFromExceptionInfo aclrtGetThreadIdFromExceptionInfo aclrtGetDeviceIdFromExceptionInfo
-aclrtGetErrorCodeFromExceptionInfo aclrtCreateStream aclrtDestroyStream aclrtSynchronizeStream
-aclCreateDataBuffer aclDestroyDataBuffer aclGetDataBufferAddr aclGetDataBufferSizeV2 aclUpdateDataBuffer
-aclCreateTensorDesc aclDestroyTensorDesc aclGetTensorDescType aclGetTensorDescFormat aclGetTensorDescSize
-aclGetTensorDescNumDims aclGetTensorDescDimV2 aclGetTensorDescByIndex aclGetTensorDescElementCount
-aclmdlLoadFromFile aclmdlLoadFromMem aclmdlLoadFromFileWithMem aclmdlLoadFromMemWithMem aclmdlLoadWithConfig
-aclmdlCreateConfigHandle aclmdlDestroyConfigHandle aclmdlSetConfigOpt aclmdlUnload aclmdlQuerySize
-aclmdlQuerySizeFromMem aclmdlCreateDesc aclmdlDestroyDesc aclmdlGetDesc aclmdlGetNumInputs aclmdlGetNumOutputs
-aclmdlGetInputSizeByIndex aclmdlGetOutputSizeByIndex aclmdlGetInputNameByIndex aclmdlGetOutputNameByIndex
-aclmdlGetInputFormat aclmdlGetOutputFormat aclmdlGetInputDataType aclmdlGetOutputDataType aclmdlGetInputDims
-aclmdlGetOutputDims aclmdlGetCurOutputDims aclmdlGetInputIndexByName aclmdlGetDynamicBatch aclmdlGetDynamicHW
-aclmdlGetInputDynamicGearCount aclmdlGetInputDynamicDims aclmdlSetDynamicBatchSize aclmdlSetDynamicHWSize
-aclmdlSetInputDynamicDims aclmdlCreateDataset aclmdlDestroyDataset aclmdlAddDatasetBuffer
-aclmdlGetDatasetNumBuffers aclmdlGetDatasetBuffer aclmdlSetDatasetTensorDesc aclmdlGetDatasetTensorDesc
-aclmdlExecute aclmdlExecuteAsync aclmdlCreateAndGetOpDesc aclmdlCreateAIPP aclmdlDestroyAIPP
-aclmdlSetAIPPInputFormat aclmdlSetAIPPCscParams aclmdlSetAIPPRbuvSwapSwitch aclmdlSetAIPPAxSwapSwitch
-aclmdlSetAIPPSrcImageSize aclmdlSetAIPPScfParams aclmdlSetAIPPCropParams aclmdlSetAIPPPaddingParams
-aclmdlSetAIPPDtcPixelMean aclmdlSetAIPPDtcPixelMin aclmdlSetAIPPPixelVarReci aclmdlSetInputAIPP
-aclmdlSetAIPPByInputIndex aclmdlGetAippType aclmdlGetFirstAippInfo
-""".split()
+SYMBOLS = [
+    "aclInit", "aclFinalize", "aclGetRecentErrMsg", "aclDataTypeSize", "aclrtSetDevice", "aclrtResetDevice",
+    "aclrtGetDevice", "aclrtGetDeviceCount", "aclrtCreateContext", "aclrtDestroyContext", "aclrtSetCurrentContext",
+    "aclrtGetCurrentContext", "aclrtMalloc", "aclrtFree", "aclrtMallocHost", "aclrtFreeHost", "aclrtMemcpy",
+    "aclrtMemset", "aclrtGetRunMode", "aclrtSetExceptionInfoCallback", "aclrtGetTaskIdFromExceptionInfo",
+    "aclrtGetStreamIdFromExceptionInfo", "aclrtGetThreadIdFromExceptionInfo", "aclrtGetDeviceIdFromExceptionInfo",
+    "aclrtGetErrorCodeFromExceptionInfo", "aclrtCreateStream", "aclrtDestroyStream", "aclrtSynchronizeStream",
+    "aclCreateDataBuffer", "aclDestroyDataBuffer", "aclGetDataBufferAddr", "aclGetDataBufferSizeV2",
+    "aclUpdateDataBuffer", "aclCreateTensorDesc", "aclDestroyTensorDesc", "aclGetTensorDescType",
+    "aclGetTensorDescFormat", "aclGetTensorDescSize", "aclGetTensorDescNumDims", "aclGetTensorDescDimV2",
+    "aclGetTensorDescByIndex", "aclGetTensorDescElementCount", "aclmdlLoadFromFile", "aclmdlLoadFromMem",
+    "aclmdlLoadFromFileWithMem", "aclmdlLoadFromMemWithMem", "aclmdlLoadWithConfig", "aclmdlCreateConfigHandle",
+    "aclmdlDestroyConfigHandle", "aclmdlSetConfigOpt", "aclmdlUnload", "aclmdlQuerySize", "aclmdlQuerySizeFromMem",
+    "aclmdlCreateDesc", "aclmdlDestroyDesc", "aclmdlGetDesc", "aclmdlGetNumInputs", "aclmdlGetNumOutputs",
+    "aclmdlGetInputSizeByIndex", "aclmdlGetOutputSizeByIndex", "aclmdlGetInputNameByIndex",
+    "aclmdlGetOutputNameByIndex", "aclmdlGetInputFormat", "aclmdlGetOutputFormat", "aclmdlGetInputDataType",
+    "aclmdlGetOutputDataType", "aclmdlGetInputDims", "aclmdlGetOutputDims", "aclmdlGetCurOutputDims",
+    "aclmdlGetInputIndexByName", "aclmdlGetDynamicBatch", "aclmdlGetDynamicHW", "aclmdlGetInputDynamicGearCount",
+    "aclmdlGetInputDynamicDims", "aclmdlSetDynamicBatchSize", "aclmdlSetDynamicHWSize", "aclmdlSetInputDynamicDims",
+    "aclmdlCreateDataset", "aclmdlDestroyDataset", "aclmdlAddDatasetBuffer", "aclmdlGetDatasetNumBuffers",
+    "aclmdlGetDatasetBuffer", "aclmdlSetDatasetTensorDesc", "aclmdlGetDatasetTensorDesc", "aclmdlExecute",
+    "aclmdlExecuteAsync", "aclmdlCreateAndGetOpDesc", "aclmdlCreateAIPP", "aclmdlDestroyAIPP",
+    "aclmdlSetAIPPInputFormat", "aclmdlSetAIPPCscParams", "aclmdlSetAIPPRbuvSwapSwitch", "aclmdlSetAIPPAxSwapSwitch",
+    "aclmdlSetAIPPSrcImageSize", "aclmdlSetAIPPScfParams", "aclmdlSetAIPPCropParams", "aclmdlSetAIPPPaddingParams",
+    "aclmdlSetAIPPDtcPixelMean", "aclmdlSetAIPPDtcPixelMin", "aclmdlSetAIPPPixelVarReci", "aclmdlSetInputAIPP",
+    "aclmdlSetAIPPByInputIndex", "aclmdlGetAippType", "aclmdlGetFirstAippInfo",
+]  # fmt: skip
 
 
 class IODims(ctypes.Structure):

@@ -82,6 +82,10 @@ REFUSED_CONVERSIONS = {
     "an unknown precision mode": (["--precision_mode=fp16"], "E10001"),
     "an unknown precision mode of version 2": (["--precision_mode_v2=force_fp16"], "E10001"),
     "hif8 on 910B": (["--precision_mode_v2=mixed_hif8"], "E10055"),
+    "bfloat16 on 310P": (
+        [BATCH.replace("-1", "1"), "--precision_mode_v2=mixed_bfloat16", "--soc_version=Ascend310P3"],
+        "E10001",
+    ),
     "a list of mixed precision in another mode": (["--modify_mixlist=model.onnx"], "E10001"),
     "keep_dtype that is not there": (["--keep_dtype=keep.cfg"], "E13000"),
     "op_precision_mode that is not there": (["--op_precision_mode=op.ini"], "E13000"),
@@ -195,6 +199,18 @@ def test_a_log_is_written_where_cann_writes_it(run: Run, folder: Path) -> None:
     assert "--om=other.om" in text
     assert "[ERROR] GE(" in text
     assert "E13000" in text
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(folder / "model.onnx"))
+    assert codes(run("--mode=6", "--om=other.om", "--log=info")[1]) == ["E13000"]
+
+
+def test_a_configuration_that_is_no_text_has_a_code(run: Run, folder: Path) -> None:
+    (folder / "keep.cfg").write_bytes(b"\xff\xfe")
+    assert codes(run(*command(folder, "--keep_dtype=keep.cfg"))[1]) == ["E13003"]
 
 
 def test_without_a_log_level_no_log_is_written(run: Run, folder: Path) -> None:

@@ -194,6 +194,16 @@ def test_external_data_that_is_missing_has_a_code(convert: Convert, tmp_path: Pa
     assert "weights.bin" in output
 
 
+def test_external_data_that_are_cut_off_have_a_code(convert: Convert, tmp_path: Path) -> None:
+    onnx.save(convolution(), str(tmp_path / "model.onnx"), save_as_external_data=True, size_threshold=0,
+              location="weights.bin")  # fmt: skip
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.truncate(400)  # of 432
+    result, codes, output = convert()
+    assert (result, codes) == (255, ["E10041"]), output
+    assert "kernel" in output
+
+
 def test_external_data_outside_of_the_folder_is_not_read(convert: Convert, tmp_path: Path) -> None:
     proto = convolution()
     onnx.external_data_helper.convert_model_to_external_data(

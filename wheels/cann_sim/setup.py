@@ -153,13 +153,8 @@ class BuildTree(build_py):
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
             elif library == PYACL:
                 # Python's own functions are those of the process.
-                needs = [
-                    "-L",
-                    lib64,
-                    "-lascendcl",
-                    "-Wl,-rpath,$ORIGIN/../../lib64",
-                    "-Wl,--unresolved-symbols=ignore-all",
-                ]
+                needs = ["-L", lib64, "-lascendcl", "-Wl,-rpath,$ORIGIN/../../lib64",
+                         "-Wl,--unresolved-symbols=ignore-all"]  # fmt: skip
             ours = [object_of(source, objects) for source in sources_of(library, objects)]
             folder = python if library == PYACL else lib64
             run([*CXX, "-shared", "-s", "-o", folder / library, f"-Wl,-soname,{library}", "-Wl,--no-undefined",

@@ -35,17 +35,12 @@ def table(aim: Target, one: Exported, chip: str, precision: str) -> str:
     """Return the forecast of all stages of an exported model, as cann_sim's package prints it."""
     if aim.npu == "real" or aim.container:
         return "no forecast: it needs cann_sim in the stack's environment (RUN_IN=venv, NPU=sim)"
+    environ = activation.stack_environ(aim.stack, aim.npu)
     parts = []
     for stage in one.stages:
-        shown = process.run(
-            [
-                venv.stack_python(aim.stack),
-                *("-m", "cann_sim.atc.forecast", one.folder / stage["file"]),
-                *(f"--soc={chip}", f"--precision={precision}"),
-            ],
-            env=activation.stack_environ(aim.stack, aim.npu),
-            what=f"the stage {stage['name']} of {one.folder.name} cannot be forecast",
-            hint="make om",
-        )
-        parts.append(f"forecast of {stage['name']} on {chip}, {precision} (simulated ATC)\n{shown.rstrip()}")
+        command = [venv.stack_python(aim.stack), "-m", "cann_sim.atc.forecast", one.folder / stage["file"]]
+        shown = process.ask([*command, f"--soc={chip}", f"--precision={precision}"], env=environ)
+        # What atc refuses cannot be forecast; atc says why.
+        parts.append(f"forecast of {stage['name']} on {chip}, {precision} (simulated ATC)")
+        parts.append("none" if shown is None else shown.rstrip())
     return "\n".join(parts)

@@ -77,7 +77,7 @@ def op_precision_mode(path: Path) -> dict[str, str]:
     """
     parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # names are case-sensitive
-    text = path.read_text(encoding="utf-8")
+    text = _text(path)
     try:
         parser.read_string(text if text.lstrip().startswith("[") else f"[ByOpType]\n{text}")
     except configparser.Error as error:
@@ -100,12 +100,14 @@ def fusion_switches(path: Path) -> frozenset[str]:
 
     Raises `AtcError`: E10032 or E10001 for another form.
     """
-    text = path.read_text(encoding="utf-8")
     pairs: list[tuple[str, str]] = []
-    if text.lstrip().startswith("{"):
-        switches = _json(path).get("Switch", {})
-        for kind in ("GraphFusion", "UBFusion"):
-            pairs += [(name, str(state)) for name, state in switches.get(kind, {}).items()]
+    if _text(path).lstrip().startswith("{"):
+        switches = _json(path).get("Switch")
+        for kind, states in switches.items() if isinstance(switches, dict) else [("Switch", switches)]:
+            if kind not in ("GraphFusion", "UBFusion") or not isinstance(states, dict):
+                reason = f"{kind} is no table of passes; Switch has GraphFusion and UBFusion"
+                raise AtcError("E10001", parameter="--fusion_switch_file", value=path, reason=reason)
+            pairs += [(name, str(state)) for name, state in states.items()]
     else:
         for line in _lines(path):
             name, colon, state = line.rpartition(":")
@@ -154,12 +156,20 @@ def _dtypes(text: str, path: Path) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file that are neither empty nor comments."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in _text(path).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text(path))
     except ValueError as error:
         raise AtcError("E10032", file=path, reason=error) from error
+
+
+def _text(path: Path) -> str:
+    """Return a file's text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise AtcError("E13003", file=path, reason="it is no text in UTF-8") from error

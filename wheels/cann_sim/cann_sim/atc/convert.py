@@ -39,7 +39,7 @@ def convert(options: Options, soc: Soc, request: Request, precision: Precision, 
     AtcError, AtcErrors
         What the parser, a plug-in or a kernel refuses.
     """
-    path = paths.checked_input(options["model"], "model")
+    path = Path(options["model"])
     model = read_checked(path, out_nodes=options["out_nodes"])
     graph = model.graph
     shapes = input_shapes(graph, request, om_name=output, cpu=options["host_env_cpu"])
@@ -87,6 +87,7 @@ def read_checked(path: Path, *, out_nodes: str = "") -> onnx.ModelProto:
         raise AtcErrors(errors)
     if out_nodes:
         graphs.choose_outputs(model.graph, out_nodes)
+    graphs.drop_unused_masks(model.graph)
     return model
 
 

@@ -157,14 +157,6 @@ ENTRIES = {
         "Invalid_Argument", "--{first} and --{second} belong together.", "With --mode=6 give nothing but --om."
     ),
     "E10058": Entry("Invalid_Argument", "{parameter} is not given or empty.", "Give a value."),
-    "E10410": Entry(
-        "File_Operation_Error_File_Not_Exist", "The file {file} does not exist.", "Correct the path.",
-    ),
-    "E10501": Entry(
-        "Not_Supported_Operator",
-        "{opname} has the operator {optype}, which the operator library does not have.",
-        "Use another operator.",
-    ),
     "E11016": Entry(
         "Invalid_Argument",
         "--out_nodes asks for output {index} of {opname}, which has {count}.",
@@ -230,8 +222,8 @@ ENTRIES = {
     ),
     "EZ3003": Entry(
         "Not_Supported_Operator",
-        "There is no operator package for {soc}: {reason}.",
-        "Install the ops package of this SoC, or convert for one whose package is here: {known}.",
+        "No kernel or engine of {soc} is found: {reason}.",
+        "Change the operator or its data types; a SoC without an operator package has none: {known} have one here.",
     ),
     "W11001": Entry(
         "Performance_Not_Optimal_Operator",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper
+from onnx import external_data_helper, helper
 
+from cann_sim.atc.checks import nodes_of
 from cann_sim.atc.errors import AtcError
 
 # protobuf cannot read a larger message
@@ -20,7 +22,7 @@ def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     Raises
     ------
     AtcError
-        E10041 for a file that is no ONNX, is truncated or lacks its external data; E13015 for one above 2 GiB.
+        E10041 for a file that is no ONNX, is truncated or lacks external data; E13015 for one above 2 GiB.
     """
     size = path.stat().st_size
     if size > MOST_BYTES:
@@ -38,7 +40,20 @@ def load(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
             reason = f"its external data cannot be read: {str(error).splitlines()[0]}"
             raise AtcError("E10041", parameter=path, reason=reason) from error
+        for tensor in model.graph.initializer:
+            _check_bytes(tensor, path)
     return model
+
+
+def _check_bytes(tensor: onnx.TensorProto, path: Path) -> None:
+    """Check that a weight has the bytes that its shape needs; a file of external data may be cut off."""
+    if not tensor.HasField("raw_data"):
+        return
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    needed = math.prod(tensor.dims) * dtype.itemsize
+    if len(tensor.raw_data) < needed:
+        reason = f"the weight {tensor.name} has {len(tensor.raw_data)} bytes; its shape needs {needed}"
+        raise AtcError("E10041", parameter=path, reason=reason)
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -48,6 +63,14 @@ def drop_constant_inputs(graph: onnx.GraphProto) -> None:
     if len(inputs) < len(graph.input):
         del graph.input[:]
         graph.input.extend(inputs)
+
+
+def drop_unused_masks(graph: onnx.GraphProto) -> None:
+    """Remove the mask of a Dropout that nobody uses: in inference it is not computed."""
+    used = {name for node in nodes_of(graph) for name in node.input} | {value.name for value in graph.output}
+    for node in graph.node:
+        if node.op_type == "Dropout" and not used.intersection(node.output[1:]):
+            del node.output[1:]
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:

@@ -209,7 +209,7 @@ def ge_name(operator: str, domain: str, attributes: Attributes, shapes: Shapes) 
     """Return the GE operator that a card runs for an ONNX operator with inputs of these shapes."""
     choice = _CHOICES.get(operator)
     if choice is None:
-        return ge_operator(domain, operator) or operator
+        return ge_operator(domain, operator).partition("|")[0] or operator
     return choice if isinstance(choice, str) else choice(attributes, shapes)
 
 

@@ -44,9 +44,12 @@ def start(level: str) -> None:
     else:
         root = Path(os.environ.get("ASCEND_PROCESS_LOG_PATH") or Path.home() / "ascend" / "log")
         folder = root / "debug" / "plog"
-        folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S") + f"{int(time.time() * 1000) % 1000:03d}"
-        handler = logging.FileHandler(folder / f"plog-{os.getpid()}_{stamp}.log", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(folder / f"plog-{os.getpid()}_{stamp}.log", encoding="utf-8")
+        except OSError:  # as with CANN, a log that cannot be written stops nothing
+            return
     handler.setFormatter(LineFormatter())
     LOG.addHandler(handler)
 

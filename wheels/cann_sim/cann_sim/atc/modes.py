@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from cann_sim.atc import checks, configs, convert, gears, graphs, info, paths, reports, socs
 from cann_sim.atc.errors import AtcError, AtcErrors
+from cann_sim.atc.kernels import Soc
 from cann_sim.atc.options import Options
 from cann_sim.atc.precision import Precision
 
@@ -57,8 +58,7 @@ def check_only(options: Options) -> list[AtcError]:
 
 def make_om(options: Options) -> list[AtcError]:
     """Convert a model (mode 0) and return the warnings: a W11001 for each node that AI Core cannot run."""
-    request = _check_options(options)
-    soc = socs.soc_named(options["soc_version"])
+    request, soc = _check_options(options)
     converted = convert.convert(options, soc, request, _precision(options), Path(options["output"]))
     Path(options["debug_dir"]).mkdir(parents=True, exist_ok=True)
     if options["export_compile_stat"] != "0":
@@ -68,22 +68,20 @@ def make_om(options: Options) -> list[AtcError]:
     return reports.warnings(converted.findings)
 
 
-def _check_options(options: Options) -> gears.Request:
-    """Check the options of a conversion in the real tool's order, and return what they say about shapes."""
+def _check_options(options: Options) -> tuple[gears.Request, Soc]:
+    """Check the options of a conversion in the real tool's order, and return what they say of shapes and SoC."""
     input_format = options["input_format"] or "NCHW"
     if input_format not in ("NCHW", "ND", "NCDHW"):
         reason = "for ONNX it must be NCHW, NCDHW or ND"
         raise AtcError("E10001", parameter="--input_format", value=input_format, reason=reason)
-    cpu = paths.checked_host(options["host_env_os"], options["host_env_cpu"])
+    paths.checked_host(options["host_env_os"], options["host_env_cpu"])
     required = ("soc_version", "output", "model") if options["mode"] == "0" else ("soc_version", "model")
     for name in required:
         if not options[name]:
             raise AtcError("E10054", parameter=f"--{name}")
     paths.checked_input(options["model"], "model")
     if options["mode"] == "0":
-        paths.checked_output(paths.om_name(options["output"], ranges=False, cpu=cpu), "output")
-        if options["output"].endswith("/"):
-            raise AtcError("E10022", parameter="output", filename=options["output"])
+        paths.checked_output(options["output"], "output", suffix=".om")
     for name in ("op_precision_mode", "modify_mixlist", "keep_dtype", "customize_dtypes", "fusion_switch_file",
                  "insert_op_conf"):  # fmt: skip
         if options.given(name):
@@ -106,8 +104,12 @@ def _check_options(options: Options) -> gears.Request:
         raise AtcError("E10001", parameter="--op_select_implmode", value="missing", reason=reason)
     if options["enable_compress_weight"] == "true" or options["compression_optimize_conf"]:
         raise AtcError("E10055", reason="compression of weights is not simulated")
-    socs.soc_named(options["soc_version"])
-    return request
+    soc = socs.soc_named(options["soc_version"])
+    mode = options["precision_mode"] or options["precision_mode_v2"]
+    if mode in ("mixed_bfloat16", "allow_mix_precision_bf16") and soc.family not in ("910B", "910_93"):
+        option = "--precision_mode" if options["precision_mode"] else "--precision_mode_v2"
+        raise AtcError("E10001", parameter=option, value=mode, reason=f"{soc.name} has no bfloat16")
+    return request, soc
 
 
 def _check_precision(options: Options) -> None:

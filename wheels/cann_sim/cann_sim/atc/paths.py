@@ -29,24 +29,21 @@ def checked_input(path: str, option: str) -> Path:
     return found
 
 
-def checked_output(path: str, option: str) -> Path:
-    """Return the path of a file that can be written, and make its folder.
+def checked_output(path: str, option: str, *, suffix: str = "") -> Path:
+    """Return the path of a file that can be written, with `suffix` behind it; its folder need not exist yet.
 
     Raises `AtcError`: E10004 for an empty path, E10021 for a long one, E10022 for a folder, E13004 without permission.
     """
     if not path:
         raise AtcError("E10004", parameter=option)
-    if len(path.encode()) >= LONGEST:
-        raise AtcError("E10021", parameter=option, found=len(path.encode()), size=LONGEST - 1)
-    if path.endswith(("/", "\\")) or Path(path).is_dir():
+    if len((path + suffix).encode()) >= LONGEST:
+        raise AtcError("E10021", parameter=option, found=len((path + suffix).encode()), size=LONGEST - 1)
+    if path.endswith(("/", "\\")) or Path(path + suffix).is_dir():
         raise AtcError("E10022", parameter=option, filename=path)
-    wanted = Path(path)
-    try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AtcError("E13004", file=path, reason=error.strerror) from error
-    if not os.access(wanted.parent, os.W_OK):
-        raise AtcError("E13004", file=path, reason="no permission to write into its folder")
+    wanted = Path(path + suffix)
+    folder = next(parent for parent in wanted.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise AtcError("E13004", file=wanted, reason=f"{folder} is no folder that can be written to")
     return wanted
 
 

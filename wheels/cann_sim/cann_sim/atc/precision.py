@@ -24,7 +24,7 @@ from cann_sim.atc.kernels import (
     taken,
 )
 from cann_sim.atc.network import Array, Network, Node
-from cann_sim.atc.shapes import numpy_dtype
+from cann_sim.atc.om_programs import numpy_dtype
 
 Value = TypeVar("Value")
 
@@ -226,7 +226,7 @@ class Chooser:
             return kept
         if self._named(node, operator, dict.fromkeys(self.precision.keep_dtype, True)):
             return [(dtype, out, "--keep_dtype names it") for dtype, out, _ in kept]
-        low, high = (self.low, "", ""), ("float32", "", "")
+        low, high, half = (self.low, "", ""), ("float32", "", ""), ("float16", "", "")
         if self.mode == "force_fp16":
             return [low, high]
         if self.mode == "force_fp32":
@@ -235,7 +235,7 @@ class Chooser:
             return [("float16", "float32", ""), high, low] if operator in CUBE else [high, low]
         if self.mode == "allow_fp32_to_fp16":
             return [low, high] if operator in CUBE else [(own, "", ""), low, high]
-        return self._mixed(node, own, self.precision.changed_list(operator, library.mixlist))
+        return [*self._mixed(node, own, self.precision.changed_list(operator, library.mixlist)), half]
 
     def _mixed(self, node: Node, own: str, listed: str) -> list[tuple[str, str, str]]:
         low, kept = (self.low, "", ""), (own, "", "")

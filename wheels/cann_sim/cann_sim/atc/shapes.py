@@ -11,6 +11,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 
 from cann_sim.atc.errors import AtcError
 from cann_sim.atc.network import Network, Node, node_proto
+from cann_sim.atc.om_programs import numpy_dtype
 
 Shape = tuple[int, ...]
 Types = list[tuple[str, Shape]]
@@ -68,16 +69,6 @@ def _schema(node: Node, opset: int) -> defs.OpSchema:
 
 def _type(dtype: str, shape: Shape) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype)), shape)
-
-
-@cache
-def numpy_dtype(name: str) -> np.dtype:  # type: ignore[type-arg]
-    """Return numpy's data type of a name; bfloat16 is that of ml_dtypes, which onnx brings along."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def _static(node: Node, found: onnx.TypeProto) -> tuple[str, Shape]:

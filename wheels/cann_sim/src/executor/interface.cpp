@@ -115,7 +115,9 @@ void describe_model(cann_sim_executor_model &made) {
     };
     const auto largest = std::max_element(made.gears.begin(), made.gears.end(), larger);
     for (size_t i = 0; i < model.inputs.size(); ++i) {
-        made.inputs.push_back(describe_value(model.inputs[i]));  // with -1 where gears differ
+        const Value &input = model.inputs[i];  // with -1 where gears differ
+        const bool picture = aipp_of(model, input) != nullptr && input.dtype != at::kByte;
+        made.inputs.push_back(describe_value(picture ? made.pictures.emplace_back(picture_of(input)) : input));
         made.inputs.back().size = largest->inputs[i].size;
     }
     for (size_t i = 0; i < model.outputs.size(); ++i) {

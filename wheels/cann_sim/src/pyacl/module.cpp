@@ -5,10 +5,9 @@
 #include <cstring>
 #include <string>
 
-#include "pyacl/call.h"
-
-// Python has the older functions of C still.
+// Python has the older functions of C still, which its templates call.
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#include "pyacl/call.h"
 
 namespace pyacl {
 
