@@ -616,7 +616,7 @@ def test_masks_are_pasted_as_mmdet_pastes_them():
         undecided[place] = np.abs(values[0].numpy() - 0.5) < 1e-4
         different += (wrong & ~undecided).sum()
         close += (wrong & undecided).sum()
-    assert found.any(axis=(1, 2)).sum() > 200
+    assert found.any(axis=(1, 2)).sum() > 150
     assert different == 0
     assert close < 200  # of two million pixels: where float32 says 0.5 or not
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ascendet_common.errors import RunError
 from cann_sim.atc.__main__ import main as atc
 from conftest import Picture, digest, hand_made, hand_made_steps
 from onnx import TensorProto, helper, numpy_helper
+from staged_om import ranges
 from staged_om.device import Device
 from staged_om.host import Batch, HostStep, Step
 from staged_om.meta import Meta, Port
@@ -191,6 +193,7 @@ sys.path[:0] = {paths!r}
 import cv2, numpy as np
 from conftest import hand_made, hand_made_steps
 from staged_om import infer
+from staged_om import ranges
 from staged_om.device import Device
 folder = Path({folder!r})
 files = []
@@ -220,3 +223,17 @@ def test_a_lost_device_keeps_the_pictures_before_it(folder: Path) -> None:
     assert f"; {len(kept)} of 9 pictures are done and kept" in what
     assert len(kept) == 2  # the first picture runs twice, so the fourth run is the third picture's
     assert all(one["detections"][0]["score"] == pytest.approx(4, rel=1e-5) for one in kept)
+
+
+def test_ranges_over_pictures_are_those_of_the_values(
+    folder: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    om = types.ModuleType("handmade.om")
+    om.pipeline = hand_made_steps  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "handmade", types.ModuleType("handmade"))
+    monkeypatch.setitem(sys.modules, "handmade.om", om)
+    hand_made().write(folder)
+    found = ranges.collect(folder, [picture(51), picture(255)])
+    assert found.keys() == {"features", "head"}
+    assert found["features"]["p3"] == pytest.approx((0.4, 2.0), rel=1e-6)
+    assert found["head"]["scores"] == pytest.approx((0.8, 4.0), rel=1e-6)
