@@ -27,7 +27,7 @@ def suppress(boxes: Floats, overlap: float, limit: int, groups: Integers | None 
         float32 [n, 4], x0 y0 x1 y1, by falling score; boxes that must not meet are shifted apart, as mmdet and
         torchvision do, because float32 rounds an IoU differently elsewhere.
     overlap
-        mmcv compares with a float32, which numpy makes of a float; torchvision with a double: give a np.float64.
+        At least 0. mmcv compares with a float32, which numpy makes of a float; torchvision with a double: give a np.float64.
     limit
         The most boxes that stay.
     groups
@@ -57,17 +57,18 @@ def _staying(sides: Floats, overlap: float, limit: int) -> Integers:
     for start in range(0, sides.shape[1], _STEP):
         if count >= limit:
             break
-        new = np.arange(start, min(start + _STEP, sides.shape[1]))
+        mine = sides[:, start : start + _STEP]
+        new = np.arange(start, start + mine.shape[1])
         if count:
-            new = new[~_over(kept[:, :count], sides[:, new], overlap).any(axis=0)]
-        mine = sides[:, new]
+            free = ~_over(kept[:, :count], mine, overlap).any(axis=0)
+            new, mine = new[free], mine[:, free]
         over = _over(mine, mine, overlap) & _LATER[: len(new), : len(new)]
         stay = np.ones(len(new), np.bool_)
         for row in np.flatnonzero(over.any(axis=1)).tolist():
             if stay[row]:
                 stay[over[row]] = False
         new = new[stay]
-        kept[:, count : count + len(new)] = sides[:, new]
+        kept[:, count : count + len(new)] = mine[:, stay]
         count += len(new)
         found.append(new)
     return np.concatenate(found)
@@ -83,8 +84,7 @@ def _over(first: Floats, second: Floats, overlap: float) -> npt.NDArray[np.bool_
     down = np.minimum(y1, second[3])
     np.maximum(y0, second[1], out=across)
     down -= across
-    np.maximum(down, 0, out=down)
-    both *= down
+    both *= down  # a negative height makes an IoU below 0, which is above no threshold either
     np.add(area, second[4], out=down)
     down -= both
     with np.errstate(invalid="ignore"):  # two boxes without area: no number, which is above nothing

@@ -199,8 +199,8 @@ class Host:
         order = np.argsort(-sigmoids, kind="stable")
         smallest = self.rpn["smallest"]
         if smallest >= 0:
-            sides = boxes[order, 2:] - boxes[order, :2]
-            order = order[(sides > smallest).all(axis=1)]
+            wide, high = (boxes[:, 2:] - boxes[:, :2]).T > smallest
+            order = order[(wide & high)[order]]
         kept = suppress(apart[order], float(self.rpn["overlap"]), int(self.rpn["proposals"]), levels[order])
         return boxes[order[kept]]
 
