@@ -38,7 +38,9 @@ def graphs():
         module = stages.build(model, Options(size=SIZE, without=without))["backbone"]
         buffer = io.BytesIO()
         picture = torch.randn(1, 3, *SIZE)
-        torch.onnx.export(module, (picture,), buffer, opset_version=opset, dynamo=False, input_names=["picture"])
+        torch.onnx.export(
+            module, (picture,), buffer, opset_version=opset, dynamo=False, input_names=["picture"]
+        )
         graph = onnx.load_from_string(buffer.getvalue())
         exporting.clean(graph)
         return graph, norms, gelus
