@@ -22,6 +22,20 @@ def work_folder() -> Path:
     return Path(os.environ.get("ASCEND_WORK_PATH") or ".")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there.
+
+    Raises
+    ------
+    AtcError
+        E13004.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtcError("E13004", file=path, reason=error.strerror) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; see `write_text`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
