@@ -351,8 +351,8 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import numpy as np
 from om_models import Executor
+import torch
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-{imports}
 executor = Executor(Path({library!r}))
 with executor.load(Path({model!r})) as model:
     x = np.ones(model.values("inputs")[0].shape, np.float32)
@@ -360,7 +360,8 @@ with executor.load(Path({model!r})) as model:
         before = faults()
         model.run([x])
     print(faults() - before)
-{after}
+tensors = [torch.full((1 << 20,), float(number)) for number in range(9)]
+assert sum(tensor.mean() for tensor in tensors) == 36
 """
 
 
@@ -383,9 +384,8 @@ def test_the_memory_of_a_run_serves_the_next_and_torch_keeps_its_own(tmp_path: P
     program = Program(inputs=(values["x"],), outputs=(values["v10"],), values=values, operations=operations)
     om_file.write(model_of(program, {}), tmp_path / "model.om")
     text = MEMORY.format(
-        tests=str(Path(__file__).parent), library=str(LIBRARY), model=str(tmp_path / "model.om"), imports="import torch",
-        after="tensors = [torch.full((1 << 20,), float(n)) for n in range(9)]\nassert sum(t.mean() for t in tensors) == 36",
-    )  # fmt: skip
+        tests=str(Path(__file__).parent), library=str(LIBRARY), model=str(tmp_path / "model.om")
+    )
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     done = subprocess.run([sys.executable, "-c", text], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
