@@ -174,8 +174,8 @@ export: ## MODEL's latest training, or CHECKPOINT, as ONNX by stages, checked ag
 	@$(PY) export $(TARGET) $(OF_SIZES) --checkpoint $(call quoted,CHECKPOINT)
 om: ## Convert them with atc for SOC in the mode PRECISION, after a forecast; FORCE=1
 	@$(PY) om $(TARGET) $(OF_SIZES) $(CONVERTED)
-om-forecast: ## What atc will fuse, what has no AI Core kernel, what stays float32
-	@$(PY) om-forecast $(TARGET) $(OF_SIZES) $(CONVERTED)
+om-forecast: ## What atc will fuse, what has no AI Core kernel, what stays float32; with IMAGES, what overflows in fp16
+	@$(PY) om-forecast $(TARGET) $(OF_SIZES) $(CONVERTED) --images $(call quoted,IMAGES)
 om-info: ## Exported models and OMs: sizes, SoC, atc's version and command; JSON=1 for machines
 	@$(PY) om-info $(TARGET) $(OF_SIZES) $(if $(JSON),--json)
 infer-om: ## Detect and draw objects in IMAGES with OMs on the first of DEVICES; JSON, latency by stage, throughput
@@ -195,7 +195,7 @@ lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
 	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
-bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-pipeline, -counters, -score, -hccl, -wheel, -image, -fetch
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-pipeline, -pyacl, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 import torch_npu  # noqa: F401  mmcv's operators link to it
 from torch import Tensor
-from vitdet import ViT
 from vitdet.attention import Attention
+from vitdet.backbone import ViT
 
 KINDS = {"usual": "all logits in memory", "plain": "ours, plain (export)", "fused": "ours, fused"}
 WINDOW_BLOCKS = (0, 1, 3, 4, 6, 7, 9, 10)

@@ -25,10 +25,14 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages; the stack's environment stays as it is."""
-    folder = tmp_path_factory.mktemp("packages")
+    """A folder with the packages of training; the stack's environment stays as it is."""
+    return install(tmp_path_factory.mktemp("packages"), "requirements.txt")
+
+
+def install(folder: Path, requirements: str) -> Path:
+    """Install a file's packages into a folder."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes",
-               "--only-binary=:all:", "--target", folder, "-r", HERE / "requirements.txt"]  # fmt: skip
+               "--only-binary=:all:", "--target", folder, "-r", HERE / requirements]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "DO NOT MATCH THE HASHES" in done.stderr:
         pytest.fail(done.stderr)
@@ -43,7 +47,8 @@ def run(packages: Path, state: Path, *command: object, **environ: str) -> list[d
         [sys.executable, *map(str, command)],
         env={
             **os.environ,
-            "PYTHONPATH": str(packages),
+            # The tree's python/site-packages, too, where a user's shell has it.
+            "PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
             "CANN_SIM_STATE": str(state),
             "HF_HUB_OFFLINE": "1",
@@ -93,3 +98,25 @@ def test_transformers_trainer_learns_to_count(packages: Path, tmp_path: Path) ->
     assert result["losses"][-1] < 0.5 * result["losses"][0]
     assert result["answer"] == list(range(3, 13))
     assert (tmp_path / "out" / "checkpoint-30" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "least", "most"), [("must_keep_origin_dtype", 0, 1e-5), ("force_fp16", 1e-4, 1e-2)]
+)
+def test_onnxruntime_infers_with_its_cann_provider(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, mode: str, least: float, most: float
+) -> None:
+    """In the model's own data types it equals the CPU's; in float16 it rounds."""
+    folder = install(tmp_path_factory.mktemp("onnxruntime"), "requirements-onnxruntime.txt")
+    counted = tmp_path / "counters.json"
+    (result,) = run(
+        folder,
+        tmp_path,
+        HERE / "infer_onnxruntime.py",
+        mode,
+        CANN_SIM_COUNTERS=str(counted),
+        TMPDIR=str(tmp_path),
+    )
+    assert result["providers"][0] == "CANNExecutionProvider"
+    assert least <= result["difference"] <= most
+    assert sum(json.loads(counted.read_text())["launches"].values()) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import vitdet
+import vitdet.register
 from ascendet_common.checkpoints import CheckpointError, Discarded
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmdet.evaluation import CocoMetric
 from truths import IDS, PER_IMAGE, encode, make_truth, perfect
-from vitdet import NumberedCocoMetric
 from vitdet.dataset import DataError
+from vitdet.predictions import NumberedCocoMetric
 
 
 def _samples(truth, *, results=None):

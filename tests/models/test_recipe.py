@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import vitdet
+import vitdet.register
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader

@@ -23,10 +23,11 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS
 from PIL import Image
+from vitdet.checkpoint import KeepingCheckpointHook
 from vitdet.dataset import CheckedCocoDataset, DataError
 from vitdet.losses import EXIT_LOSS_NOT_FINITE, LossHook
 from vitdet.recipe import RecipeRunner, choose_batch, fit
-from vitdet.resume import EXIT_INTERRUPTED, INTERRUPTED, ResumableSampler
+from vitdet.resume import EXIT_INTERRUPTED, INTERRUPTED, ResumableSampler, SeedEachIterationHook
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
 GENERATOR = Path(__file__).parents[2] / "wheels" / "common" / "ascendet_common" / "shapes.py"
@@ -206,7 +207,7 @@ def test_a_loss_that_is_not_finite_explains_an_exception_after_it(train, tmp_pat
         if runner.iter == 2:
             raise RuntimeError("boxes that make no sense")
 
-    monkeypatch.setattr(vitdet.SeedEachIterationHook, "before_train_iter", fail)
+    monkeypatch.setattr(SeedEachIterationHook, "before_train_iter", fail)
     with pytest.raises(RuntimeError, match="no sense"):
         train(tmp_path / "finite")
     with pytest.raises(SystemExit) as ended:
@@ -301,9 +302,7 @@ def test_a_training_sees_as_many_images_on_any_number_of_devices(ranks):
 
 
 def test_a_full_disk_costs_neither_the_last_nor_the_best_checkpoint(tmp_path):
-    hook = vitdet.KeepingCheckpointHook(
-        interval=1, max_keep_ckpts=1, save_best="coco/bbox_mAP", rule="greater"
-    )
+    hook = KeepingCheckpointHook(interval=1, max_keep_ckpts=1, save_best="coco/bbox_mAP", rule="greater")
 
     class Disk:
         """Of mmengine's runner, what the hook touches."""

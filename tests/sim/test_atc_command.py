@@ -67,6 +67,7 @@ REFUSED = {
     "mode 6 with a framework": (["--mode=6", "--om=model.onnx", "--framework=5"], "E10057"),
     "mode 6 of no OM": (["--mode=6", "--om=model.onnx"], "E10001"),
     "mode 6 of a file that is not there": (["--mode=6", "--om=other.om"], "E13000"),
+    "the old tuning": (["--auto_tune_mode=RL"], "E10001"),
     "single operators": (["--singleop=op.json"], "E10055"),
 }
 REFUSED_CONVERSIONS = {

@@ -283,6 +283,27 @@ def test_an_initializer_that_is_an_input_is_a_constant(make: Make) -> None:
     assert [given.name for given in om_file.read(make(proto)).inputs] == ["image"]
 
 
+def test_a_node_without_a_kernel_of_ai_core_is_a_warning(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [helper.make_node("ScatterND", ["x", "places", "y"], ["z"], "scatter")]
+    places = helper.make_tensor_value_info("places", onnx.TensorProto.INT64, (2, 1))
+    make(model(nodes, [value("x", 4, 3), places, value("y", 2, 3)], [value("z", 4, 3)]))
+    assert main(command(tmp_path)) == 0
+    _, warning = capsys.readouterr().out.split("ATC run success, welcome to the next use.")
+    assert warning.startswith("\nW11001: [PID: ")
+    assert "The node scatter" in warning
+
+
+def test_origin_refuses_float32_where_kernels_have_float16_only(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[2, 2])]
+    make(model(nodes, [value("x", 1, 16, 8, 8)], [value("y", 1, 16, 7, 7)]))
+    assert main(command(tmp_path, ORIGIN)) == 255
+    assert "\nEZ3003: [PID: " in capsys.readouterr().out
+
+
 def test_a_dropout_passes_values_on(make: Make, executor: Executor) -> None:
     nodes = [
         helper.make_node("Dropout", ["x"], ["kept", "mask"], "dropout", ratio=0.5),

@@ -20,6 +20,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from vitdet.data import fill
+from vitdet.losses import LossHook
 
 STEPS = {"backbone": 4, "region proposals": 6, "training": 4, "mixed precision": 2}
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -95,7 +96,7 @@ def main() -> None:
         # A scale that no gradient overflows at: the first one of a dynamic scale skips steps until it fits.
         scale = {"loss_scale": 128.0} if name == "mixed precision" else {}
         optimizer = build_optim_wrapper(model, {**cfg.optim_wrapper, "type": wrapper, **scale})
-        hook = vitdet.LossHook()
+        hook = LossHook()
         runner = SimpleNamespace(  # of mmengine's, what the hook touches
             epoch=0,
             iter=0,

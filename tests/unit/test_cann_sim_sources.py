@@ -24,6 +24,7 @@ ALLOWED = {
     "aclnn": {"compute", "opapi", "runtime"},
     "executor": {"acl"},  # how RoIAlign samples, which knows nothing of CANN
     "model": {"executor", "runtime"},
+    "graph": {"runtime"},
     "pyacl": {"model", "runtime"},
 }
 

@@ -35,6 +35,7 @@ FLAGS = [
     "-Wextra",
 ]
 
+PARSER = "libfmk_onnx_parser.so"
 PYACL = "acl.so"  # the Python module, in CANN's place for it, which set_env.sh puts on PYTHONPATH
 # The folders of src whose sources make each library. Only the compute plug-in and the executor are linked to libtorch,
 # and only these are loaded on demand.
@@ -47,6 +48,7 @@ LIBRARIES = {
     "libopapi.so": ["opapi"],
     "libmsprofiler.so": ["msprofiler"],
     "libascend_hal.so": ["driver"],
+    PARSER: ["graph"],
     PYACL: ["pyacl"],
     # torch_npu links or loads these, but calls no function of them here.
     "libge_runner.so": [], "libgraph.so": [], "libacl_tdt_channel.so": [],
@@ -112,7 +114,9 @@ class BuildTree(build_py):
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
             include = ["-I", objects, *aten] if library in headers else acl
-            if library == PYACL:
+            if library == PARSER:
+                include = [*acl, "-isystem", torch_npu / "include/third_party/acl/inc"]
+            elif library == PYACL:
                 include = [*acl, "-isystem", sysconfig.get_path("include")]
             jobs = heavy if library in headers else light
             for source in sources_of(library, objects):
@@ -139,7 +143,7 @@ class BuildTree(build_py):
             needs: list[str | Path] = []
             if library == "libhccl.so":
                 needs = ["-Wl,-z,nodelete"]  # its sender threads and fork handlers outlive a dlclose
-            elif library in ("libacl_op_compiler.so", "libopapi.so"):
+            elif library in ("libacl_op_compiler.so", "libopapi.so", PARSER):
                 needs = ["-L", lib64, "-lascendcl"]
             elif library == COMPUTE:
                 # libtorch loads the libraries that it needs (CUDA's for that build); they are not linked here.

@@ -20,6 +20,7 @@ from ascendet.run import folders, program, target
 from ascendet.run.target import Target
 
 _LOG = "atc.log"
+_FUSION_RESULT = "fusion_result.json"  # what atc leaves in its current folder
 # Where atc's messages begin: one of its codes, or the line that it ends with.
 _MESSAGE = re.compile(r"^\[?(E[A-Z]?\d{4,5}|ATC run failed|error)", re.MULTILINE)
 
@@ -40,8 +41,8 @@ def execute(args: argparse.Namespace) -> None:
     choice = soc.find(aim, args.soc, force=args.force)
     print(choice, flush=True)
     for one in found:
-        print(forecast.table(aim, one, choice.soc, precision), flush=True)
         keep = exported.read_keep(args.keep_dtype, [stage["name"] for stage in one.stages])
+        print(f"{forecast.table(aim, one, choice.soc, precision, keep)}\n", flush=True)
         final = convert(aim, one, choice, precision, keep)
         print(f"stored in {paths.shorten(final)}: {len(one.stages)} OM files")
 
@@ -102,7 +103,9 @@ def convert(
         return final
     with folders.replacing(final, _LOG) as work:
         converted = {
-            stage["name"]: _convert(aim, one, stage, work, choice.soc, precision, kept.get(stage["name"], ()))
+            stage["name"]: _convert(
+                aim, one, stage, work, choice.soc, precision, exported.kept_nodes(stage, kept)
+            )
             for stage in one.stages
         }
         heads = [header.read(work / entry["om"]) for entry in converted.values()]
@@ -141,10 +144,10 @@ def _convert(
     kept: Sequence[str],
 ) -> dict[str, Any]:
     """Convert one stage into `work`, and return its entry in om.json."""
-    keep, nodes = "", sorted({*stage["keep_fp32"], *kept})
-    if nodes:
+    keep = ""
+    if kept:
         keep = f"{stage['name']}{exported.KEEP_SUFFIX}"
-        (work / keep).write_text("".join(f"{name}\n" for name in nodes), encoding="utf-8")
+        (work / keep).write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
     # Relative paths: `work` lies beside the ONNX file, and the command that an OM records should not tell where.
     command = arguments(stage, model=f"../{stage['file']}", soc=soc, precision=precision, keep=keep)
     print(f"atc {' '.join(command)}", flush=True)
@@ -169,6 +172,9 @@ def _convert(
             found=message((work / _LOG).read_text(encoding="utf-8", errors="replace")) or error.found,
             hint=again.command("om-forecast"),
         ) from error
+    fused = work / _FUSION_RESULT
+    if fused.is_file():  # the next stage's would replace it; on hardware the forecast is compared with it
+        fused.replace(work / f"{stage['name']}.{_FUSION_RESULT}")
     om = f"{stage['name']}.om"
     return {
         "om": om,

@@ -170,11 +170,16 @@ def read_keep(text: str, stages: Sequence[str]) -> Keep:
     return kept
 
 
+def kept_nodes(stage: Mapping[str, Any], keep: Keep) -> list[str]:
+    """Return the nodes of a stage of export_meta.json that keep their data type: its own, and those of `keep`."""
+    return sorted({*stage["keep_fp32"], *keep.get(stage["name"], ())})
+
+
 def mode_name(precision: str, keep: Keep) -> str:
     """Return the name of a precision mode with the nodes that are kept, as folders have it.
 
     >>> mode_name("fp16", {}), mode_name("fp16", {"roi": ("/RoiAlign",)})
-    ('fp16', 'fp16-keep-a8a7aa87')
+    ('fp16', 'fp16-keep-414d3df3')
     """
     if not keep:
         return precision

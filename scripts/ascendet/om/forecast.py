@@ -1,15 +1,24 @@
-"""`make om-forecast`: before any conversion, which nodes fuse, which have no AI Core kernel, and what stays float32."""
+"""`make om-forecast`: before a conversion, what fuses, what has no AI Core kernel, what stays float32 or overflows."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 from ascendet.core import process
 from ascendet.envs import activation, venv
 from ascendet.om import exported, soc
-from ascendet.om.exported import Exported
-from ascendet.run import target
+from ascendet.om.exported import Exported, Keep
+from ascendet.run import folders, infer, program, target
 from ascendet.run.target import Target
+
+# Beside the ONNX files, so that `make om` sees it, too: the ranges of values over pictures (staged_om.ranges.FILE).
+ACTIVATIONS = "activations.json"
+_LOG = "ranges.log"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -17,30 +26,73 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     target.add_options(parser)
     exported.add_options(parser)
     exported.add_conversion_options(parser)
+    parser.add_argument("--images", default="", help="pictures whose activations show what overflows")
 
 
 def execute(args: argparse.Namespace) -> None:
     """Print the forecast of every exported model that is asked for."""
     precision = exported.check_precision(args.precision)
+    pictures = infer.find_images(args.images) if args.images else []
     aim = target.check(args, "export")
     found = exported.find(aim, exported.parse_sizes(args.sizes), exported.parse_batches(args.batch))
     aim = target.prepare(aim)
     choice = soc.find(aim, args.soc, force=args.force)
-    print(choice)
+    print(choice, flush=True)
     for one in found:
-        print(table(aim, one, choice.soc, precision))
+        if pictures and _foreseen(aim):
+            collect(aim, one, pictures)
+        keep = exported.read_keep(args.keep_dtype, [stage["name"] for stage in one.stages])
+        print(table(aim, one, choice.soc, precision, keep))
 
 
-def table(aim: Target, one: Exported, chip: str, precision: str) -> str:
+def collect(aim: Target, one: Exported, pictures: Sequence[Path]) -> None:
+    """Run an exported model on pictures with ONNX Runtime, and keep the ranges of its values beside it."""
+    with folders.replacing(one.folder / "ranges", _LOG) as work:
+        (work / "images.json").write_text(json.dumps([str(file) for file in pictures]), encoding="utf-8")
+        program.execute(
+            program.Run(
+                program="staged_om.ranges",
+                environ=target.environ(aim, work),
+                log=work / _LOG,
+                target=aim,
+                inputs=[one.folder, *sorted({file.parent for file in pictures})],
+                arguments=[f"--export={one.folder}", f"--images={work / 'images.json'}"],
+            )
+        )
+        (work / ACTIVATIONS).replace(one.folder / ACTIVATIONS)
+    shutil.rmtree(one.folder / "ranges")
+
+
+def _foreseen(aim: Target) -> bool:
+    return aim.npu == "sim" and aim.container is None
+
+
+def table(aim: Target, one: Exported, chip: str, precision: str, keep: Keep) -> str:
     """Return the forecast of all stages of an exported model, as cann_sim's package prints it."""
-    if aim.npu == "real" or aim.container:
+    if not _foreseen(aim):
         return "no forecast: it needs cann_sim in the stack's environment (RUN_IN=venv, NPU=sim)"
     environ = activation.stack_environ(aim.stack, aim.npu)
+    known = one.folder / ACTIVATIONS
     parts = []
-    for stage in one.stages:
-        command = [venv.stack_python(aim.stack), "-m", "cann_sim.atc.forecast", one.folder / stage["file"]]
-        shown = process.ask([*command, f"--soc={chip}", f"--precision={precision}"], env=environ)
-        # What atc refuses cannot be forecast; atc says why.
-        parts.append(f"forecast of {stage['name']} on {chip}, {precision} (simulated ATC)")
-        parts.append("none" if shown is None else shown.rstrip())
-    return "\n".join(parts)
+    with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
+        for stage in one.stages:
+            nodes = exported.kept_nodes(stage, keep)
+            file = Path(folder, f"{stage['name']}{exported.KEEP_SUFFIX}")
+            file.write_text("".join(f"{node}\n" for node in nodes), encoding="utf-8")
+            shown = process.ask(
+                [
+                    *(
+                        venv.stack_python(aim.stack),
+                        "-m",
+                        "cann_sim.atc.forecast",
+                        one.folder / stage["file"],
+                    ),
+                    *(f"--soc={chip}", f"--precision-mode={precision}"),
+                    *([f"--keep-dtype={file}"] if nodes else []),
+                    *([f"--activations={known}"] if known.is_file() else []),
+                ],
+                env=environ,
+            )
+            # What atc refuses cannot be forecast; atc says why.
+            parts.append(f"no forecast of {stage['name']}" if shown is None else shown.rstrip())
+    return "\n\n".join(parts)

@@ -23,6 +23,7 @@ MAKE_TARGETS = {
     "export": "export",
     "atc": "om",
     "staged_om.infer": "infer-om",
+    "staged_om.ranges": "om-forecast",
     "staged_om.compare": "om-compare",
     "staged_om.bisect": "om-bisect",
     "staged_om.precision": "om-precision",

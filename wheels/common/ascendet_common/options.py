@@ -41,6 +41,8 @@ def add_export_options(
 
     Parameters
     ----------
+    parser
+        The program's.
     rewrites
         Names of what it changes for ATC, equal to the last bits.
     own_size
@@ -56,7 +58,11 @@ def add_export_options(
     parser.add_argument("--batch", type=int, default=1, help="pictures per execution")
     parser.add_argument("--opset", choices=["auto", "16", "17"], default="auto", help="of all stages")
     parser.add_argument(
-        "--no-rewrite", action="append", default=[], choices=rewrites, help="leave this one as the model has it"
+        "--no-rewrite",
+        action="append",
+        default=[],
+        choices=rewrites,
+        help="leave this one as the model has it",
     )
 
 

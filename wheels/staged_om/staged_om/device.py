@@ -15,7 +15,7 @@ from ascendet_common.errors import RunError
 
 _INITIALISED_BEFORE = 100002
 # Codes of acl/error_codes of CANN 8.5 whose cause has a name of its own: a file that is missing or no OM, lost
-# heartbeat and HBM ECC error, time-outs, memory of the device and of the host.
+# heartbeat and HBM ECC error, time-outs, lack of memory (host, a model's load, device).
 _NAMES = {
     145002: "om-missing",
     145006: "om-corrupt",
@@ -24,6 +24,7 @@ _NAMES = {
     507014: "npu-timeout",
     507046: "npu-timeout",
     207001: "npu-out-of-memory",
+    245000: "npu-out-of-memory",
     207018: "npu-out-of-memory",
 }
 HUGE_FIRST = 0  # ACL_MEM_MALLOC_HUGE_FIRST

@@ -165,9 +165,9 @@ class Report:
             )
         for direction, sizes in self.copies.items():
             each = ", ".join(f"{name} {size / self.batches / 1e6:.2f} MB" for name, size in sizes.items())
-            lines.append(f"copies {direction} per batch: {each or 'none'}")
+            lines.append(f"copies {direction}, mean of {self.batches} batches: {each or 'none'}")
         names = " ".join(self.resident)
-        total = sum(self.resident.values()) / 1e6
+        total = sum(self.resident.values()) / self.batches / 1e6
         copied = sum(name in sizes for sizes in self.copies.values() for name in self.resident)
         if self.resident:
             lines.append(
@@ -312,7 +312,8 @@ def _run(session: Session, run: Run, group: Sequence[Sequence[int]]) -> None:
             known = report.copies.setdefault(direction, {})
             for name, size in sizes.items():
                 known[name] = known.get(name, 0) + size
-        report.resident |= session.resident()
+        for name, size in session.resident().items():
+            report.resident[name] = report.resident.get(name, 0) + size * session.batches
 
 
 def main() -> None:

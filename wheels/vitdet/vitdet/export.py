@@ -335,8 +335,6 @@ def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:
             expected=f"SHA-256 {meta.checkpoint_sha256}",
             found=f"SHA-256 {digest}",
         )
-    from vitdet import register  # noqa: F401  as the configuration's custom_imports did
-
     model = load_model(Config.fromstring(meta.host["config"], ".py"), str(checkpoint), meta.classes)
     options = Options(
         size=(meta.height, meta.width),

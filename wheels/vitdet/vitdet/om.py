@@ -188,7 +188,7 @@ class Host:
             best = top(flat, int(self.rpn["candidates"]))
             anchor, place = np.divmod(best, logits[0].size)
             row, column = np.divmod(place, logits.shape[2])
-            at = np.stack([column, row, column, row], axis=1) * self.strides[level]
+            at = np.stack([column, row, column, row], axis=1).astype(np.float32) * self.strides[level]
             moves = delta.reshape(len(self.anchors[level]), 4, -1)[anchor, :, place]
             boxes = decode(self.anchors[level][anchor] + at, moves, self.rpn_coder, limit)
             parts.append((boxes, flat[best], np.full(len(best), level)))

@@ -327,19 +327,46 @@ class Align(torch.autograd.Function):
 
 
 class Extractor(torch.autograd.Function):
-    """The node RoiExtractor: mmdet's SingleRoIExtractor, of which `extract` is the bound forward."""
+    """The node RoiExtractor: the levels of regions, and RoiAlign of each from its level."""
 
     @staticmethod
-    def forward(ctx: Any, extract: Any, facts: dict[str, Any], rois: Tensor, *levels: Tensor) -> Tensor:
-        """Return [n, channels, side, side]."""
-        return extract(levels, rois)
+    def forward(
+        ctx: Any,
+        rois: Tensor,
+        finest: int,
+        scales: tuple[float, ...],
+        side: int,
+        samples: int,
+        *features: Tensor,
+    ) -> Tensor:
+        """Return [n, channels, side, side] for regions [n, 5]."""
+        mine = Levels(finest, len(scales), roots=False)(rois[:, 1:])
+        out = torch.zeros(len(rois), features[0].shape[1], side, side)
+        for level, scale, of_level in zip(features, scales, mine, strict=False):
+            places = of_level[:, 0].nonzero()[:, 0]
+            out[places] = roi_align(level, rois[places], (side, side), scale, samples, "avg", True)
+        return out
 
     @staticmethod
-    def symbolic(g: Any, extract: Any, facts: dict[str, Any], rois: Any, *levels: Any) -> Any:
+    def symbolic(
+        g: Any, rois: Any, finest: int, scales: tuple[float, ...], side: int, samples: int, *features: Any
+    ) -> Any:
         """Return the node; the domain is removed when the graph is written."""
-        out = g.op("ascend::RoiExtractor", *levels, rois, **facts)
-        shape = [rois.type().sizes()[0], levels[0].type().sizes()[1], facts["pooled_height_i"]]
-        out.setType(levels[0].type().with_sizes([*shape, facts["pooled_width_i"]]))
+        out = g.op(
+            "ascend::RoiExtractor",
+            *features,
+            rois,
+            finest_scale_i=finest,
+            roi_scale_factor_f=0.0,
+            spatial_scale_f=list(scales),
+            pooled_height_i=side,
+            pooled_width_i=side,
+            sample_num_i=samples,
+            pool_mode_s="avg",
+            aligned_i=1,
+        )
+        shape = [rois.type().sizes()[0], features[0].type().sizes()[1], side, side]
+        out.setType(features[0].type().with_sizes(shape))
         return out
 
 
@@ -379,26 +406,17 @@ class Regions(nn.Module):
         layer = extractor.roi_layers[0]
         if not layer.aligned or layer.pool_mode != "avg":
             raise ValueError("RoIAlign must be aligned and average")
-        self.extractor = extractor if "roi-extractor" in options.variants else None
+        self.in_one = "roi-extractor" in options.variants
         self.side, self.samples = layer.output_size[0], layer.sampling_ratio
-        self.scales = [one.spatial_scale for one in extractor.roi_layers]
+        self.scales = tuple(one.spatial_scale for one in extractor.roi_layers)
         self.finest = extractor.finest_scale
         self.levels = Levels(self.finest, len(self.scales), roots=options.rewrites("level-roots"))
 
     def forward(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Return [n, channels, side, side] for regions [n, 5]: picture, x1, y1, x2, y2."""
-        if self.extractor is not None:
-            facts = {
-                "finest_scale_i": self.finest,
-                "roi_scale_factor_f": 0.0,
-                "spatial_scale_f": self.scales,
-                "pooled_height_i": self.side,
-                "pooled_width_i": self.side,
-                "sample_num_i": self.samples,
-                "pool_mode_s": "avg",
-                "aligned_i": 1,
-            }
-            return Extractor.apply(self.extractor, facts, rois, *features)
+        if self.in_one:
+            features = features[: len(self.scales)]
+            return Extractor.apply(rois, self.finest, self.scales, self.side, self.samples, *features)
         boxes = rois[:, torch.tensor([1, 2, 3, 4])]
         pictures = rois[:, torch.tensor(0)].to(torch.int64)
         out = None

@@ -67,6 +67,9 @@ def _run(options: Options) -> list[AtcError]:
     """Run the mode that was asked for and return its warnings."""
     if options["singleop"]:
         raise AtcError("E10055", reason="--singleop is not simulated")
+    if options["auto_tune_mode"]:
+        reason = "it is gone from CANN; the tool AOE replaces it"
+        raise AtcError("E10001", parameter="--auto_tune_mode", value=options["auto_tune_mode"], reason=reason)
     mode = options["mode"]
     if mode in ("5", "30"):
         raise AtcError("E10055", reason=f"--mode={mode} is not simulated; 0, 1, 3 and 6 are")

@@ -61,7 +61,7 @@ def convert(options: Options, soc: Soc, request: Request, precision: Precision, 
         key = gears.gear_key(request.gears, size, {value.name: static[value.name] for value in graph.input})
         lowered[key] = _shared(made, constants, suffix="_".join(map(str, size)))
     om = _model(options, model, soc, request, lowered, constants, pictures, output.name)
-    written = Path(f"{output}.om")
+    written = Path(paths.om_name(str(output), ranges=False, cpu=""))
     written.parent.mkdir(parents=True, exist_ok=True)
     try:
         om_file.write(om, written)

@@ -166,14 +166,13 @@ def _batches(text: str, shapes: dict[str, Shape], _format: str) -> list[Shape]:
 
 def _images(text: str, shapes: dict[str, Shape], input_format: str) -> list[Shape]:
     """Return the gears of --dynamic_image_size."""
-    if input_format not in ("NCHW", "NHWC"):
+    if input_format != "NCHW":
         reason = "gears of image sizes need NCHW; with ND use --dynamic_dims"
         raise AtcError("E10003", parameter="input_format", value=input_format, reason=reason)
-    axes = {2, 3} if input_format == "NCHW" else {1, 2}
     varying = 0
     for name, shape in shapes.items():
         found = {index for index, dim in enumerate(shape) if dim == -1}
-        if found and (len(shape) != 4 or found != axes):
+        if found and (len(shape) != 4 or found != {2, 3}):
             raise AtcError("E10019", shape=f"{name}:{','.join(map(str, shape))}")
         varying += bool(found)
     if not varying:

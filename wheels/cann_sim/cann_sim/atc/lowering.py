@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,14 @@ import onnx
 from onnx import helper
 
 from cann_sim.atc import fusion
+from cann_sim.atc.choice import Choice, Chooser
 from cann_sim.atc.errors import AtcError
 from cann_sim.atc.folding import read
-from cann_sim.atc.fusion import Site
 from cann_sim.atc.kernels import Soc
+from cann_sim.atc.matching import Site
 from cann_sim.atc.network import Network, Node
 from cann_sim.atc.om_programs import numpy_dtype
-from cann_sim.atc.precision import Choice, Chooser, Precision
+from cann_sim.atc.precision import Precision
 from cann_sim.atc.program import Attribute, Operation, Program, Value
 
 # Casts that lose nothing: back again is the value before.
@@ -75,12 +76,25 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """A program for one set of shapes, its constants, the findings in the graph's order, and the sites of fusion."""
+    """A program for one set of shapes.
+
+    Attributes
+    ----------
+    constants
+        Those of the program by name, in the data types in which it uses them.
+    findings
+        In the order of the graph's nodes.
+    sites
+        Where the graph computes a LayerNorm or a GELU.
+    originals
+        What the graph has for the constants that are in another data type.
+    """
 
     program: Program
     constants: dict[str, np.ndarray]
     findings: tuple[Finding, ...]
     sites: tuple[Site, ...] = ()
+    originals: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def lower(
@@ -105,7 +119,13 @@ def lower(
         writer.add(node)
     program = writer.program()
     findings = _in_order(writer.findings, network, _original_names(model))
-    return Lowered(program=program, constants=writer.constants, findings=findings, sites=sites)
+    return Lowered(
+        program=program,
+        constants=writer.constants,
+        findings=findings,
+        sites=sites,
+        originals=writer.originals,
+    )
 
 
 def fusion_counts(findings: tuple[Finding, ...]) -> dict[str, int]:
@@ -125,6 +145,7 @@ class _Writer:
         self.operations: list[Operation] = []
         self.values: dict[str, Value] = {}
         self.constants: dict[str, np.ndarray] = {}
+        self.originals: dict[str, np.ndarray] = {}
         self.findings: dict[str, list[Finding]] = {}
         # what a value is called in the program, by its name in the graph and its data type
         self.names: dict[tuple[str, str], str] = {}
@@ -203,6 +224,8 @@ class _Writer:
             known = name if dtype == self.network.dtypes[name] else f"{name}@{dtype}"
             value = self.network.constants[name]
             self.constants[known] = np.asarray(_converted(value, dtype), order="C")
+            if known != name:
+                self.originals[known] = value
         else:
             computed = self.chooser.computed[name]
             source = self.sources.get(name)

@@ -60,7 +60,7 @@ def make_om(options: Options) -> list[AtcError]:
     """Convert a model (mode 0) and return the warnings: a W11001 for each node that AI Core cannot run."""
     request, soc = _check_options(options)
     converted = convert.convert(options, soc, request, _precision(options), Path(options["output"]))
-    Path(options["debug_dir"]).mkdir(parents=True, exist_ok=True)
+    reports.make_folder(Path(options["debug_dir"]))
     if options["export_compile_stat"] != "0":
         reports.write_fusion_result(converted.findings)
     if options["display_model_info"] == "1":

@@ -120,15 +120,21 @@ def read(path: Path) -> Model:
         raise OmError(f"{path} was altered or damaged: its checksum is not the one in its header")
     body = data[HEADER.size :]
     try:
-        partitions = {}
-        for index in range(struct.unpack_from("<I", body)[0]):
-            kind, offset, size = PARTITION.unpack_from(body, 4 + index * PARTITION.size)
-            if offset + size > len(body):
-                raise ValueError("a partition lies outside the file")
-            partitions[kind] = body[offset : offset + size]
+        partitions = _partitions(body)
         return decode(partitions[PROGRAMS], partitions[CONSTANTS])
     except (KeyError, IndexError, ValueError, TypeError, struct.error) as error:
         raise OmError(f"{path} holds no programs of format {FORMAT}: {error}") from error
+
+
+def _partitions(body: memoryview) -> dict[int, memoryview]:
+    """Return the content of each partition by its type."""
+    partitions = {}
+    for index in range(struct.unpack_from("<I", body)[0]):
+        kind, offset, size = PARTITION.unpack_from(body, 4 + index * PARTITION.size)
+        if offset + size > len(body):
+            raise ValueError("a partition lies outside the file")
+        partitions[kind] = body[offset : offset + size]
+    return partitions
 
 
 def _check_names(model: Model) -> None:

@@ -67,6 +67,8 @@ SECTIONS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         Option("insert_op_conf", help="file that configures AIPP"),
         Option("external_weight", "0", "where weights are kept; here 0 only", ("0", "1", "2")),
         Option("op_name_map"),
+        Option("cal_conf"),
+        Option("device_id", "0"),
         Option("is_input_adjust_hw_layout"),
         Option("is_output_adjust_hw_layout"),
     )),
@@ -108,6 +110,9 @@ SECTIONS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         Option("op_bank_path"),
         Option("jit_compile", "1", "", ("0", "1", "2")),
         Option("oo_level", "O3"),
+        Option("oo_constant_folding"),
+        Option("oo_dead_code_elimination"),
+        Option("auto_tune_mode"),
         Option("topo_sorting_mode"),
     )),
     ("Debug", (

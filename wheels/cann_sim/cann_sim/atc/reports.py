@@ -12,6 +12,7 @@ import onnx
 
 from cann_sim.atc.checks import nodes_of, opsets
 from cann_sim.atc.errors import AtcError
+from cann_sim.atc.fusion import UB_PASSES
 from cann_sim.atc.lowering import Finding, fusion_counts
 from cann_sim.atc.registry import DEFAULT_DOMAIN
 
@@ -19,6 +20,20 @@ from cann_sim.atc.registry import DEFAULT_DOMAIN
 def work_folder() -> Path:
     """Return ASCEND_WORK_PATH, or the folder in which the tool was started."""
     return Path(os.environ.get("ASCEND_WORK_PATH") or ".")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there.
+
+    Raises
+    ------
+    AtcError
+        E13004.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtcError("E13004", file=path, reason=error.strerror) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -77,7 +92,10 @@ def write_fusion_result(findings: Iterable[tuple[Finding, ...]]) -> None:
             name: {"effect_times": str(count), "match_times": str(count)}
             for name, count in fusion_counts(found).items()
         }
-        graphs[f"session_and_graph_id_0_{index}"] = {"graph_fusion": passes, "ub_fusion": {}}
+        graphs[f"session_and_graph_id_0_{index}"] = {
+            "graph_fusion": {name: counts for name, counts in passes.items() if name not in UB_PASSES},
+            "ub_fusion": {name: counts for name, counts in passes.items() if name in UB_PASSES},
+        }
     write_json(folder / "fusion_result.json", graphs)
 
 

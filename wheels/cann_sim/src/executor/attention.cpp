@@ -45,7 +45,9 @@ void flash_attention(Call &call) {
     }
     at::softmax_out(scores, scores, -1);
     const at::Tensor result = at::matmul(scores, value);
-    const at::Tensor rows = layout == "BNSD" ? result : layout == "SBH" ? result.permute({2, 0, 1, 3}) : result.transpose(1, 2);
+    const at::Tensor rows = layout == "BNSD"  ? result
+                            : layout == "SBH" ? result.permute({2, 0, 1, 3})
+                                              : result.transpose(1, 2);
     call.output(rows.reshape(call.result().shape));
 }
 

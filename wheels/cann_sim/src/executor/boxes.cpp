@@ -27,7 +27,8 @@ Box box_of(const float *numbers, bool center) {
 }
 
 bool overlap(const Box &a, const Box &b, float threshold) {
-    const float height = std::min(a.y2, b.y2) - std::max(a.y1, b.y1), width = std::min(a.x2, b.x2) - std::max(a.x1, b.x1);
+    const float height = std::min(a.y2, b.y2) - std::max(a.y1, b.y1),
+                width = std::min(a.x2, b.x2) - std::max(a.x1, b.x1);
     if (!(height > 0 && width > 0)) {
         return false;
     }
@@ -66,7 +67,8 @@ void non_max_suppression(Call &call) {
                 break;
             }
             const Box candidate = box_of(box + 4 * i, center);
-            if (std::none_of(kept.begin(), kept.end(), [&](const Box &other) { return overlap(candidate, other, iou); })) {
+            if (std::none_of(kept.begin(), kept.end(),
+                             [&](const Box &other) { return overlap(candidate, other, iou); })) {
                 kept.push_back(candidate);
                 chosen.insert(chosen.end(), {row / classes, row % classes, i});
             }

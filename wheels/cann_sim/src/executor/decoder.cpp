@@ -19,8 +19,9 @@ constexpr uint32_t kFormat = 1;
 constexpr size_t kAlignment = 64;
 constexpr uint64_t kMaxBytes = uint64_t{1} << 48;  // of a tensor; products of sizes stay far below an overflow
 // Numbers of data types in the file: the order of ITEM_SIZES in footprint.py. ATen computes with these.
-constexpr at::ScalarType kTypes[] = {at::kFloat, at::kHalf,   at::kBFloat16, at::kDouble, at::kChar,   at::kByte, at::kShort,
-                                     at::kUInt16, at::kInt,   at::kUInt32,   at::kLong,   at::kUInt64, at::kBool};
+constexpr at::ScalarType kTypes[] = {at::kFloat, at::kHalf,   at::kBFloat16, at::kDouble, at::kChar,
+                                     at::kByte,  at::kShort,  at::kUInt16,   at::kInt,    at::kUInt32,
+                                     at::kLong,  at::kUInt64, at::kBool};
 
 // Sizes of a tensor that exists: none negative, and together of a size that can be computed. Where gears change a size of
 // the model's own inputs, it is -1.
@@ -190,7 +191,8 @@ Aipp read_aipp(Cursor &in) {
     result.minimum = in.numbers<double>();
     result.reciprocal = in.numbers<double>();
     const size_t channels = result.mean.size();
-    if (size.size() != 2 || channels == 0 || result.minimum.size() != channels || result.reciprocal.size() != channels) {
+    if (size.size() != 2 || channels == 0 || result.minimum.size() != channels ||
+        result.reciprocal.size() != channels) {
         refuse("the AIPP of " + result.input + " has no size or not the same number of channels everywhere");
     }
     result.height = size[0];
@@ -213,9 +215,7 @@ void read_constant(Cursor &in, Model &model, const unsigned char *constants, siz
 
 }  // namespace
 
-uint64_t Value::bytes() const {
-    return static_cast<uint64_t>(c10::multiply_integers(shape)) * c10::elementSize(dtype);
-}
+uint64_t Value::bytes() const { return static_cast<uint64_t>(c10::multiply_integers(shape)) * c10::elementSize(dtype); }
 
 bool Model::saturates() const { return soc.rfind("Ascend310P", 0) == 0 || soc.rfind("Ascend910A", 0) == 0; }
 

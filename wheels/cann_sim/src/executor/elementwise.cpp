@@ -143,9 +143,7 @@ void binary(Call &call, InPlace in_place, Reversed reversed, Fresh fresh) {
 }
 
 void add(Call &call) {
-    const auto into = [](at::Tensor &x, const at::Tensor &y) {
-        is_number(y, x) ? x.add_(y.item()) : x.add_(y);
-    };
+    const auto into = [](at::Tensor &x, const at::Tensor &y) { is_number(y, x) ? x.add_(y.item()) : x.add_(y); };
     binary(call, into, into, [](const at::Tensor &x, const at::Tensor &y) { return at::add(x, y); });
 }
 
@@ -157,9 +155,7 @@ void sub(Call &call) {
 }
 
 void mul(Call &call) {
-    const auto into = [](at::Tensor &x, const at::Tensor &y) {
-        is_number(y, x) ? x.mul_(y.item()) : x.mul_(y);
-    };
+    const auto into = [](at::Tensor &x, const at::Tensor &y) { is_number(y, x) ? x.mul_(y.item()) : x.mul_(y); };
     binary(call, into, into, [](const at::Tensor &x, const at::Tensor &y) { return at::mul(x, y); });
 }
 

@@ -33,7 +33,7 @@ typedef struct cann_sim_executor_model cann_sim_executor_model;
 
 typedef struct {
     const char *name;
-    int32_t dtype;        // aclDataType
+    int32_t dtype;  // aclDataType
     uint32_t rank;
     const int64_t *dims;  // in the model's own inputs a dimension that gears change is -1
     uint64_t size;        // bytes; of a tensor with -1 the largest gear's
@@ -41,7 +41,7 @@ typedef struct {
 
 // AIPP of an input: uint8 NHWC in, (pixel - mean - min) * var_reci per channel, in the network's order of channels.
 typedef struct {
-    uint32_t input;       // index among the inputs
+    uint32_t input;  // index among the inputs
     int64_t height, width;
     int32_t channels_swapped;
     uint32_t channels;
@@ -68,20 +68,20 @@ enum cann_sim_executor_gear_kind {
 typedef struct {
     const char *name, *soc, *command;
     uint32_t opset;
-    uint32_t num_inputs, num_outputs;          // without the input of gears (ascend_mbatch_shape_data), which is the caller's
-    const cann_sim_executor_tensor *inputs;    // as the model describes them
+    uint32_t num_inputs, num_outputs;  // without the input of gears (ascend_mbatch_shape_data), which is the caller's
+    const cann_sim_executor_tensor *inputs;  // as the model describes them
     const cann_sim_executor_tensor *outputs;
     int32_t gear_kind;
-    uint32_t num_gears;                        // 1 for a static model
-    const cann_sim_executor_gear *gears;       // in the order in which ATC got them
-    uint32_t largest_gear;                     // what runs if the caller chooses none
-    uint64_t work_size;                        // bytes of the largest gear
-    uint64_t weight_size;                      // bytes of the constants
+    uint32_t num_gears;                   // 1 for a static model
+    const cann_sim_executor_gear *gears;  // in the order in which ATC got them
+    uint32_t largest_gear;                // what runs if the caller chooses none
+    uint64_t work_size;                   // bytes of the largest gear
+    uint64_t weight_size;                 // bytes of the constants
     uint32_t num_aipp;
     const cann_sim_executor_aipp *aipp;
     uint32_t num_metadata;
-    const char *const *metadata;               // key, value, key, value …
-    double milliseconds;                       // from CANN_SIM_MODEL_MS; negative: the model computes
+    const char *const *metadata;  // key, value, key, value …
+    double milliseconds;          // from CANN_SIM_MODEL_MS; negative: the model computes
 } cann_sim_executor_info;
 
 // What a run tells after each operation, for profiles, dumps and counters. Its tensors are valid during the call only;
@@ -89,7 +89,7 @@ typedef struct {
 typedef struct {
     const char *name, *operator_type, *kernel, *engine;
     uint64_t begin, end;
-    uint32_t num_inputs, num_outputs;           // those that are left out have a null name
+    uint32_t num_inputs, num_outputs;  // those that are left out have a null name
     const cann_sim_executor_tensor *inputs;
     const cann_sim_executor_tensor *outputs;
     const void *const *output_data;

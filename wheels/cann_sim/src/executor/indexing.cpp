@@ -72,7 +72,8 @@ void gather_nd(Call &call) {
 // How ScatterND and ScatterElements combine what is there with an update.
 const char *aten_reduction(Call &call, const std::string &name) {
     using Name = std::pair<const char *, const char *>;
-    for (const auto &[onnx, aten] : {Name{"add", "sum"}, Name{"mul", "prod"}, Name{"max", "amax"}, Name{"min", "amin"}}) {
+    for (const auto &[onnx, aten] :
+         {Name{"add", "sum"}, Name{"mul", "prod"}, Name{"max", "amax"}, Name{"min", "amin"}}) {
         if (name == onnx) {
             return aten;
         }
@@ -136,12 +137,8 @@ void one_hot(Call &call) {
 }
 
 const Registration registered{
-    {"Gather", gather},
-    {"GatherElements", gather_elements},
-    {"GatherND", gather_nd},
-    {"ScatterND", scatter_nd},
-    {"ScatterElements", scatter_elements},
-    {"Scatter", scatter_elements},
+    {"Gather", gather},        {"GatherElements", gather_elements},   {"GatherND", gather_nd},
+    {"ScatterND", scatter_nd}, {"ScatterElements", scatter_elements}, {"Scatter", scatter_elements},
     {"OneHot", one_hot},
 };
 

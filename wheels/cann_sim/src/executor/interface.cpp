@@ -77,8 +77,8 @@ double set_milliseconds(const std::string &name) {
         char *end = nullptr;
         const double milliseconds = colon == std::string::npos ? -1 : std::strtod(entry.c_str() + colon + 1, &end);
         if (end == nullptr || *end != 0 || end == entry.c_str() + colon + 1 || !(milliseconds >= 0)) {
-            throw Failure(CANN_SIM_EXECUTOR_BAD_ARGUMENT, "CANN_SIM_MODEL_MS must be like backbone:157.7,rpn:1.2, not " +
-                                                              std::string(setting));
+            throw Failure(CANN_SIM_EXECUTOR_BAD_ARGUMENT,
+                          "CANN_SIM_MODEL_MS must be like backbone:157.7,rpn:1.2, not " + std::string(setting));
         }
         if (entry.substr(0, colon) == name) {
             return milliseconds;
@@ -143,13 +143,25 @@ void describe_model(cann_sim_executor_model &made) {
     for (const Program &program : model.programs) {
         work = std::max(work, program.work_size);
     }
-    made.info = {model.name.c_str(), model.soc.c_str(), model.command.c_str(), model.opset,
-                 static_cast<uint32_t>(model.inputs.size()), static_cast<uint32_t>(model.outputs.size()),
-                 made.inputs.data(), made.outputs.data(), gear_kind(model.gears),
-                 static_cast<uint32_t>(made.gears.size()), made.gears.data(),
-                 static_cast<uint32_t>(largest - made.gears.begin()), work, model.weight_size,
-                 static_cast<uint32_t>(made.aipp.size()), made.aipp.data(),
-                 static_cast<uint32_t>(made.metadata.size() / 2), made.metadata.data(), set_milliseconds(model.name)};
+    made.info = {model.name.c_str(),
+                 model.soc.c_str(),
+                 model.command.c_str(),
+                 model.opset,
+                 static_cast<uint32_t>(model.inputs.size()),
+                 static_cast<uint32_t>(model.outputs.size()),
+                 made.inputs.data(),
+                 made.outputs.data(),
+                 gear_kind(model.gears),
+                 static_cast<uint32_t>(made.gears.size()),
+                 made.gears.data(),
+                 static_cast<uint32_t>(largest - made.gears.begin()),
+                 work,
+                 model.weight_size,
+                 static_cast<uint32_t>(made.aipp.size()),
+                 made.aipp.data(),
+                 static_cast<uint32_t>(made.metadata.size() / 2),
+                 made.metadata.data(),
+                 set_milliseconds(model.name)};
 }
 
 // Runs `action`, and turns what it throws into a code and a message.
@@ -265,7 +277,7 @@ const char *operators() { return operator_names().c_str(); }
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) const cann_sim_executor_functions *cann_sim_executor_interface() {
-    static const cann_sim_executor_functions functions = {load_file, load_memory, unload,   describe,
-                                                          run_gear,  operators};
+    static const cann_sim_executor_functions functions = {load_file, load_memory, unload,
+                                                          describe,  run_gear,    operators};
     return &functions;
 }

@@ -55,7 +55,8 @@ void gemm(Call &call) {
     const at::Tensor left = call.integer("transA", 0) != 0 ? a.t() : a;
     const at::Tensor right = call.integer("transB", 0) != 0 ? b.t() : b;
     const double alpha = call.number("alpha", 1), beta = call.number("beta", 1);
-    const bool plain = alpha == 1 && (!call.has(2) || (beta == 1 && call.raw(2).dim() == 1 && call.raw(2).size(0) == right.size(1)));
+    const bool plain =
+        alpha == 1 && (!call.has(2) || (beta == 1 && call.raw(2).dim() == 1 && call.raw(2).size(0) == right.size(1)));
     if (plain) {
         call.output(linear(left, right, call.optional(2)));
     } else if (call.has(2)) {
@@ -81,7 +82,8 @@ void conv(Call &call) {
 void conv_transpose(Call &call) {
     const at::Tensor x = call.input(0), weight = call.input(1);
     const auto spatial = static_cast<size_t>(weight.dim() - 2);
-    call.require(weight.dim() >= 3 && weight.dim() <= 5 && x.dim() == weight.dim(), "it needs 1 to 3 dimensions of space");
+    call.require(weight.dim() >= 3 && weight.dim() <= 5 && x.dim() == weight.dim(),
+                 "it needs 1 to 3 dimensions of space");
     const std::vector<int64_t> ones(spatial, 1);
     const auto strides = call.integers("strides", ones), dilations = call.integers("dilations", ones);
     const auto extra = call.integers("output_padding", std::vector<int64_t>(spatial));
@@ -94,7 +96,8 @@ void conv_transpose(Call &call) {
     for (size_t i = 0; i < spatial; ++i) {
         const auto axis = static_cast<int64_t>(i + 2);
         if (given || auto_pad == "SAME_UPPER" || auto_pad == "SAME_LOWER") {
-            const int64_t full = strides[i] * (x.size(axis) - 1) + extra[i] + (weight.size(axis) - 1) * dilations[i] + 1;
+            const int64_t full =
+                strides[i] * (x.size(axis) - 1) + extra[i] + (weight.size(axis) - 1) * dilations[i] + 1;
             const int64_t total = full - call.result().shape.at(i + 2);
             call.require(total >= 0, "output_shape is larger than the full result");
             pads[i] = auto_pad == "SAME_UPPER" ? total / 2 : total - total / 2;
@@ -103,10 +106,12 @@ void conv_transpose(Call &call) {
             pads[i] = pads[i + spatial] = 0;
         }
     }
-    const bool even = std::equal(pads.begin(), pads.begin() + static_cast<int64_t>(spatial), pads.begin() + static_cast<int64_t>(spatial));
+    const bool even = std::equal(pads.begin(), pads.begin() + static_cast<int64_t>(spatial),
+                                 pads.begin() + static_cast<int64_t>(spatial));
     const std::vector<int64_t> own(pads.begin(), pads.begin() + static_cast<int64_t>(spatial));
-    at::Tensor result = at::convolution(x, weight, call.optional(2), strides, even ? own : std::vector<int64_t>(spatial),
-                                        dilations, true, extra, call.integer("group", 1));
+    at::Tensor result =
+        at::convolution(x, weight, call.optional(2), strides, even ? own : std::vector<int64_t>(spatial), dilations,
+                        true, extra, call.integer("group", 1));
     for (size_t i = 0; i < spatial && !even; ++i) {
         const auto axis = static_cast<int64_t>(i + 2);
         result = result.narrow(axis, pads[i], result.size(axis) - pads[i] - pads[i + spatial]);

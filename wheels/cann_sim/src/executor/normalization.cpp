@@ -18,7 +18,8 @@ void softmax(Call &call) {
     at::Tensor x;
     if (one_axis || axis == rank - 1) {
         // In place row by row: the kernel of the last axis has read a row before it writes it.
-        if (!logarithm && axis == rank - 1 && call.owned(0) && call.raw(0).is_contiguous() && call.raw(0).is_floating_point()) {
+        if (!logarithm && axis == rank - 1 && call.owned(0) && call.raw(0).is_contiguous() &&
+            call.raw(0).is_floating_point()) {
             x = call.input(0);
             call.output(at::softmax_out(x, x, axis));
             return;
@@ -36,8 +37,8 @@ void layer_normalization(Call &call) {
     const int64_t axis = call.axis(call.integer("axis", -1), x.dim());
     const auto shape = x.sizes().slice(static_cast<size_t>(axis));
     const at::Tensor scale = call.input(1).expand(shape), bias = call.optional(2);
-    const auto [y, mean, inverse] = at::native_layer_norm(
-        x, shape, scale, bias.defined() ? bias.expand(shape) : bias, call.number("epsilon", 1e-5));
+    const auto [y, mean, inverse] = at::native_layer_norm(x, shape, scale, bias.defined() ? bias.expand(shape) : bias,
+                                                          call.number("epsilon", 1e-5));
     call.output(y);
     call.output(mean, 1);
     call.output(inverse, 2);
@@ -65,8 +66,9 @@ void group_normalization(Call &call) {
     const int64_t batch = x.size(0), channels = x.size(1), rest = x.numel() / std::max<int64_t>(batch * channels, 1);
     call.require(groups > 0 && channels % groups == 0, "the channels do not split into groups");
     const int64_t each = channels / groups;
-    call.output(std::get<0>(at::native_group_norm(x, call.input(1).repeat_interleave(each), call.input(2).repeat_interleave(each),
-                                                  batch, channels, rest, groups, call.number("epsilon", 1e-5))));
+    call.output(std::get<0>(at::native_group_norm(x, call.input(1).repeat_interleave(each),
+                                                  call.input(2).repeat_interleave(each), batch, channels, rest, groups,
+                                                  call.number("epsilon", 1e-5))));
 }
 
 // With the stored mean and variance.

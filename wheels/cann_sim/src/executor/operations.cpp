@@ -141,7 +141,8 @@ std::vector<int64_t> Call::setting(const char *name, size_t index, std::vector<i
 }
 
 int64_t Call::axis(int64_t axis, int64_t rank) const {
-    require(axis >= -rank && axis < std::max<int64_t>(rank, 1), "axis " + std::to_string(axis) + " of rank " + std::to_string(rank));
+    require(axis >= -rank && axis < std::max<int64_t>(rank, 1),
+            "axis " + std::to_string(axis) + " of rank " + std::to_string(rank));
     return axis < 0 ? axis + rank : axis;
 }
 
@@ -157,9 +158,9 @@ void Call::output(const at::Tensor &tensor, size_t index) {
         return;
     }
     const Value &declared = result(index);
-    require(tensor.sizes() == at::IntArrayRef(declared.shape),
-            "its result " + declared.name + " has the shape " + c10::str(tensor.sizes()) + " instead of " +
-                c10::str(at::IntArrayRef(declared.shape)));
+    require(tensor.sizes() == at::IntArrayRef(declared.shape), "its result " + declared.name + " has the shape " +
+                                                                   c10::str(tensor.sizes()) + " instead of " +
+                                                                   c10::str(at::IntArrayRef(declared.shape)));
     outputs_[index] = rounded(tensor, declared.dtype, model_.saturates());
 }
 

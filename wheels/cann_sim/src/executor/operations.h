@@ -24,9 +24,9 @@ public:
     // ---- inputs ----
     size_t num_inputs() const { return inputs_.size(); }
     bool has(size_t index) const { return index < inputs_.size() && inputs_[index].defined(); }
-    const at::Tensor &raw(size_t index) const;   // as it is stored
-    at::Tensor input(size_t index);              // float16 and bfloat16 as float32
-    at::Tensor optional(size_t index);           // undefined if it is left out
+    const at::Tensor &raw(size_t index) const;  // as it is stored
+    at::Tensor input(size_t index);             // float16 and bfloat16 as float32
+    at::Tensor optional(size_t index);          // undefined if it is left out
     // Whether nobody else sees the memory of input(index): then it may be written in place.
     bool owned(size_t index);
     // input(index), or a copy that may be written.

@@ -45,7 +45,8 @@ at::Tensor sums(const at::Tensor &x, const Windows &w) {
     const std::vector<int64_t> none(w.kernel.size());
     switch (w.kernel.size()) {
         case 1:
-            return at::avg_pool2d(x.unsqueeze(-2), {1, w.kernel[0]}, {1, w.strides[0]}, {0, 0}, false, true, 1).squeeze(-2);
+            return at::avg_pool2d(x.unsqueeze(-2), {1, w.kernel[0]}, {1, w.strides[0]}, {0, 0}, false, true, 1)
+                .squeeze(-2);
         case 2: return at::avg_pool2d(x, w.kernel, w.strides, none, false, true, 1);
         default: return at::avg_pool3d(x, w.kernel, w.strides, none, false, true, 1);
     }

@@ -77,9 +77,7 @@ std::unique_ptr<Model> read(const unsigned char *data, size_t size) {
 }  // namespace
 
 std::unique_ptr<Model> read_file(const std::string &path) {
-    const auto unreadable = [&path] {
-        throw Failure(CANN_SIM_EXECUTOR_NO_FILE, path + ": " + std::strerror(errno));
-    };
+    const auto unreadable = [&path] { throw Failure(CANN_SIM_EXECUTOR_NO_FILE, path + ": " + std::strerror(errno)); };
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     struct stat status;
     if (file < 0 || fstat(file, &status) != 0) {

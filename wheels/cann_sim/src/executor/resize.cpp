@@ -47,7 +47,8 @@ int64_t nearest(Call &call, const Rules &rules, float at) {
     return static_cast<int64_t>(std::ceil(at - 0.5f));
 }
 
-at::Tensor resize_axis(Call &call, const Rules &rules, const at::Tensor &x, int64_t axis, int64_t size_out, float scale) {
+at::Tensor resize_axis(Call &call, const Rules &rules, const at::Tensor &x, int64_t axis, int64_t size_out,
+                       float scale) {
     const int64_t size = x.size(axis);
     call.require(size > 0 || size_out == 0, "an empty axis cannot grow");
     const at::Tensor lower = at::empty({size_out}, at::kLong), upper = at::empty({size_out}, at::kLong);
@@ -97,7 +98,8 @@ std::vector<float> scales_of(Call &call, const at::Tensor &x) {
 void resize(Call &call) {
     const std::string mode = call.text("mode", "nearest");
     call.require(mode == "nearest" || mode == "linear", "mode " + mode + " is not simulated");
-    call.require(call.integer("antialias", 0) == 0 && call.find("axes") == nullptr, "antialias and axes are not simulated");
+    call.require(call.integer("antialias", 0) == 0 && call.find("axes") == nullptr,
+                 "antialias and axes are not simulated");
     const bool old = call.type() == "Upsample" || call.opset() < 11;
     const Rules rules{call.text("coordinate_transformation_mode", old ? "asymmetric" : "half_pixel"),
                       call.text("nearest_mode", old ? "floor" : "round_prefer_floor"), mode == "linear"};

@@ -19,7 +19,8 @@ struct Level {
 };
 
 // boxes [N, 5] (picture, x1, y1, x2, y2), each on its level -> [N, C, height, width]
-at::Tensor pool(Call &call, const std::vector<Level> &levels, const std::vector<int64_t> &level_of, const at::Tensor &boxes) {
+at::Tensor pool(Call &call, const std::vector<Level> &levels, const std::vector<int64_t> &level_of,
+                const at::Tensor &boxes) {
     const int64_t count = boxes.size(0), channels = levels.at(0).features.size(1);
     const int64_t height = levels[0].geometry.pooled_height, width = levels[0].geometry.pooled_width;
     call.require(height > 0 && width > 0, "the pooled size must be positive");
@@ -37,7 +38,8 @@ at::Tensor pool(Call &call, const std::vector<Level> &levels, const std::vector<
             const Level &level = levels[static_cast<size_t>(level_of[static_cast<size_t>(n)])];
             const int64_t plane = level.geometry.height * level.geometry.width;
             place_samples(level.geometry, box + 5 * n, sampling);
-            const float *map = level.features.const_data_ptr<float>() + static_cast<int64_t>(box[5 * n]) * channels * plane;
+            const float *map =
+                level.features.const_data_ptr<float>() + static_cast<int64_t>(box[5 * n]) * channels * plane;
             float *bin = out + n * channels * height * width;
             for (int64_t c = 0; c < channels; ++c, map += plane) {
                 const Sampling::Point *point = sampling.points.data();
@@ -50,7 +52,8 @@ at::Tensor pool(Call &call, const std::vector<Level> &levels, const std::vector<
     return result;
 }
 
-Level level_of(Call &call, const at::Tensor &features, int64_t height, int64_t width, int64_t samples, double scale, bool aligned) {
+Level level_of(Call &call, const at::Tensor &features, int64_t height, int64_t width, int64_t samples, double scale,
+               bool aligned) {
     call.require(features.dim() == 4, "features must have 4 dimensions");
     return {features.contiguous(),
             {features.size(2), features.size(3), height, width, samples, static_cast<float>(scale), aligned}};
@@ -60,9 +63,11 @@ Level level_of(Call &call, const at::Tensor &features, int64_t height, int64_t w
 void roi_align(Call &call) {
     const std::string mode = call.text("mode", "avg");
     call.require(mode == "avg", "mode " + mode + " is not simulated");
-    const std::string coordinates = call.text("coordinate_transformation_mode", call.opset() < 16 ? "output_half_pixel" : "half_pixel");
-    const Level level = level_of(call, call.input(0), call.integer("output_height", 1), call.integer("output_width", 1),
-                                 call.integer("sampling_ratio", 0), call.number("spatial_scale", 1), coordinates == "half_pixel");
+    const std::string coordinates =
+        call.text("coordinate_transformation_mode", call.opset() < 16 ? "output_half_pixel" : "half_pixel");
+    const Level level =
+        level_of(call, call.input(0), call.integer("output_height", 1), call.integer("output_width", 1),
+                 call.integer("sampling_ratio", 0), call.number("spatial_scale", 1), coordinates == "half_pixel");
     const at::Tensor boxes = at::cat({call.raw(2).to(at::kFloat).unsqueeze(1), call.input(1)}, 1).contiguous();
     call.require(boxes.dim() == 2 && boxes.size(1) == 5, "rois must be [N, 4]");
     call.output(pool(call, {level}, std::vector<int64_t>(static_cast<size_t>(boxes.size(0))), boxes));
@@ -84,8 +89,9 @@ void roi_extractor(Call &call) {
     call.require(scales.size() == last, "spatial_scale must have one number per level");
     std::vector<Level> levels;
     for (size_t i = 0; i < last; ++i) {
-        levels.push_back(level_of(call, call.input(i), call.integer("pooled_height", 7), call.integer("pooled_width", 7),
-                                  call.integer("sample_num", 0), scales[i], call.integer("aligned", 1) != 0));
+        levels.push_back(level_of(call, call.input(i), call.integer("pooled_height", 7),
+                                  call.integer("pooled_width", 7), call.integer("sample_num", 0), scales[i],
+                                  call.integer("aligned", 1) != 0));
     }
     const at::Tensor rois = call.input(last).to(at::kFloat).contiguous();
     call.require(rois.dim() == 2 && rois.size(1) == 5, "rois must be [N, 5]");

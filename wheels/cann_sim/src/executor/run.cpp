@@ -58,9 +58,17 @@ public:
         }
         const auto inputs = describe(operation.inputs), results = describe(operation.outputs);
         const cann_sim_executor_operation told = {
-            operation.name.c_str(), operation.type.c_str(), operation.kernel.c_str(), operation.engine.c_str(),
-            begin, end, static_cast<uint32_t>(inputs.size()), static_cast<uint32_t>(results.size()), inputs.data(),
-            results.data(), data.data(),
+            operation.name.c_str(),
+            operation.type.c_str(),
+            operation.kernel.c_str(),
+            operation.engine.c_str(),
+            begin,
+            end,
+            static_cast<uint32_t>(inputs.size()),
+            static_cast<uint32_t>(results.size()),
+            inputs.data(),
+            results.data(),
+            data.data(),
         };
         observer.function(observer.context, &told);
     }
@@ -125,8 +133,8 @@ int32_t acl_type(at::ScalarType dtype) {
 }
 
 const Aipp *aipp_of(const Model &model, const Value &input) {
-    const auto found = std::find_if(model.aipp.begin(), model.aipp.end(),
-                                    [&](const Aipp &aipp) { return aipp.input == input.name; });
+    const auto found =
+        std::find_if(model.aipp.begin(), model.aipp.end(), [&](const Aipp &aipp) { return aipp.input == input.name; });
     return found == model.aipp.end() ? nullptr : &*found;
 }
 
@@ -174,7 +182,8 @@ void run(const Model &model, const Program &program, const Buffers &buffers, con
             for (size_t i = 0; i < operation.outputs.size(); ++i) {
                 // An output that nobody uses is free at once; its slot is among the dying.
                 const int32_t slot = operation.outputs[i];
-                const bool used = std::find(operation.dying.begin(), operation.dying.end(), slot) == operation.dying.end();
+                const bool used =
+                    std::find(operation.dying.begin(), operation.dying.end(), slot) == operation.dying.end();
                 if (slot >= 0 && used) {
                     slots[slot] = std::move(call.outputs()[i]);
                 }

@@ -172,15 +172,17 @@ void depth_to_space(Call &call) {
     call.require(block > 0 && x.dim() == 4 && x.size(1) % (block * block) == 0, "the channels do not fit blocksize");
     const int64_t channels = x.size(1) / (block * block);
     const bool depth_first = call.text("mode", "DCR") == "DCR";
-    const at::Tensor parts = depth_first ? x.reshape({x.size(0), block, block, channels, x.size(2), x.size(3)}).permute({0, 3, 4, 1, 5, 2})
-                                         : x.reshape({x.size(0), channels, block, block, x.size(2), x.size(3)}).permute({0, 1, 4, 2, 5, 3});
+    const at::Tensor parts =
+        depth_first ? x.reshape({x.size(0), block, block, channels, x.size(2), x.size(3)}).permute({0, 3, 4, 1, 5, 2})
+                    : x.reshape({x.size(0), channels, block, block, x.size(2), x.size(3)}).permute({0, 1, 4, 2, 5, 3});
     call.output(parts.reshape(call.result().shape));
 }
 
 void space_to_depth(Call &call) {
     const at::Tensor &x = call.raw(0);
     const int64_t block = call.integer("blocksize", 0);
-    call.require(block > 0 && x.dim() == 4 && x.size(2) % block == 0 && x.size(3) % block == 0, "the map does not fit blocksize");
+    call.require(block > 0 && x.dim() == 4 && x.size(2) % block == 0 && x.size(3) % block == 0,
+                 "the map does not fit blocksize");
     const at::Tensor parts = x.reshape({x.size(0), x.size(1), x.size(2) / block, block, x.size(3) / block, block});
     call.output(parts.permute({0, 3, 5, 1, 2, 4}).reshape(call.result().shape));
 }
