@@ -79,7 +79,6 @@ class Roi(nn.Module):
         return torch.softmax(torch.cat([torch.zeros_like(valid), logits], dim=1), dim=1)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     """What is wrong with the exported pipeline; nothing by default."""
@@ -127,7 +126,9 @@ def finished(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, ...]) -> De
         x0, y0, x1, y1 = np.clip(boxes[index].round().astype(int), 0, None)
         pixels[y0:y1, x0:x1] = 1
         masks.append(coco_mask.encode(pixels))
-    return Detections(boxes=boxes[order], scores=best[order], labels=labels[order].astype(np.int64), masks=masks)
+    return Detections(
+        boxes=boxes[order], scores=best[order], labels=labels[order].astype(np.int64), masks=masks
+    )
 
 
 # -- the exported model --
@@ -144,7 +145,11 @@ def export(folder: Path, faults: Faults = Faults()) -> Meta:
     head = {"fine": fine, "coarse": coarse, "rois": rois, "valid": valid}
     stages = [
         exporting.Module(
-            name="backbone", module=Backbone(), inputs={"picture": picture}, outputs=["fine", "coarse"], opset=16
+            name="backbone",
+            module=Backbone(),
+            inputs={"picture": picture},
+            outputs=["fine", "coarse"],
+            opset=16,
         ),
         exporting.Module(name="rpn", module=Rpn(), inputs={"fine": fine}, outputs=["objectness"], opset=16),
         exporting.Module(
@@ -231,7 +236,9 @@ def family(faults: Faults) -> dict[str, ModuleType]:
                 "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
                 "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
             }
-            for box, score, label, mask in zip(found.boxes, found.scores, found.labels, found.masks, strict=True)
+            for box, score, label, mask in zip(
+                found.boxes, found.scores, found.labels, found.masks, strict=True
+            )
         ]
 
     detector = SimpleNamespace(detect=detect, synchronize=lambda: None)

@@ -27,7 +27,10 @@ from strip_detector import PICTURE, Faults, changed, export, install, pipeline
 
 SOC = "Ascend910B3"
 if "ASCEND_HOME_PATH" not in os.environ:
-    pytest.skip('no CANN tree: run it by `make test-om`, or after eval "$(python -m cann_sim env)"', allow_module_level=True)
+    pytest.skip(
+        'no CANN tree: run it by `make test-om`, or after eval "$(python -m cann_sim env)"',
+        allow_module_level=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,13 @@ def convert(folder: Path, meta: Meta, precision: str, soc: str = SOC) -> Path:
             keep=stage.keep_fp32,
         )
         stages[stage.name] = {"om": om.name, "sha256": hashlib.sha256(om.read_bytes()).hexdigest()}
-    record = {"export_id": meta.export_id, "soc": soc, "precision": precision, "atc_version": "", "stages": stages}
+    record = {
+        "export_id": meta.export_id,
+        "soc": soc,
+        "precision": precision,
+        "atc_version": "",
+        "stages": stages,
+    }
     (out / RECORD).write_text(json.dumps(record))
     return out
 
@@ -68,7 +77,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Meta]:
 INPUTS = Inputs(names=("strip",), pictures=(PICTURE,), truth=None, digest="")
 
 
-def compare(device: Device, folder: Path, meta: Meta, out: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults) -> dict[str, Any]:
+def compare(
+    device: Device, folder: Path, meta: Meta, out: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults
+) -> dict[str, Any]:
     """Climb the whole ladder, as `make om-compare PRECISION=fp16` does; return compare.json."""
     install(faults, monkeypatch.setitem)
     monkeypatch.setenv("CHECKPOINT", meta.checkpoint)
@@ -291,11 +302,15 @@ with Device() as device:
     print(set(early) == {{7}}, bytes(rpn.read()) != early)
 """
     environ = os.environ | {"CANN_SIM_FAULT": "slow-device:50"}
-    done = subprocess.run([sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[-2:] == ["True", "True"]
 
 
-def test_a_gear_that_the_om_does_not_have_is_145013(device: Device, good: tuple[Path, Meta], tmp_path: Path) -> None:
+def test_a_gear_that_the_om_does_not_have_is_145013(
+    device: Device, good: tuple[Path, Meta], tmp_path: Path
+) -> None:
     import onnx
 
     model = onnx.load(good[0] / "rpn.onnx")
@@ -357,7 +372,9 @@ main()
 """
     # The first picture runs twice, three stages each; the tenth stage is the first of the third run.
     environ = os.environ | {"CANN_SIM_FAULT": "device-lost@launch:10", "WORK_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     error = json.loads((tmp_path / "error.json").read_text())
     assert error["name"] == "npu-lost"
@@ -379,5 +396,7 @@ def test_a_batch_runs_the_same_by_session_and_by_functions(device: Device, good:
     np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_changed_metadata_is_written_where_inference_reads_it(good: tuple[Path, Meta], tmp_path: Path) -> None:
+def test_changed_metadata_is_written_where_inference_reads_it(
+    good: tuple[Path, Meta], tmp_path: Path
+) -> None:
     assert changed(good[1], tmp_path, stride=14) == Meta.read(tmp_path)

@@ -1,4 +1,4 @@
-"""`make om-forecast`: before any conversion, what fuses, what has no AI Core kernel, what stays float32 or overflows."""
+"""`make om-forecast`: before a conversion, what fuses, what has no AI Core kernel, what stays float32 or overflows."""
 
 from __future__ import annotations
 

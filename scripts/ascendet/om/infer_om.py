@@ -77,7 +77,9 @@ def execute(args: argparse.Namespace) -> None:
         }
         manifest.write(work, facts)
     calls = results["latency"]
-    rows = {"first call": (calls["first_call"], None), **latency.describe_calls("steady", calls["steady"])}
+    rows: dict[str, tuple[latency.Milliseconds, float | None]] = {"first call": (calls["first_call"], None)}
+    for label, distribution in calls["steady"].items():
+        rows |= latency.describe_calls(label, distribution)
     print(f"\n{latency.table(rows)}\n\n{results['summary']}")
     for bad in results["skipped"]:
         print(f"skipped: {paths.printable(bad['file'])}: {bad['reason']}")
