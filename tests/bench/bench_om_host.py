@@ -26,7 +26,7 @@ def blendmask(candidates):
     draw = np.random.default_rng(0)
     values = {}
     objects = [
-        (*draw.uniform((0, 0), (WIDTH, HEIGHT)), *np.exp(draw.normal(4.8, 0.7, 2)), draw.integers(CLASSES))
+        (*draw.uniform((20, 20), (1047, 780)), *np.exp(draw.normal(4.8, 0.7, 2)), draw.integers(CLASSES))
         for _ in range(150)
     ]
     for number, (level, stride, size) in enumerate(zip(levels, strides, sizes, strict=True)):

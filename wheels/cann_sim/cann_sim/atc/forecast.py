@@ -23,10 +23,11 @@ from cann_sim.atc import activations, configs
 from cann_sim.atc.activations import Ranges
 from cann_sim.atc.convert import read_checked
 from cann_sim.atc.errors import AtcError, AtcErrors
-from cann_sim.atc.fusion import Site
+from cann_sim.atc.fusion import GRAPH_PASSES, UB_PASSES
 from cann_sim.atc.graphs import declared_shape
 from cann_sim.atc.kernels import Soc
 from cann_sim.atc.lowering import Finding, Lowered, fusion_counts, lower
+from cann_sim.atc.matching import Site
 from cann_sim.atc.precision import Precision
 from cann_sim.atc.socs import soc_named
 
@@ -211,8 +212,7 @@ def compare(forecasts: Sequence[Forecast], fusion_result: Any) -> tuple[Comparis
     for made in forecasts:
         for name, count in made.fusions.items():
             ours[name] = ours.get(name, 0) + count
-    known = {"LayerNormFusionPass", "LayerNormONNXFusionPass", "GeluFusionPass", "GeluONNXFusionPass",
-             "ConvBatchnormFusionPass", *ours}  # fmt: skip
+    known = GRAPH_PASSES | UB_PASSES
     found = [
         Comparison(name=name, forecast=ours.get(name, 0), real=real.get(name, 0), simulated=name in known)
         for name in sorted(real.keys() | ours.keys())

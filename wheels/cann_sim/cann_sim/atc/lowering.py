@@ -11,13 +11,14 @@ import onnx
 from onnx import helper
 
 from cann_sim.atc import fusion
+from cann_sim.atc.choice import Choice, Chooser
 from cann_sim.atc.errors import AtcError
 from cann_sim.atc.folding import read
-from cann_sim.atc.fusion import Site
 from cann_sim.atc.kernels import Soc
+from cann_sim.atc.matching import Site
 from cann_sim.atc.network import Network, Node
 from cann_sim.atc.om_programs import numpy_dtype
-from cann_sim.atc.precision import Choice, Chooser, Precision
+from cann_sim.atc.precision import Precision
 from cann_sim.atc.program import Attribute, Operation, Program, Value
 
 # Casts that lose nothing: back again is the value before.
