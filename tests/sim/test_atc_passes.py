@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from atc_graphs import (
+    RANDOM,
     by_name,
     floats,
     gelu,
@@ -415,3 +416,24 @@ def test_top_k_counts_in_int32_and_a_cast_restores_the_graphs_type(tmp_path: Pat
     feeds = {"x": floats(2, 9)}
     for ours, theirs in zip(run(found, tmp_path, feeds), reference(model, feeds), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_non_max_suppression_has_room_for_the_most_boxes_and_fills_up_with_minus_one(tmp_path: Path) -> None:
+    model = graph(
+        [node("NonMaxSuppression", "boxes scores most overlap", "kept")],
+        {"boxes": (1, 20, 4), "scores": (1, 2, 20)},
+        "kept",
+        most=np.array([5]),
+        overlap=np.array([0.3], np.float32),
+    )
+    corners = RANDOM.uniform(0, 50, (1, 20, 2))
+    feeds = {
+        "boxes": np.concatenate([corners, corners + 20], -1).astype(np.float32),
+        "scores": RANDOM.random((1, 2, 20), np.float32),
+    }
+    found = lowered(model)
+    assert by_name(found)["kept"].kernel == "NonMaxSuppressionV7"
+    (ours,), (theirs,) = run(found, tmp_path, feeds), reference(model, feeds)
+    assert ours.shape == (10, 3)
+    np.testing.assert_array_equal(ours[: len(theirs)], theirs)
+    assert (ours[len(theirs) :] == -1).all()
