@@ -115,7 +115,7 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT,
 
 }  // namespace
 
-std::vector<PyMethodDef> acl_functions() {
+std::vector<PyMethodDef> top_functions() {
     return {
         {"acl.init", init, METH_VARARGS, "([path]) -> ret"},
         entry<&aclFinalize>("acl.finalize", "() -> ret"),
@@ -152,7 +152,7 @@ std::vector<PyMethodDef> acl_functions() {
 PyMODINIT_FUNC PyInit_acl() {
     using pyacl::fill;
     PyObject *const acl = PyModule_Create(&pyacl::definition);
-    if (acl == nullptr || fill(acl, pyacl::acl_functions()) != 0) {
+    if (acl == nullptr || fill(acl, pyacl::top_functions()) != 0) {
         return nullptr;
     }
     const std::pair<const char *, std::vector<PyMethodDef>> modules[] = {

@@ -10,9 +10,7 @@
 #include <thread>
 #include <utility>
 
-#include "runtime/callbacks.h"
-#include "runtime/counters.h"
-#include "runtime/faults.h"
+#include "runtime/exceptions.h"
 #include "runtime/operators.h"
 #include "runtime/state.h"
 
