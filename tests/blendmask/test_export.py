@@ -26,7 +26,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from staged_om import exporting
-from staged_om.host import Detections
+from staged_om.host import Batch, Detections
 from staged_om.meta import Meta
 from staged_om.onnx_runner import Runner, onnx_stages, torch_stages
 from torchvision.ops import nms
@@ -246,6 +246,34 @@ def test_a_picture_of_one_colour_has_ties_and_both_find_as_much(tmp_path: Path) 
     (found,), (expected,) = one.run([grey], onnx=False), one.expected([grey])
     assert len(found.scores) == len(expected) == 100
     assert found.scores == pytest.approx(expected.scores.numpy(), abs=1e-3)
+
+
+def test_one_candidate_at_a_corner_is_one_detection_that_ends_with_the_picture(made: Made) -> None:
+    host = om.Host(made.meta)
+    maps = [[np.zeros((channels, *size), np.float32) for size in host.grid.sizes] for channels in (80, 4)]
+    scores, sides = maps
+    scores[0][7, 0, 0], sides[0][:, 0, 0] = 0.25, (30, 20, 10, 40)
+    found = host.find(scores, sides)
+    assert found.boxes.tolist() == [[-28, -18, 12, 42]]
+    batch = Batch(pictures=[np.zeros((64, 320, 3), np.uint8)])
+    batch.values = {
+        om.MASKS: np.ones((made.meta.batch * 100, 28, 28), np.float32),
+        om._KEPT: [((32, 160), found)],
+    }
+    host.paste(batch)
+    (one,) = batch.detections
+    assert (one.boxes.tolist(), one.scores.tolist(), one.labels.tolist()) == ([[0, 0, 24, 64]], [0.5], [7])
+    assert coco_mask.area(one.masks[0]) == 24 * 64
+
+
+def test_of_many_candidates_of_a_level_the_best_are_taken() -> None:
+    scores = np.random.default_rng(0).permutation(4000).astype(np.float32).reshape(4, 20, 50) / 4000
+    found = om.best(scores, 0.05, 1000, start=7)
+    expected = torch.from_numpy(scores).flatten().topk(1000)
+    assert sorted(found.scores.tolist(), reverse=True) == expected.values.tolist()
+    assert set((1000 * found.classes + found.places - 7).tolist()) == set(expected.indices.tolist())
+    # Above the threshold, not at it.
+    assert om.best(np.full((1, 2, 2), 0.05, np.float32), 0.05, 1000, start=0).scores.size == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
