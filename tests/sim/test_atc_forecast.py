@@ -92,6 +92,8 @@ def test_constants_that_half_cannot_hold_are_named_without_activations() -> None
     }
     assert not found.activations_known
     assert made(model, "origin").overflows == ()
+    cut = made(model, soc=Soc(name="Ascend310P3", family="310P")).overflows
+    assert {(each.value, each.becomes) for each in cut} == {("mask", "65504"), ("epsilon", "zero")}
 
 
 def test_islands_are_named_after_their_start_and_the_largest_comes_first() -> None:
