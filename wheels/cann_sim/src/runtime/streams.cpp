@@ -2,6 +2,7 @@
 
 #include "runtime/streams.h"
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
