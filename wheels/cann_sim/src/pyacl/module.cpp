@@ -9,6 +9,9 @@
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #include "pyacl/call.h"
 
+// The headers of torch_npu do not have it.
+extern "C" aclError finalize_reference(uint64_t *count) __asm__("aclFinalizeReference");
+
 namespace pyacl {
 
 PyObject *refuse_arguments(const char *name) {
@@ -119,6 +122,7 @@ std::vector<PyMethodDef> top_functions() {
     return {
         {"acl.init", init, METH_VARARGS, "([path]) -> ret"},
         entry<&aclFinalize>("acl.finalize", "() -> ret"),
+        entry<&finalize_reference, 1>("acl.finalize_reference", "() -> (count, ret)"),
         {"acl.get_soc_name", get_soc_name, METH_NOARGS, "() -> str or None"},
         {"acl.get_version", get_version, METH_NOARGS, "() -> (major, minor, patch, ret)"},
         entry<&aclGetRecentErrMsg>("acl.get_recent_err_msg", "() -> str or None; reading clears it"),
