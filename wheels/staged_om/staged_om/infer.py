@@ -230,6 +230,7 @@ class Run:
             draw(pixels, found, self.report.classes, self.report.score, self.out / picture)
             rows = describe(found, self.report.classes, self.report.score)
             height, width = pixels.shape[:2]
+            again = number in self.report.images  # of the first batch, which runs twice
             self.report.images[number] = {
                 "file": file,
                 "picture": picture,
@@ -238,12 +239,9 @@ class Run:
                 "detections": rows,
                 "milliseconds": times,
             }
-            progress.write(
-                "infer",
-                step=len(self.report.images),
-                of=len(self.files),
-                text=f"{printable(file)}: {len(rows)} objects",
-            )
+            if not again:
+                text = f"{printable(file)}: {len(rows)} objects"
+                progress.write("infer", step=len(self.report.images), of=len(self.files), text=text)
         return times
 
 
