@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,18 @@ def test_a_device_lost_in_mid_batch_loses_no_result_before_it(
     assert caught.value.name == "npu-lost"
     assert found in ([0, 1], [0, 1, 2])  # the batch before may run beside the reading of the third
     assert fake.alive == {}
+
+
+def test_an_environment_without_pyacl_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "acl", None)
+    with pytest.raises(RunError, match="no pyACL") as caught:
+        Device()
+    assert caught.value.name == "acl-failed"
+
+
+def test_a_device_that_somebody_else_initialised_is_not_finalized(fake: FakeAcl) -> None:
+    fake.init = lambda: 100002  # type: ignore[method-assign]
+    fake.started = True
+    with Device() as device:
+        assert device.soc == "Ascend910B3"
+    assert fake.started
