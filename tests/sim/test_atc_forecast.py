@@ -210,6 +210,13 @@ def test_the_command_says_why_it_makes_no_forecast(
     assert message in capsys.readouterr().err
 
 
+def test_a_graph_with_an_open_size_has_no_forecast() -> None:
+    model = graph([node("Relu", "x", "y")], {"x": (2, 3)}, "y")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    with pytest.raises(ValueError, match="input x of stage has no static shape"):
+        made(model)
+
+
 def test_constants_keep_their_originals_for_the_forecast() -> None:
     model = graph([node("MatMul", "x w", "y")], {"x": (2, 4)}, "y", w=floats(4, 4))
     found = lowered(model, "force_fp16")

@@ -142,6 +142,19 @@ def test_roi_extractor_has_the_shape_of_its_pooled_boxes() -> None:
     assert by_name(found)["y"].inputs == ("float16",) * 3, "features and RoIs have one type on AI Core"
 
 
+def test_flash_attention_gives_one_output_in_the_type_of_the_query() -> None:
+    """The kernel's fourth output: the node has only that."""
+    attend = node("NPUFlashAttention", "q k v bias", "y", head_num=2, input_layout="BSH", scale_value=0.5)
+    shape = (1, 6, 32)
+    model = graph([attend], {"q": shape, "k": shape, "v": shape, "bias": (1, 2, 6, 6)}, "y")
+    for mode, dtype in (("force_fp16", "float16"), ("origin", "float32")):
+        found = lowered(model, mode)
+        assert by_name(found)["y"].kernel == "FlashAttentionScore"
+        assert by_name(found)["y"].inputs == (dtype,) * 4
+        assert by_name(found)["y"].outputs == (dtype,)
+        assert found.program.outputs[0].shape == shape
+
+
 # ---- LayerNorm ----
 
 

@@ -103,8 +103,15 @@ def forecast(
     ------
     AtcError
         What `lower` refuses.
+    ValueError
+        An input whose shape is open.
     """
-    shapes = {value.name: declared_shape(value) or () for value in model.graph.input}
+    shapes = {}
+    for value in model.graph.input:
+        shape = declared_shape(value)
+        if shape is None or -1 in shape:
+            raise ValueError(f"the input {value.name} of {stage} has no static shape: export it for one size")
+        shapes[value.name] = shape
     lowered = lower(model, soc=soc, precision=precision, shapes=shapes)
     kernels = [operation.engine for operation in lowered.program.operations]
     engines = {engine: kernels.count(engine) for engine in ("AiCore", "AiCpu", "Host")}
