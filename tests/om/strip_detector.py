@@ -94,7 +94,8 @@ class Faults:
     swapped: bool = False
     by_area: bool = False
     mask: float = -100.0
-    keep_fp32: tuple[str, ...] = ("RoiAlign", "/levels/")
+    # The exporter slices boxes and picture numbers out of the RoIs: in float16 that would round them before RoiAlign.
+    keep_fp32: tuple[str, ...] = ("RoiAlign", "Gather", "Slice", "/levels/")
 
 
 # -- PyTorch's model, by itself --
