@@ -13,6 +13,7 @@ Integers = npt.NDArray[np.int64]
 # Boxes per step: so many that numpy's calls cost little, so few that the step's boxes are compared with few of their
 # own. Measured with 4,768 boxes of five levels: 3.9 ms at 128, 5.2 ms at 64, 4.5 ms at 256.
 _STEP = 128
+_LATER = np.triu(np.ones((_STEP, _STEP), np.bool_), 1)
 
 
 def suppress(boxes: Floats, overlap: float, limit: int, groups: Integers | None = None) -> Integers:
@@ -60,7 +61,7 @@ def _staying(sides: Floats, overlap: float, limit: int) -> Integers:
         if count:
             new = new[~_over(kept[:, :count], sides[:, new], overlap).any(axis=0)]
         mine = sides[:, new]
-        over = np.triu(_over(mine, mine, overlap), 1)
+        over = _over(mine, mine, overlap) & _LATER[: len(new), : len(new)]
         stay = np.ones(len(new), np.bool_)
         for row in np.flatnonzero(over.any(axis=1)).tolist():
             if stay[row]:

@@ -277,6 +277,9 @@ def top(values: Floats, count: int) -> Integers:
         # As many parts as are wanted have a value of at least `least`: nothing below it can be among the largest.
         largest = values[: parts * _PARTED].reshape(_PARTED, parts).max(axis=0)
         chosen = np.flatnonzero(values >= np.partition(largest, parts - count)[parts - count])
+    if len(chosen) > count:
+        left = values[chosen]
+        chosen = chosen[left >= np.partition(left, len(left) - count)[len(left) - count]]
     return chosen[np.argsort(-values[chosen], kind="stable")][:count]
 
 
