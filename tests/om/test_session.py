@@ -12,7 +12,7 @@ from ascendet_common.errors import RunError
 from conftest import SIZE, Picture, digest, hand_made, hand_made_steps, write_fake_oms
 from fake_acl import FakeAcl
 from staged_om.device import AclError, Device
-from staged_om.host import Batch
+from staged_om.host import Batch, HostStep
 from staged_om.meta import Meta
 from staged_om.schedule import overlapped, run_batch
 from staged_om.session import Session
@@ -120,6 +120,27 @@ def test_an_om_that_was_copied_from_another_build_is_refused(fake: FakeAcl, tmp_
 def test_an_om_with_other_ports_than_the_metadata_is_refused(fake: FakeAcl, tmp_path: Path) -> None:
     folder = write_fake_oms(tmp_path, hand_made(batch=2))
     assert "float32[2,3,8,8]" in str(refused("om-mixed-builds", folder, hand_made()).found)
+
+
+def test_with_aipp_the_om_takes_bytes_in_nhwc(fake: FakeAcl, tmp_path: Path, picture: Picture) -> None:
+    meta = hand_made(host={"aipp": {"image": {"config": "features.aipp.cfg"}}})
+    folder = write_fake_oms(tmp_path, meta)
+    content = json.loads((folder / "features.om").read_text())
+    content["inputs"][0] |= {"dtype": "uint8", "shape": [1, SIZE, SIZE, 3]}
+    (folder / "features.om").write_text(json.dumps(content))
+    record = json.loads((folder / "om.json").read_text())
+    record["stages"]["features"]["sha256"] = digest(folder / "features.om")
+    (folder / "om.json").write_text(json.dumps(record))
+    _, *rest = hand_made_steps(meta)
+
+    def preprocess(batch: Batch) -> None:
+        batch.values["image"] = batch.pictures[0][None]
+
+    steps = (HostStep(name="preprocess", run=preprocess, writes=("image",)), *rest)
+    with Device() as device, Session(device, meta, steps, folder) as session:
+        finished = run_batch(session, session.lanes[0], Batch(pictures=[picture(3)]))
+        assert finished.batch.detections[0].scores[0] == pytest.approx(4.0)  # 3 of the bytes, and 1
+        assert session.copies["to device"]["image"] == 3 * SIZE * SIZE
 
 
 def test_stages_that_disagree_about_a_shared_buffer_are_refused(fake: FakeAcl, tmp_path: Path) -> None:

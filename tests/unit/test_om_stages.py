@@ -104,6 +104,17 @@ def test_the_same_checkpoint_is_exported_once_and_another_one_again(
     assert (second.folder, second.meta["export_id"]) == (first.folder, "of 2")
 
 
+def test_pictures_as_bytes_are_another_export_and_atc_gets_aipps_file(
+    aim: Target, programs: Programs, checkpoint: Path
+) -> None:
+    export.export(aim, checkpoint, None, 1)
+    one = export.export(aim, checkpoint, None, 1, aipp=True)
+    assert programs.started[1].arguments == ["--batch=1", "--aipp"]
+    host = {"aipp": {"x": {"config": "backbone.aipp.cfg"}}}
+    convert.convert(aim, replace(one, meta=one.meta | {"host": host}), CHOICE, "origin")
+    assert "--insert_op_conf=../backbone.aipp.cfg" in programs.started[2].arguments
+
+
 def test_a_failed_export_leaves_its_log_and_no_folder(
     aim: Target, programs: Programs, checkpoint: Path
 ) -> None:
