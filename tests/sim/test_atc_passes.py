@@ -421,6 +421,16 @@ def test_an_operator_without_any_kernel_is_refused() -> None:
     assert caught.value.code == "EZ3003"
 
 
+def test_a_cubic_resize_has_no_kernel_here() -> None:
+    """Its operator has a kernel on Ascend 950 only."""
+    resize = node("Resize", "x  scales", "y", mode="cubic")
+    resize.input[:] = ["x", "", "scales"]
+    model = graph([resize], {"x": (1, 1, 4, 4)}, "y", scales=np.array([1, 1, 2, 2], np.float32))
+    with pytest.raises(AtcError, match=r"y \(Resize\)") as caught:
+        lowered(model, "force_fp16")
+    assert caught.value.code == "EZ3003"
+
+
 def test_top_k_counts_in_int32_and_a_cast_restores_the_graphs_type(tmp_path: Path) -> None:
     model = graph([node("TopK", "x k", "values places")], {"x": (2, 9)}, "values places", k=np.array([3]))
     found = lowered(model)
