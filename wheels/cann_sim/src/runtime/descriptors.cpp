@@ -56,9 +56,8 @@ SIM_API size_t aclDataTypeSize(aclDataType type) {
 // ---- tensor descriptors ----
 
 SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) try {
-    if (num_dims < 0 || (num_dims > 0 && dims == nullptr)) {
-        fail(ACL_ERROR_INVALID_PARAM,
-             "EH0001: aclCreateTensorDesc: the number of dimensions is negative, or they are null");
+    if (num_dims > 0 && dims == nullptr) {
+        fail(ACL_ERROR_INVALID_PARAM, "EH0002: aclCreateTensorDesc: the dimensions are null");
         return nullptr;
     }
     cann_sim::note_interpreter_lock();
