@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
 
 def torch_modules(meta: Meta) -> dict[str, Callable[..., Any]]:
     """Return the modules that were exported, by stage, with the weights of CHECKPOINT."""
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    _stay_on_the_cpu()
     modules: dict[str, Callable[..., Any]] = _module(meta, "export").torch_stages(
         meta, os.environ["CHECKPOINT"]
     )
@@ -64,6 +65,20 @@ def from_results(found: list[dict[str, Any]], labels: dict[str, int]) -> Detecti
             if "segmentation" in one
         ],
     )
+
+
+def _stay_on_the_cpu() -> None:
+    """Hide the NPUs from PyTorch in this process: frameworks take them as soon as they are available.
+
+    torch_npu itself must be there, because operators that were compiled against it do not load without its libraries.
+    """
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    import torch
+
+    with contextlib.suppress(ImportError):
+        import torch_npu  # noqa: F401
+
+        torch.npu.is_available = lambda: False
 
 
 def _module(meta: Meta, name: str) -> ModuleType:
