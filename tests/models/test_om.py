@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from pycocotools import mask as coco_mask
-from staged_om import exporting
+from staged_om import exporting, onnx_runner
 from staged_om.host import Batch
 from staged_om.meta import META, Meta
 from staged_om.nms import suppress
@@ -442,7 +442,7 @@ def test_aipp_gets_bytes_and_normalises_them_as_the_host_would(exported, tmp_pat
     om.Host(exported[3]).preprocess(plain)
     pixels = batch.values[om.PICTURE]
     assert (pixels.dtype, pixels.shape) == (np.uint8, (2, *SIZE, 3))
-    normalised = Runner(meta, (), {})._normalised(om.PICTURE, pixels)
+    normalised = onnx_runner._after_aipp(meta, lambda given: given)({om.PICTURE: pixels})[om.PICTURE]
     np.testing.assert_array_equal(normalised, plain.values[om.PICTURE])
     text = made.aipp_config()
     lines = dict(line.strip().split(": ") for line in text.splitlines()[1:-1])

@@ -176,6 +176,8 @@ def _after_aipp(meta: Meta, run: StageFunction) -> StageFunction:
     def normalised(name: str, value: np.ndarray) -> np.ndarray:
         if name not in facts:
             return value
+        if facts[name].get("swap"):
+            value = value[..., ::-1]
         mean, std = (np.array(facts[name][key], np.float32) for key in ("mean", "std"))
         return np.ascontiguousarray(((value - mean) / std).transpose(0, 3, 1, 2))
 
