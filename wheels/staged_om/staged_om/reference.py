@@ -19,11 +19,10 @@ from staged_om.meta import Meta
 def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     """Return the detector of CHECKPOINT; MODEL, DATASET and WORK_DIR are read as `make infer` reads them.
 
-    torch must not have been imported with torch_npu: the first import of torch here leaves it alone. A family whose
-    `infer` pads pictures otherwise than its export, which changes results, has the model itself at the exported size as
+    A family whose `infer` pads pictures otherwise than its export, which changes results, has the model itself at the exported size as
     `export.open_detector(meta, checkpoint)`.
     """
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    _stay_on_the_cpu()
     labels = {name: label for label, name in enumerate(meta.classes)}
     export = _module(meta, "export")
     if hasattr(export, "open_detector"):
