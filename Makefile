@@ -33,6 +33,8 @@ SIZES ?=
 BATCH ?=
 PRECISION ?= origin
 FORCE ?=
+# make export: AIPP=1 takes pictures as bytes, which the device normalises.
+AIPP ?=
 # make om, make infer-om, make om-compare: what make om-precision wrote, operators that stay float32.
 KEEP_DTYPE ?=
 # make om-bisect: where to search, and nodes per conversion. make om-precision: the largest loss of AP.
@@ -170,8 +172,8 @@ curves: ## Draw a training's loss and AP, as PNG and SVG
 
 ##@ OM
 .PHONY: export om om-forecast om-info infer-om om-compare om-bisect om-precision
-export: ## MODEL's latest training, or CHECKPOINT, as ONNX by stages, checked against PyTorch; SIZES=1024x1024,800x1344 BATCH=1,4
-	@$(PY) export $(TARGET) $(OF_SIZES) --checkpoint $(call quoted,CHECKPOINT)
+export: ## MODEL's latest training, or CHECKPOINT, as ONNX by stages, checked against PyTorch; SIZES=1024x1024,800x1344 BATCH=1,4 AIPP=1
+	@$(PY) export $(TARGET) $(OF_SIZES) --checkpoint $(call quoted,CHECKPOINT) $(if $(AIPP),--aipp)
 om: ## Convert them with atc for SOC in the mode PRECISION, after a forecast; FORCE=1
 	@$(PY) om $(TARGET) $(OF_SIZES) $(CONVERTED)
 om-forecast: ## What atc will fuse, what has no AI Core kernel, what stays float32; with IMAGES, what overflows in fp16

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from staged_om import exporting
 from vitdet import stages
-from vitdet.backbone import LN2d
+from vitdet.pyramid import LN2d
 from vitdet.stages import Options
 
 A2 = Soc(name="Ascend910B3", family="910B")
@@ -34,7 +34,7 @@ def graphs():
         model = MODELS.build(cfg.model).eval()
         parts = [*model.backbone.modules(), *model.neck.modules()]
         norms = sum(isinstance(part, torch.nn.LayerNorm | LN2d) for part in parts)
-        gelus = sum(isinstance(part, torch.nn.GELU) for part in parts)
+        gelus = sum(isinstance(part, torch.nn.GELU) for part in parts) + len(model.backbone.blocks)
         module = stages.build(model, Options(size=SIZE, without=without))["backbone"]
         buffer = io.BytesIO()
         picture = torch.randn(1, 3, *SIZE)

@@ -32,16 +32,22 @@ COARSE = 448.0  # side of the boxes that are pooled from the coarse level, px, a
 GAIN = 40.0  # the head's steepness: a box that is 2 px off is seen
 
 
+def shrink(features: Tensor, by: int) -> Tensor:
+    """Return the means of squares; AI Core of 910B has no float32 AveragePool."""
+    _, channels, height, width = features.shape
+    return features.reshape(1, channels, height // by, by, width // by, by).mean(dim=(3, 5))
+
+
 class Backbone(nn.Module):
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fine level, and the coarse one, which answers to wide objects only, as real ones do."""
-        coarse = nn.functional.avg_pool2d(picture, 4)
-        return picture + 0.0, nn.functional.avg_pool2d(coarse, (1, 65), 1, (0, 32))
+        window = torch.full((3, 1, 1, 65), 1 / 65)
+        return picture + 0.0, nn.functional.conv2d(shrink(picture, 4), window, padding=(0, 32), groups=3)
 
 
 class Rpn(nn.Module):
     def forward(self, fine: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(fine, GRID).amax(dim=1, keepdim=True)
+        return shrink(fine, GRID).amax(dim=1, keepdim=True)
 
 
 class Levels(nn.Module):
@@ -88,7 +94,8 @@ class Faults:
     swapped: bool = False
     by_area: bool = False
     mask: float = -100.0
-    keep_fp32: tuple[str, ...] = ("RoiAlign", "/levels/")
+    # The exporter slices boxes and picture numbers out of the RoIs: in float16 that would round them before RoiAlign.
+    keep_fp32: tuple[str, ...] = ("RoiAlign", "Gather", "Slice", "/levels/")
 
 
 # -- PyTorch's model, by itself --

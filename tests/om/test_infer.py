@@ -65,8 +65,9 @@ def test_results_are_those_of_infer_with_latency_throughput_and_copies(fake: Fak
     assert all((tmp_path / one["picture"]).is_file() for one in results["images"])
     steps = ["read", "preprocess", "features", "propose", "head", "paste", "copies", "total"]
     assert list(results["latency"]["first_call"]) == steps
-    assert list(results["latency"]["steady"]["p50"]) == steps
-    assert results["latency"]["steady"]["calls"] == 5
+    (steady,) = results["latency"]["steady"].values()
+    assert list(steady["p50"]) == steps
+    assert steady["calls"] == 5
     assert results["overlap"]["pictures"] == 4
     assert results["copies"]["batches"] == 10  # the first one twice
     assert results["copies"]["stay_on_device"].keys() == {"p2", "p3"}
@@ -76,7 +77,7 @@ def test_results_are_those_of_infer_with_latency_throughput_and_copies(fake: Fak
 
 def test_a_single_picture_is_measured_too(fake: FakeAcl, tmp_path: Path) -> None:
     results = detect([exported(tmp_path)], pictures(tmp_path, [9]), tmp_path)
-    assert results["latency"]["steady"]["calls"] == 1
+    assert results["latency"]["steady"]["8x8, batch 1"]["calls"] == 1
     assert results["overlap"]["images_per_second"] is None
 
 
@@ -89,7 +90,9 @@ def test_pictures_go_in_batches_that_are_as_full_as_can_be(fake: FakeAcl, tmp_pa
         (4, [4, 5, 6, 7]),
     ]
     files = pictures(tmp_path, [0, 51, 102, 153, 204, 255, 255, 0, 51])
-    found = detect(exports, files, tmp_path)["images"]
+    results = detect(exports, files, tmp_path)
+    found = results["images"]
+    assert results["latency"]["steady"].keys() == {"8x8, batch 1", "8x8, batch 4"}
     assert [one["file"] for one in found] == files
     assert len({tuple(one["milliseconds"].values()) for one in found[:4]}) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ascendet_common.errors import RunError
 from conftest import SIZE, Picture, digest, hand_made, hand_made_steps, write_fake_oms
 from fake_acl import FakeAcl
 from staged_om.device import AclError, Device
-from staged_om.host import Batch
+from staged_om.host import Batch, HostStep
 from staged_om.meta import Meta
 from staged_om.schedule import overlapped, run_batch
 from staged_om.session import Session
@@ -121,6 +122,27 @@ def test_an_om_with_other_ports_than_the_metadata_is_refused(fake: FakeAcl, tmp_
     assert "float32[2,3,8,8]" in str(refused("om-mixed-builds", folder, hand_made()).found)
 
 
+def test_with_aipp_the_om_takes_bytes_in_nhwc(fake: FakeAcl, tmp_path: Path, picture: Picture) -> None:
+    meta = hand_made(host={"aipp": {"image": {"config": "features.aipp.cfg"}}})
+    folder = write_fake_oms(tmp_path, meta)
+    content = json.loads((folder / "features.om").read_text())
+    content["inputs"][0] |= {"dtype": "uint8", "shape": [1, SIZE, SIZE, 3]}
+    (folder / "features.om").write_text(json.dumps(content))
+    record = json.loads((folder / "om.json").read_text())
+    record["stages"]["features"]["sha256"] = digest(folder / "features.om")
+    (folder / "om.json").write_text(json.dumps(record))
+    _, *rest = hand_made_steps(meta)
+
+    def preprocess(batch: Batch) -> None:
+        batch.values["image"] = batch.pictures[0][None]
+
+    steps = (HostStep(name="preprocess", run=preprocess, writes=("image",)), *rest)
+    with Device() as device, Session(device, meta, steps, folder) as session:
+        finished = run_batch(session, session.lanes[0], Batch(pictures=[picture(3)]))
+        assert finished.batch.detections[0].scores[0] == pytest.approx(4.0)  # 3 of the bytes, and 1
+        assert session.copies["to device"]["image"] == 3 * SIZE * SIZE
+
+
 def test_stages_that_disagree_about_a_shared_buffer_are_refused(fake: FakeAcl, tmp_path: Path) -> None:
     meta = hand_made()
     folder = write_fake_oms(tmp_path, meta)
@@ -188,3 +210,18 @@ def test_a_device_lost_in_mid_batch_loses_no_result_before_it(
     assert caught.value.name == "npu-lost"
     assert found in ([0, 1], [0, 1, 2])  # the batch before may run beside the reading of the third
     assert fake.alive == {}
+
+
+def test_an_environment_without_pyacl_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "acl", None)
+    with pytest.raises(RunError, match="no pyACL") as caught:
+        Device()
+    assert caught.value.name == "acl-failed"
+
+
+def test_a_device_that_somebody_else_initialised_is_not_finalized(fake: FakeAcl) -> None:
+    fake.init = lambda: 100002  # type: ignore[method-assign]
+    fake.started = True
+    with Device() as device:
+        assert device.soc == "Ascend910B3"
+    assert fake.started

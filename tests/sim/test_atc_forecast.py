@@ -92,6 +92,8 @@ def test_constants_that_half_cannot_hold_are_named_without_activations() -> None
     }
     assert not found.activations_known
     assert made(model, "origin").overflows == ()
+    cut = made(model, soc=Soc(name="Ascend310P3", family="310P")).overflows
+    assert {(each.value, each.becomes) for each in cut} == {("mask", "65504"), ("epsilon", "zero")}
 
 
 def test_islands_are_named_after_their_start_and_the_largest_comes_first() -> None:
@@ -206,6 +208,13 @@ def test_the_command_says_why_it_makes_no_forecast(
     onnx.save(squares(), tmp_path / "squares.onnx")
     assert main([str(tmp_path / "squares.onnx"), *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_graph_with_an_open_size_has_no_forecast() -> None:
+    model = graph([node("Relu", "x", "y")], {"x": (2, 3)}, "y")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    with pytest.raises(ValueError, match="input x of stage has no static shape"):
+        made(model)
 
 
 def test_constants_keep_their_originals_for_the_forecast() -> None:

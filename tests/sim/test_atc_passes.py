@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from atc_graphs import (
+    RANDOM,
     by_name,
     floats,
     gelu,
@@ -139,6 +140,19 @@ def test_roi_extractor_has_the_shape_of_its_pooled_boxes() -> None:
     assert found.program.outputs[0].shape == (10, 16, 7, 7)
     assert by_name(found)["y"].kernel == "RoiExtractor"
     assert by_name(found)["y"].inputs == ("float16",) * 3, "features and RoIs have one type on AI Core"
+
+
+def test_flash_attention_gives_one_output_in_the_type_of_the_query() -> None:
+    """The kernel's fourth output: the node has only that."""
+    attend = node("NPUFlashAttention", "q k v bias", "y", head_num=2, input_layout="BSH", scale_value=0.5)
+    shape = (1, 6, 32)
+    model = graph([attend], {"q": shape, "k": shape, "v": shape, "bias": (1, 2, 6, 6)}, "y")
+    for mode, dtype in (("force_fp16", "float16"), ("origin", "float32")):
+        found = lowered(model, mode)
+        assert by_name(found)["y"].kernel == "FlashAttentionScore"
+        assert by_name(found)["y"].inputs == (dtype,) * 4
+        assert by_name(found)["y"].outputs == (dtype,)
+        assert found.program.outputs[0].shape == shape
 
 
 # ---- LayerNorm ----
@@ -407,6 +421,16 @@ def test_an_operator_without_any_kernel_is_refused() -> None:
     assert caught.value.code == "EZ3003"
 
 
+def test_a_cubic_resize_has_no_kernel_here() -> None:
+    """Its operator has a kernel on Ascend 950 only."""
+    resize = node("Resize", "x  scales", "y", mode="cubic")
+    resize.input[:] = ["x", "", "scales"]
+    model = graph([resize], {"x": (1, 1, 4, 4)}, "y", scales=np.array([1, 1, 2, 2], np.float32))
+    with pytest.raises(AtcError, match=r"y \(Resize\)") as caught:
+        lowered(model, "force_fp16")
+    assert caught.value.code == "EZ3003"
+
+
 def test_top_k_counts_in_int32_and_a_cast_restores_the_graphs_type(tmp_path: Path) -> None:
     model = graph([node("TopK", "x k", "values places")], {"x": (2, 9)}, "values places", k=np.array([3]))
     found = lowered(model)
@@ -415,3 +439,24 @@ def test_top_k_counts_in_int32_and_a_cast_restores_the_graphs_type(tmp_path: Pat
     feeds = {"x": floats(2, 9)}
     for ours, theirs in zip(run(found, tmp_path, feeds), reference(model, feeds), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_non_max_suppression_has_room_for_the_most_boxes_and_fills_up_with_minus_one(tmp_path: Path) -> None:
+    model = graph(
+        [node("NonMaxSuppression", "boxes scores most overlap", "kept")],
+        {"boxes": (1, 20, 4), "scores": (1, 2, 20)},
+        "kept",
+        most=np.array([5]),
+        overlap=np.array([0.3], np.float32),
+    )
+    corners = RANDOM.uniform(0, 50, (1, 20, 2))
+    feeds = {
+        "boxes": np.concatenate([corners, corners + 20], -1).astype(np.float32),
+        "scores": RANDOM.random((1, 2, 20), np.float32),
+    }
+    found = lowered(model)
+    assert by_name(found)["kept"].kernel == "NonMaxSuppressionV7"
+    (ours,), (theirs,) = run(found, tmp_path, feeds), reference(model, feeds)
+    assert ours.shape == (10, 3)
+    np.testing.assert_array_equal(ours[: len(theirs)], theirs)
+    assert (ours[len(theirs) :] == -1).all()

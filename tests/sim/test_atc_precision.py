@@ -282,7 +282,10 @@ def test_bfloat16_is_refused_where_there_is_none(soc: str) -> None:
     assert types(lowered(chain(), "mixed_bfloat16", "910_93")) == "sbbssbb"
 
 
-def test_large_constants_become_infinite_in_half_and_the_rest_is_as_numpy_rounds() -> None:
+@pytest.mark.parametrize(
+    ("soc", "largest"), [("910B", np.inf), ("910_93", np.inf), ("310P", 65504), ("910A", 65504)]
+)
+def test_large_constants_become_in_half_what_values_become_on_the_soc(soc: str, largest: float) -> None:
     model = graph([node("Mul", "x c", "y")], {"x": (3,)}, "y", c=np.array([1e5, -1e5, 1.0001], np.float32))
-    constant = lowered(model, "force_fp16").constants["c@float16"]
-    np.testing.assert_array_equal(constant, np.array([np.inf, -np.inf, 1.0], np.float16))
+    constant = lowered(model, "force_fp16", soc).constants["c@float16"]
+    np.testing.assert_array_equal(constant, np.array([largest, -largest, 1.0], np.float16))

@@ -128,6 +128,7 @@ def test_the_process_begins_and_ends_once(run_python: RunPython) -> None:
         print(acl.rt.get_device()[1], acl.rt.set_device(99), acl.rt.set_device(0), acl.get_soc_name())
         print(acl.rt.get_run_mode(), acl.rt.get_device_count()[1], len(acl.get_version()))
         print(acl.rt.reset_device(0), acl.finalize(), acl.finalize())
+        print(acl.init(), acl.finalize_reference())
     """)
     assert done.stdout.splitlines() == [
         "None",
@@ -135,6 +136,7 @@ def test_the_process_begins_and_ends_once(run_python: RunPython) -> None:
         "107002 107001 0 Ascend910B3",
         "(1, 0) 0 4",
         "0 0 100037",
+        "0 (0, 0)",
     ], done.stderr
 
 
@@ -727,6 +729,33 @@ def test_a_lost_device_surfaces_at_synchronise_and_results_so_far_are_kept(
     )
     expected = ["0"] * 8 + [code, "EE9999", "1.0", "1.0", "0.0", "0.0", code, code]
     assert done.stdout.split() == expected, done.stderr
+
+
+def test_a_corrupt_result_is_that_of_the_model_named(run_python: RunPython, tmp_path: Path) -> None:
+    code = """
+    adder.upload(np.zeros(4, np.float32))
+    for _ in range(3):
+        adder.execute()
+        print(adder.download((4,))[0])
+    """
+    found = two_models(run_python, tmp_path, code, CANN_SIM_FAULT="corrupt@model::add:2")
+    assert found == ["1.0", "0.0", "1.0"]
+
+
+def test_torch_npu_and_models_share_a_process(run_python: RunPython, tmp_path: Path) -> None:
+    """Whichever begins, and a tensor of torch_npu is a buffer of a model."""
+    code = """
+    import torch, torch_npu
+    tensor = torch.zeros(4).npu() + 1
+    buffer = acl.mdl.get_dataset_buffer(adder.inputs, 0)
+    own = acl.get_data_buffer_addr(buffer)
+    acl.update_data_buffer(buffer, tensor.data_ptr(), 16)
+    acl.mdl.execute_async(sleeper.id, sleeper.inputs, sleeper.outputs, stream)
+    acl.mdl.execute_async(adder.id, adder.inputs, adder.outputs, stream)
+    print(acl.rt.synchronize_stream(stream), adder.download((4,))[0], (tensor * 3).cpu()[0].item())
+    acl.update_data_buffer(buffer, own, 16)
+    """
+    assert two_models(run_python, tmp_path, code) == ["0", "2.0", "3.0"]
 
 
 def test_memory_of_a_model_counts_and_its_lack_is_said(run_python: RunPython, tmp_path: Path) -> None:

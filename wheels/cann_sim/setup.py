@@ -154,6 +154,7 @@ class BuildTree(build_py):
                 # Found in a process without Python, too: from cann_sim/tree/lib64 to torch, its neighbour in
                 # site-packages. Where torch is loaded, the loader takes that one, as the names are the same.
                 needs = ["-L", torch / "lib", "-ltorch_cpu", "-lc10", "-Wl,-rpath,$ORIGIN/../../../torch/lib",
+                         "-Wl,-z,nodelete",  # ATen keeps its allocator
                          "-Wl,--unresolved-symbols=ignore-in-shared-libs"]  # fmt: skip
             elif library == PYACL:
                 # Python's own functions are those of the process.

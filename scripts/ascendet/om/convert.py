@@ -149,7 +149,16 @@ def _convert(
         keep = f"{stage['name']}{exported.KEEP_SUFFIX}"
         (work / keep).write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
     # Relative paths: `work` lies beside the ONNX file, and the command that an OM records should not tell where.
-    command = arguments(stage, model=f"../{stage['file']}", soc=soc, precision=precision, keep=keep)
+    aipp = one.meta.get("host", {}).get("aipp", {})
+    given = [f"../{aipp[port['name']]['config']}" for port in stage["inputs"] if port["name"] in aipp]
+    command = arguments(
+        stage,
+        model=f"../{stage['file']}",
+        soc=soc,
+        precision=precision,
+        keep=keep,
+        more=[f"--insert_op_conf={config}" for config in given],
+    )
     print(f"atc {' '.join(command)}", flush=True)
     clock = time.monotonic()
     try:

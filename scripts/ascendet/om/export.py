@@ -21,6 +21,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     target.add_options(parser)
     exported.add_options(parser)
+    parser.add_argument("--aipp", action="store_true", help="take pictures as bytes, which AIPP normalises")
     parser.add_argument("--checkpoint", default="", help="the file; empty: the latest training's last one")
 
 
@@ -33,10 +34,10 @@ def execute(args: argparse.Namespace) -> None:
     wanted: list[Size | None] = [*sizes] or [None]
     for size in wanted:
         for batch in batches or [1]:
-            describe(export(aim, checkpoint, size, batch))
+            describe(export(aim, checkpoint, size, batch, aipp=args.aipp))
 
 
-def export(aim: Target, checkpoint: Path, size: Size | None, batch: int) -> Exported:
+def export(aim: Target, checkpoint: Path, size: Size | None, batch: int, *, aipp: bool = False) -> Exported:
     """Run the family's export program, unless the same was exported before, and return what it made."""
     key = {
         **aim.inputs,
@@ -44,6 +45,7 @@ def export(aim: Target, checkpoint: Path, size: Size | None, batch: int) -> Expo
         "software": target.software(aim),
         "size": list(size) if size else None,
         "batch": batch,
+        "aipp": aipp,
     }
     for meta in exported.home().glob(f"{aim.model}-{aim.dataset}-*/{exported.META}"):
         if (manifest.read(meta.parent) or {}).get("key") == manifest.digest_inputs(key):
@@ -67,7 +69,11 @@ def export(aim: Target, checkpoint: Path, size: Size | None, batch: int) -> Expo
                 log=work / _LOG,
                 target=aim,
                 inputs=[checkpoint, *aim.files, *([assets.root(), data.resolve()] if data.is_dir() else [])],
-                arguments=[*([f"--size={size[0]}x{size[1]}"] if size else []), f"--batch={batch}"],
+                arguments=[
+                    *([f"--size={size[0]}x{size[1]}"] if size else []),
+                    f"--batch={batch}",
+                    *(["--aipp"] if aipp else []),
+                ],
             )
         )
         facts = {

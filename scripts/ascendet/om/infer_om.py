@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Find objects with the OMs of all sizes and batches that are converted, and print the latency."""
-    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images)
+    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images, "infer-om")
     precision = exported.check_precision(args.precision)
     aim = target.check(args, "export")
     aim = replace(aim, devices=aim.devices[:1])
@@ -77,7 +77,9 @@ def execute(args: argparse.Namespace) -> None:
         }
         manifest.write(work, facts)
     calls = results["latency"]
-    rows = {"first call": (calls["first_call"], None), **latency.describe_calls("steady", calls["steady"])}
+    rows: dict[str, tuple[latency.Milliseconds, float | None]] = {"first call": (calls["first_call"], None)}
+    for label, distribution in calls["steady"].items():
+        rows |= latency.describe_calls(label, distribution)
     print(f"\n{latency.table(rows)}\n\n{results['summary']}")
     for bad in results["skipped"]:
         print(f"skipped: {paths.printable(bad['file'])}: {bad['reason']}")

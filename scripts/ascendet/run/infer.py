@@ -80,8 +80,10 @@ def execute(args: argparse.Namespace) -> None:
     print(f"stored in {paths.shorten(final)}: {len(results['images'])} pictures, {RESULTS} ({line})")
 
 
-def find_images(text: str) -> list[Path]:
+def find_images(text: str, make: str = "infer") -> list[Path]:
     """Return the files that `text` names, without repetition: files, the pictures in folders, matches of glob patterns.
+
+    `make` is the target of the next command in errors.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def find_images(text: str) -> list[Path]:
             "usage",
             "IMAGES must be files, folders or glob patterns",
             found="IMAGES is empty",
-            hint="make infer IMAGES='a.jpg folder pictures/*.png'",
+            hint=f"make {make} IMAGES='a.jpg folder pictures/*.png'",
         )
     found: list[Path] = []
     for word in words:
@@ -110,7 +112,7 @@ def find_images(text: str) -> list[Path]:
                 f"IMAGES={paths.printable(word)} names no picture",
                 expected=f"a file, a folder or a glob pattern with {', '.join(sorted(_SUFFIXES))}",
                 found="a folder without pictures" if path.is_dir() else "no such file or folder",
-                hint=f"{again.command('infer', IMAGES='')} IMAGES=<file, folder or glob pattern>",
+                hint=f"{again.command(make, IMAGES='')} IMAGES=<file, folder or glob pattern>",
             )
         found += pictures
     return list(dict.fromkeys(found))

@@ -123,7 +123,9 @@ class Report:
     images: dict[int, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[int, dict[str, str]] = field(default_factory=dict)
     first: dict[str, float] | None = None
-    alone: list[dict[str, float]] = field(default_factory=list)
+    alone: dict[str, list[tuple[int, dict[str, float]]]] = field(
+        default_factory=dict
+    )  # pictures, ms by export
     together: int = 0
     seconds: float = 0.0
     device_seconds: float = 0.0
@@ -142,7 +144,7 @@ class Report:
             "skipped": [self.skipped[number] for number in sorted(self.skipped)],
             "latency": {
                 "first_call": with_total(self.first or {}),
-                "steady": distribution(self.alone) if self.alone else None,
+                "steady": {label: steady(calls) for label, calls in self.alone.items()},
             },
             "overlap": {
                 "pictures": self.together,
@@ -174,6 +176,18 @@ class Report:
                 f"stay on the device: {names}, {total:.1f} MB per batch, {copied} copies to the host"
             )
         return "\n".join(lines)
+
+
+def steady(calls: Sequence[tuple[int, dict[str, float]]]) -> dict[str, Any]:
+    """Return the distribution of batches' milliseconds, with the rate in pictures: each call has their number first.
+
+    >>> found = steady([(4, {"read": 100.0, "backbone": 900.0}), (2, {"read": 100.0, "backbone": 900.0})])
+    >>> found["calls"], found["p50"]["total"], found["images_per_second"]
+    (2, 1000.0, 3.0)
+    """
+    found = distribution([times for _, times in calls])
+    pictures = sum(number for number, _ in calls)
+    return found | {"images_per_second": found["images_per_second"] * pictures / len(calls)}
 
 
 class Run:
@@ -216,6 +230,7 @@ class Run:
             draw(pixels, found, self.report.classes, self.report.score, self.out / picture)
             rows = describe(found, self.report.classes, self.report.score)
             height, width = pixels.shape[:2]
+            again = number in self.report.images  # of the first batch, which runs twice
             self.report.images[number] = {
                 "file": file,
                 "picture": picture,
@@ -224,12 +239,9 @@ class Run:
                 "detections": rows,
                 "milliseconds": times,
             }
-            progress.write(
-                "infer",
-                step=len(self.report.images),
-                of=len(self.files),
-                text=f"{printable(file)}: {len(rows)} objects",
-            )
+            if not again:
+                text = f"{printable(file)}: {len(rows)} objects"
+                progress.write("infer", step=len(self.report.images), of=len(self.files), text=text)
         return times
 
 
@@ -296,7 +308,10 @@ def _run(session: Session, run: Run, group: Sequence[Sequence[int]]) -> None:
                 if report.first is None:
                     report.first = times
                 else:
-                    report.alone.append(times)
+                    meta = session.meta
+                    label = f"{meta.height}x{meta.width}, batch {meta.batch}"
+                    call = (len(finished.batch.pictures), times)
+                    report.alone.setdefault(label, []).append(call)
         rest = group[_ALONE:]
         before = session.device_seconds
         clock = time.perf_counter()

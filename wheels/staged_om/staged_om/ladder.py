@@ -58,11 +58,12 @@ class RungKind:
 
 
 # The numbers are decisions. `wrappers` compute the same numbers as the model, but host steps do their sigmoids and
-# exponentials in numpy; `onnx` and `om-origin` add in another order; `om` rounds to float16 on the way.
+# exponentials in numpy, and where a mask is exactly at its threshold (BlendMask's, outside of its bases) PyTorch's
+# rounding puts some pixels below; `onnx` and `om-origin` add in another order; `om` rounds to float16 on the way.
 RUNGS: dict[str, RungKind] = {
     "wrappers": RungKind(
         blame="the family's host steps, or what export_meta.json tells them (normalisation, strides, anchors)",
-        limits=Limits(unmatched=0.0, box=0.01, score=1e-5, mask=0.995, ap=1e-6),
+        limits=Limits(unmatched=0.0, box=0.01, score=1e-5, mask=0.98, ap=1e-6),
     ),
     "onnx": RungKind(
         blame="the export to ONNX",

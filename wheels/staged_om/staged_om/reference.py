@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable
@@ -18,11 +19,10 @@ from staged_om.meta import Meta
 def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     """Return the detector of CHECKPOINT; MODEL, DATASET and WORK_DIR are read as `make infer` reads them.
 
-    torch must not have been imported with torch_npu: the first import of torch here leaves it alone. A family whose
-    `infer` pads pictures otherwise than its export, which changes results, has the model itself at the exported size as
-    `export.open_detector(meta, checkpoint)`.
+    A family whose `infer` pads pictures otherwise than its export, which changes results, has the model itself at
+    the exported size as `export.open_detector(meta, checkpoint)`.
     """
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    _stay_on_the_cpu()
     labels = {name: label for label, name in enumerate(meta.classes)}
     export = _module(meta, "export")
     if hasattr(export, "open_detector"):
@@ -40,7 +40,7 @@ def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
 
 def torch_modules(meta: Meta) -> dict[str, Callable[..., Any]]:
     """Return the modules that were exported, by stage, with the weights of CHECKPOINT."""
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    _stay_on_the_cpu()
     modules: dict[str, Callable[..., Any]] = _module(meta, "export").torch_stages(
         meta, os.environ["CHECKPOINT"]
     )
@@ -64,6 +64,20 @@ def from_results(found: list[dict[str, Any]], labels: dict[str, int]) -> Detecti
             if "segmentation" in one
         ],
     )
+
+
+def _stay_on_the_cpu() -> None:
+    """Hide the NPUs from PyTorch in this process: frameworks take them as soon as they are available.
+
+    torch_npu itself must be there, because operators that were compiled against it do not load without its libraries.
+    """
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    import torch
+
+    with contextlib.suppress(ImportError):
+        import torch_npu  # noqa: F401
+
+        torch.npu.is_available = lambda: False
 
 
 def _module(meta: Meta, name: str) -> ModuleType:

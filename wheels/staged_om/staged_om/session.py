@@ -26,7 +26,7 @@ from ascendet_common.errors import RunError
 
 from staged_om.device import HUGE_FIRST, Device
 from staged_om.host import HostStep, Step
-from staged_om.meta import Meta, Stage
+from staged_om.meta import Meta, Port, Stage
 
 RECORD = "om.json"  # what `make om` writes beside the OM files
 _TO_DEVICE, _TO_HOST = 1, 2  # ACL_MEMCPY_HOST_TO_DEVICE, ACL_MEMCPY_DEVICE_TO_HOST
@@ -125,9 +125,9 @@ class Session:
         description = device.make(life, "mdl.create_desc", destroy="mdl.destroy_desc", status=False)
         device.call("mdl.get_desc", description, number)
         inputs, outputs = (self._slots(description, side) for side in ("input", "output"))
-        ports = {port.name: port for port in stage.inputs}
+        shapes_in = {port.name: self._shape(port) for port in stage.inputs}
         for slot in inputs:  # the exporter drops inputs that a graph does not use
-            if slot.name not in ports or slot.shape != ports[slot.name].shape:
+            if slot.shape != shapes_in.get(slot.name):
                 expected = ", ".join(f"{port.name}{list(port.shape)}" for port in stage.inputs)
                 raise _mixed(
                     f"{file.name} has other inputs than the metadata", expected, f"{slot.name} {slot}"
@@ -142,6 +142,13 @@ class Session:
             for port, slot in zip(stage.outputs, outputs, strict=True)
         )
         return Model(number=number, inputs=inputs, outputs=named)
+
+    def _shape(self, port: Port) -> tuple[int, ...]:
+        """Return the shape that an OM describes for an input: where AIPP takes pictures as bytes, that of NHWC."""
+        if port.name not in self.meta.host.get("aipp", {}):
+            return port.shape
+        count, channels, height, width = port.shape
+        return count, height, width, channels
 
     def _slots(self, description: int, side: str) -> tuple[Slot, ...]:
         get, call = self.device.get, self.device.call

@@ -233,7 +233,7 @@ class Chooser:
 
     def _without_kernel(self, node: Node, operator: str, origin: list[str]) -> AtcError:
         types = ", ".join(filter(None, origin)) or "no input"
-        reason = f"the node {node.name} ({operator}) with {types}"
+        reason = f"{node.name} ({operator}) has {types}"
         return AtcError("EZ3003", soc=self.soc.name, reason=reason, known="Ascend910B3, Ascend910_9362")
 
 

@@ -26,12 +26,11 @@ from cann_sim.atc.errors import AtcError, AtcErrors
 from cann_sim.atc.fusion import GRAPH_PASSES, UB_PASSES
 from cann_sim.atc.graphs import declared_shape
 from cann_sim.atc.kernels import Soc
-from cann_sim.atc.lowering import Finding, Lowered, fusion_counts, lower
+from cann_sim.atc.lowering import LARGEST_HALF, Finding, Lowered, fusion_counts, lower
 from cann_sim.atc.matching import Site
 from cann_sim.atc.precision import Precision
 from cann_sim.atc.socs import soc_named
 
-LARGEST_HALF = 65504.0
 # Less room than this factor to float16's largest number is worth a line: other pictures have other maxima.
 _NARROW = 2.0
 _BOXES = ("ROIAlign", "RoiExtractor")
@@ -104,8 +103,15 @@ def forecast(
     ------
     AtcError
         What `lower` refuses.
+    ValueError
+        An input whose shape is open.
     """
-    shapes = {value.name: declared_shape(value) or () for value in model.graph.input}
+    shapes = {}
+    for value in model.graph.input:
+        shape = declared_shape(value)
+        if shape is None or -1 in shape:
+            raise ValueError(f"the input {value.name} of {stage} has no static shape: export it for one size")
+        shapes[value.name] = shape
     lowered = lower(model, soc=soc, precision=precision, shapes=shapes)
     kernels = [operation.engine for operation in lowered.program.operations]
     engines = {engine: kernels.count(engine) for engine in ("AiCore", "AiCpu", "Host")}
@@ -166,7 +172,8 @@ def _overflows(lowered: Lowered, soc: Soc, ranges: Ranges) -> Iterator[Overflow]
         origin = lowered.originals.get(name)
         if origin is None or not origin.size:
             continue
-        finite = origin[np.isfinite(origin)] if np.isinf(constant).any() or constant.size == 1 else origin[:0]
+        at_end = bool((np.abs(constant) >= LARGEST_HALF).any())
+        finite = origin[np.isfinite(origin)] if at_end or constant.size == 1 else origin[:0]
         least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         if max(abs(least), abs(most)) > LARGEST_HALF:
             yield Overflow(

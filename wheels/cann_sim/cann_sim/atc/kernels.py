@@ -197,7 +197,7 @@ _CHOICES: dict[str, str | Callable[[Attributes, Shapes], str]] = {
 # Kernels that take other inputs than the node, in another order or not all: the node's input of each.
 _TAKES: dict[str, tuple[int, ...]] = {
     "BNInfer": (0, 1, 2, 3, 4), "MatMulV2": (0, 1, 2), "ResizeBilinearV2": (0,), "ResizeNearestNeighborV2": (0,),
-    "Resize": (0,), "StridedSlice": (0,), "TopKV2": (0,), "PadV3": (0,), "MirrorPad": (0,), "SplitD": (0,),
+    "StridedSlice": (0,), "TopKV2": (0,), "PadV3": (0,), "MirrorPad": (0,), "SplitD": (0,),
     "ReduceMeanD": (0,), "ReduceSumD": (0,), "ReduceMaxD": (0,), "ReduceMinD": (0,), "ReduceProdD": (0,),
     "SquareSumV1": (0,), "ReduceLogSum": (0,), "ReduceLogSumExp": (0,), "ArgMaxV2": (0,), "ArgMin": (0,),
     "LpNormV2": (0,), "ROIAlign": (0, 1), "Tril": (0,), "Expand": (0,), "Tile": (0,), "GatherV2": (0, 1),

@@ -21,6 +21,7 @@ from cann_sim.atc.om_programs import numpy_dtype
 from cann_sim.atc.precision import Precision
 from cann_sim.atc.program import Attribute, Operation, Program, Value
 
+LARGEST_HALF = 65504.0
 # Casts that lose nothing: back again is the value before.
 _EXACT = frozenset(
     (
@@ -223,7 +224,7 @@ class _Writer:
         if name in self.network.constants:
             known = name if dtype == self.network.dtypes[name] else f"{name}@{dtype}"
             value = self.network.constants[name]
-            self.constants[known] = np.asarray(_converted(value, dtype), order="C")
+            self.constants[known] = np.asarray(_converted(value, dtype, self.chooser.soc), order="C")
             if known != name:
                 self.originals[known] = value
         else:
@@ -275,8 +276,10 @@ class _Writer:
         )
 
 
-def _converted(value: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a constant in another data type; beyond float16's range it becomes infinite, as on a card."""
+def _converted(value: np.ndarray, dtype: str, soc: Soc) -> np.ndarray:
+    """Return a constant in another data type; beyond float16's range it is what values there become on the SoC."""
+    if dtype == "float16" and value.dtype != np.float16 and soc.family not in ("910B", "910_93"):
+        value = np.clip(value, -LARGEST_HALF, LARGEST_HALF)
     with np.errstate(over="ignore"):
         return value.astype(numpy_dtype(dtype), copy=False)
 

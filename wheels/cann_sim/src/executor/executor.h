@@ -7,8 +7,9 @@
 // already, that one is used.
 //
 // Every function is safe to call from C: it returns a code, writes why into `message` (always ended with 0, cut to
-// `room`; null is allowed), and never throws. Nothing here is global; different models may run at the same time, and so
-// may runs of one model. Numbers of data types are aclDataType's (float 0, float16 1, int32 3, int64 9, bfloat16 27 …).
+// `room`; null is allowed), and never throws. Different models may run at the same time, and so may runs of one model. One
+// thing is the process's: the first run puts an allocator before ATen's, which lets a model keep the memory of its runs
+// (until it is unloaded), and which does what ATen's does for everybody else. Numbers of data types are aclDataType's (float 0, float16 1, int32 3, int64 9, bfloat16 27 …).
 #pragma once
 
 #include <stddef.h>

@@ -15,6 +15,7 @@
 
 #include <time.h>
 
+#include "executor/arena.h"
 #include "executor/executor.h"
 #include "executor/operations.h"
 #include "executor/reader.h"
@@ -32,6 +33,7 @@ struct cann_sim_executor_model {
     std::vector<const char *> metadata;
     std::deque<Value> pictures;  // of inputs with AIPP; a deque, as others point into it
     std::deque<std::vector<cann_sim_executor_tensor>> tensors;
+    mutable Arenas arenas;
 };
 
 namespace {
@@ -260,8 +262,13 @@ int run_gear(const cann_sim_executor_model *model, uint32_t gear, const void *co
             sleep_until(begin, model->info.milliseconds);
             return;
         }
-        run(*model->model, model->model->programs[gear], {inputs, input_sizes, outputs, output_sizes},
-            {observer, context});
+        const std::shared_ptr<Arena> arena = model->arenas.borrow(gear);
+        {
+            const InArena memory(arena);
+            run(*model->model, model->model->programs[gear], {inputs, input_sizes, outputs, output_sizes},
+                {observer, context});
+        }
+        model->arenas.give_back(arena, gear);
     });
 }
 

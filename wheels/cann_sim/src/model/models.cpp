@@ -9,7 +9,7 @@
 #include <map>
 #include <mutex>
 
-#include "model/running.h"
+#include "model/cores.h"
 #include "runtime/memory.h"
 #include "runtime/state.h"
 

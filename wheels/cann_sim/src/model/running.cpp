@@ -5,14 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <vector>
 
+#include "model/cores.h"
 #include "model/dataset.h"
 #include "model/models.h"
 #include "runtime/counters.h"
@@ -29,38 +26,6 @@ namespace {
 
 // A buffer may lack this many bytes (davinci_model.cc): sizes are rounded up to 32 bytes and have 32 to spare.
 constexpr uint64_t kSlack = 64;
-
-// The cores of a device: one model runs at a time, in the order in which streams ask. Else two streams would compute twice
-// as much as a card.
-class Cores {
-public:
-    void take() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        const uint64_t ours = last_++;
-        changed_.wait(lock, [&] { return next_ == ours; });
-    }
-
-    void release() {
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            ++next_;
-        }
-        changed_.notify_all();
-    }
-
-private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    uint64_t last_ = 0, next_ = 0;
-};
-
-// Never destroyed: a process that ends may still have a stream that waits for them.
-Cores *all_cores() {
-    static auto *const cores = new Cores[cann_sim::kMaxDevices];
-    return cores;
-}
-
-std::atomic<bool> ending{false};
 
 // What aclmdlCreateAndGetOpDesc tells in the callback of an exception, which runs on the stream's thread.
 thread_local std::shared_ptr<cann_sim::ModelFile> last_failed;
@@ -210,17 +175,16 @@ aclError run_now(const Run &run) {
                     "E19999: model " + std::to_string(run.id) +
                         " runs already: one model id cannot run twice at a time, load the model once per stream");
     }
-    Cores &cores = all_cores()[run.model->device];
-    cores.take();
+    cann_sim::take_cores(run.model->device);
     aclError error = ACL_ERROR_RT_MODEL_EXECUTE;
     try {
-        if (!ending) {
+        if (!cann_sim::is_ending()) {
             error = compute(run);
         }
     } catch (...) {
         error = cann_sim::Thrown("aclmdlExecute");
     }
-    cores.release();
+    cann_sim::release_cores(run.model->device);
     run.model->running = false;
     if (error != ACL_SUCCESS) {
         last_failed = run.model->file;
@@ -229,19 +193,6 @@ aclError run_now(const Run &run) {
 }
 
 }  // namespace
-
-void cann_sim::finish_models_at_exit() {
-    std::atexit([] {
-        if (is_lost_fork()) {
-            return;
-        }
-        ending = true;
-        for (int device = 0; device < logical_device_count(); ++device) {
-            all_cores()[device].take();
-            all_cores()[device].release();
-        }
-    });
-}
 
 SIM_API aclError aclmdlExecute(uint32_t id, const aclmdlDataset *input, aclmdlDataset *output) try {
     Run run;

@@ -175,7 +175,7 @@ PyMethodDef first_is_result(const char *name, const char *doc) {
 }
 
 // The tables of the modules; entries that have to build lists, dictionaries or callbacks are written out there.
-std::vector<PyMethodDef> acl_functions();
+std::vector<PyMethodDef> top_functions();
 std::vector<PyMethodDef> rt_functions();
 std::vector<PyMethodDef> mdl_functions();
 std::vector<PyMethodDef> util_functions();

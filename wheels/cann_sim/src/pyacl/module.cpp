@@ -9,6 +9,9 @@
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 #include "pyacl/call.h"
 
+// The headers of torch_npu do not have it.
+extern "C" aclError finalize_reference(uint64_t *count) __asm__("aclFinalizeReference");
+
 namespace pyacl {
 
 PyObject *refuse_arguments(const char *name) {
@@ -115,10 +118,11 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT,
 
 }  // namespace
 
-std::vector<PyMethodDef> acl_functions() {
+std::vector<PyMethodDef> top_functions() {
     return {
         {"acl.init", init, METH_VARARGS, "([path]) -> ret"},
         entry<&aclFinalize>("acl.finalize", "() -> ret"),
+        entry<&finalize_reference, 1>("acl.finalize_reference", "() -> (count, ret)"),
         {"acl.get_soc_name", get_soc_name, METH_NOARGS, "() -> str or None"},
         {"acl.get_version", get_version, METH_NOARGS, "() -> (major, minor, patch, ret)"},
         entry<&aclGetRecentErrMsg>("acl.get_recent_err_msg", "() -> str or None; reading clears it"),
@@ -152,7 +156,7 @@ std::vector<PyMethodDef> acl_functions() {
 PyMODINIT_FUNC PyInit_acl() {
     using pyacl::fill;
     PyObject *const acl = PyModule_Create(&pyacl::definition);
-    if (acl == nullptr || fill(acl, pyacl::acl_functions()) != 0) {
+    if (acl == nullptr || fill(acl, pyacl::top_functions()) != 0) {
         return nullptr;
     }
     const std::pair<const char *, std::vector<PyMethodDef>> modules[] = {

@@ -1,10 +1,7 @@
-// libascendcl.so: callbacks in a stream, which the thread that subscribed to it processes, and reports of exceptions.
-
-#include "runtime/callbacks.h"
+// libascendcl.so: callbacks in a stream, which the thread that subscribed to it processes.
 
 #include <pthread.h>
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -16,11 +13,6 @@
 #include "runtime/streams.h"
 
 using cann_sim::fail;
-
-// aclrtExceptionInfo, which acl_rt.h leaves opaque.
-struct rtExceptionInfo {
-    uint32_t task, stream, thread, device, code;
-};
 
 namespace {
 
@@ -43,17 +35,7 @@ Subscriptions &subscriptions() {
     return all;
 }
 
-std::atomic<aclrtExceptionInfoCallback> exception_callback{nullptr};
-
 }  // namespace
-
-void cann_sim::report_exception(uint32_t task, uint32_t stream, aclError code) {
-    if (const aclrtExceptionInfoCallback callback = exception_callback) {
-        rtExceptionInfo info{task, stream, static_cast<uint32_t>(pthread_self()),
-                             static_cast<uint32_t>(current_device()), static_cast<uint32_t>(code)};
-        callback(&info);
-    }
-}
 
 SIM_API aclError aclrtSubscribeReport(uint64_t thread, aclrtStream stream) try {
     Subscriptions &all = subscriptions();
@@ -169,25 +151,3 @@ SIM_API aclError aclrtProcessReport(int32_t timeout_ms) try {
     return ACL_SUCCESS;
 }
 SIM_CATCH
-
-// ---- exceptions ----
-
-SIM_API aclError aclrtSetExceptionInfoCallback(aclrtExceptionInfoCallback callback) {
-    exception_callback = callback;
-    return ACL_SUCCESS;
-}
-SIM_API uint32_t aclrtGetTaskIdFromExceptionInfo(const aclrtExceptionInfo *info) {
-    return info == nullptr ? UINT32_MAX : info->task;
-}
-SIM_API uint32_t aclrtGetStreamIdFromExceptionInfo(const aclrtExceptionInfo *info) {
-    return info == nullptr ? UINT32_MAX : info->stream;
-}
-SIM_API uint32_t aclrtGetThreadIdFromExceptionInfo(const aclrtExceptionInfo *info) {
-    return info == nullptr ? UINT32_MAX : info->thread;
-}
-SIM_API uint32_t aclrtGetDeviceIdFromExceptionInfo(const aclrtExceptionInfo *info) {
-    return info == nullptr ? UINT32_MAX : info->device;
-}
-SIM_API uint32_t aclrtGetErrorCodeFromExceptionInfo(const aclrtExceptionInfo *info) {
-    return info == nullptr ? UINT32_MAX : info->code;
-}

@@ -56,9 +56,8 @@ SIM_API size_t aclDataTypeSize(aclDataType type) {
 // ---- tensor descriptors ----
 
 SIM_API aclTensorDesc *aclCreateTensorDesc(aclDataType type, int num_dims, const int64_t *dims, aclFormat format) try {
-    if (num_dims < 0 || (num_dims > 0 && dims == nullptr)) {
-        fail(ACL_ERROR_INVALID_PARAM,
-             "EH0001: aclCreateTensorDesc: the number of dimensions is negative, or they are null");
+    if (num_dims > 0 && dims == nullptr) {
+        fail(ACL_ERROR_INVALID_PARAM, "EH0002: aclCreateTensorDesc: the dimensions are null");
         return nullptr;
     }
     cann_sim::note_interpreter_lock();
@@ -156,16 +155,17 @@ SIM_API aclError aclSetTensorStorageShape(aclTensorDesc *desc, int num_dims, con
 
 // ---- float16 ----
 
-SIM_API float aclFloat16ToFloat(aclFloat16 value) {
+SIM_API float aclFloat16ToFloat(aclFloat16 value) try {
     const int exponent = value >> 10 & 31, fraction = value & 1023;
     const float magnitude = exponent == 31  ? (fraction == 0 ? HUGE_VALF : NAN)
                             : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                             : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
     return (value & 0x8000) != 0 ? -magnitude : magnitude;
 }
+SIM_CATCH
 
 // Rounds to the nearest, and to even between two.
-SIM_API aclFloat16 aclFloatToFloat16(float value) {
+SIM_API aclFloat16 aclFloatToFloat16(float value) try {
     const int sign = std::signbit(value) ? 0x8000 : 0;
     const float magnitude = std::fabs(value);
     if (std::isnan(value)) {
@@ -180,6 +180,7 @@ SIM_API aclFloat16 aclFloatToFloat16(float value) {
     const long fraction = std::lrint(std::ldexp(magnitude, -unit));
     return static_cast<aclFloat16>(sign | (((unit + 24) << 10) + fraction));
 }
+SIM_CATCH
 
 // ---- operator attributes ----
 

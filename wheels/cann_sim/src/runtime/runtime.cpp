@@ -24,18 +24,18 @@ std::atomic<bool> initialised{false};
 
 // The compute plug-in is for processes that run torch_npu; a pure pyACL program has no libtorch to link it to.
 aclError load_compute() {
-    static std::once_flag once;
+    static std::mutex mutex;
+    static bool tried = false;
     static std::string error;
-    std::call_once(once, [] {
-        void *torch_npu = dlopen("libtorch_npu.so", RTLD_NOLOAD | RTLD_LAZY);
-        if (torch_npu == nullptr) {
-            return;
-        }
+    const std::lock_guard<std::mutex> lock(mutex);
+    void *const torch_npu = tried ? nullptr : dlopen("libtorch_npu.so", RTLD_NOLOAD | RTLD_LAZY);
+    if (torch_npu != nullptr) {
+        tried = true;
         dlclose(torch_npu);
         if (dlopen("libcann_sim_compute.so", RTLD_NOW | RTLD_LOCAL) == nullptr) {
             error = dlerror();
         }
-    });
+    }
     if (error.empty()) {
         return ACL_SUCCESS;
     }
@@ -79,6 +79,10 @@ using cann_sim::fail;
 
 SIM_API aclError aclInit(const char *) try {
     if (cann_sim::initialised.exchange(true)) {
+        // A program of pyACL that imports torch_npu later: this is torch_npu's call, which takes that answer for success.
+        if (cann_sim::load_compute() == ACL_SUCCESS) {
+            cann_sim::import_package();
+        }
         return fail(ACL_ERROR_REPEAT_INITIALIZE, "aclInit was called before");
     }
     cann_sim::start_counters_from_environment();

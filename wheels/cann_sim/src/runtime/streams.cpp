@@ -2,6 +2,7 @@
 
 #include "runtime/streams.h"
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -10,9 +11,7 @@
 #include <thread>
 #include <utility>
 
-#include "runtime/callbacks.h"
-#include "runtime/counters.h"
-#include "runtime/faults.h"
+#include "runtime/exceptions.h"
 #include "runtime/operators.h"
 #include "runtime/state.h"
 

@@ -1,4 +1,4 @@
-// What the host is told by a stream: callbacks that a thread processes, and the exception of a task.
+// What a program is told of a task that failed.
 #pragma once
 
 #include "runtime/abi.h"
