@@ -27,7 +27,8 @@ def suppress(boxes: Floats, overlap: float, limit: int, groups: Integers | None 
         float32 [n, 4], x0 y0 x1 y1, by falling score; boxes that must not meet are shifted apart, as mmdet and
         torchvision do, because float32 rounds an IoU differently elsewhere.
     overlap
-        At least 0. mmcv compares with a float32, which numpy makes of a float; torchvision with a double: give a np.float64.
+        At least 0. mmcv compares with a float32, which numpy makes of a float; torchvision with a double: give a
+        np.float64.
     limit
         The most boxes that stay.
     groups

@@ -199,8 +199,8 @@ class Host:
         order = np.argsort(-sigmoids, kind="stable")
         smallest = self.rpn["smallest"]
         if smallest >= 0:
-            wide, high = (boxes[:, 2:] - boxes[:, :2]).T > smallest
-            order = order[(wide & high)[order]]
+            width, height = (boxes[:, 2:] - boxes[:, :2]).T
+            order = order[((width > smallest) & (height > smallest))[order]]
         kept = suppress(apart[order], float(self.rpn["overlap"]), int(self.rpn["proposals"]), levels[order])
         return boxes[order[kept]]
 
