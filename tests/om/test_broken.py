@@ -126,7 +126,7 @@ def test_what_the_metadata_tells_host_steps_is_named(
     with pytest.raises(error) as caught:
         compare(device, folder, wrong, tmp_path, monkeypatch, Faults())
     content = json.loads((tmp_path / COMPARISON).read_text())
-    assert [rung["rung"] for rung in content["ladder"] if not rung["holds"]][0] == "wrappers"
+    assert next(rung["rung"] for rung in content["ladder"] if not rung["holds"]) == "wrappers"
     if isinstance(caught.value, OmDiffers):
         assert "wrappers breaks: the family's host steps" in caught.value.what
 
