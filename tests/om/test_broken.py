@@ -404,3 +404,39 @@ def test_changed_metadata_is_written_where_inference_reads_it(
     good: tuple[Path, Meta], tmp_path: Path
 ) -> None:
     assert changed(good[1], tmp_path, stride=14) == Meta.read(tmp_path)
+
+
+def test_the_search_finds_the_operators_that_float16_breaks(device: Device, tmp_path: Path) -> None:
+    """Without the nodes that the export keeps, the boxes of RoIs are rounded: the search must name what reads them."""
+    from staged_om import graph as graphs
+    from staged_om.evaluate import Evaluator, detections_as_truth
+    from staged_om.memory import Memory
+    from staged_om.onnx_runner import Runner, onnx_stages
+    from staged_om.precision import search, split, whole_stages
+
+    folder = tmp_path / "exported"
+    meta = export(folder, Faults(keep_fp32=()))
+    converted = atc.Converted.read(convert(folder, meta, "origin"))
+    found = Runner(meta, pipeline(meta), onnx_stages(meta, folder)).run([PICTURE]).batch.detections
+    truth = detections_as_truth(found, INPUTS, meta, 0.3)
+    evaluator = Evaluator(
+        device=device,
+        converted=converted,
+        steps=pipeline(meta),
+        inputs=INPUTS,
+        truth=truth,
+        reference=truth.score(found, meta),
+        memory=Memory(tmp_path / "measured.jsonl"),
+        work=tmp_path,
+    )
+    known = {stage.name: graphs.read(folder / stage.file) for stage in meta.stages}
+    result = search(
+        whole_stages({"roi": known["roi"]}, {}),
+        lambda choice: float(evaluator.measure("fp16", choice)["loss"]),
+        lambda group: split(known[group.stage], group),
+        bound=0.002,
+    )
+    assert result.loss_none > 0.002 >= result.loss
+    kept = {known["roi"].by_name[name].operator for name in result.choice["roi"]}
+    assert "RoiAlign" in kept
+    assert sum(len(group.nodes) for group in result.groups) < len(known["roi"].nodes) / 2

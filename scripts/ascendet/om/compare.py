@@ -47,9 +47,9 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
         yield f"{name:<10}{side['raw_count']:>8}{side['after_dedup']:>15}{side['after_score_thr']:>12}"
     pairs = content["pairs"]["from_score_thr"]
     yield (
-        f"pairs from score {made['score_thr']:g} on: {pairs['count']}, without a partner {pairs['only_om']} of the "
-        f"OM's and {pairs['only_pytorch']} of PyTorch's; at most {pairs['box']:.3g} px, {pairs['score']:.2g} in "
-        f"score, mask IoU at least {pairs['mask']:.4f}"
+        f"pairs from score {made['score_thr']:g}: {pairs['count']}, without a partner {pairs['only_om']} of "
+        f"the OM's and {pairs['only_pytorch']} of PyTorch's; at most {pairs['box']:.3g} px, "
+        f"{pairs['score']:.2g} in score, mask IoU at least {pairs['mask']:.4f}"
     )
     for kind, name in (("bbox", "boxes"), ("segm", "masks")):
         if kind in content.get("AP", {}).get("difference", {}):

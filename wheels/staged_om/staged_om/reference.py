@@ -19,8 +19,8 @@ from staged_om.meta import Meta
 def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     """Return the detector of CHECKPOINT; MODEL, DATASET and WORK_DIR are read as `make infer` reads them.
 
-    A family whose `infer` pads pictures otherwise than its export, which changes results, has the model itself at
-    the exported size as `export.open_detector(meta, checkpoint)`.
+    A family whose `infer` pads pictures otherwise than its export, which changes results, has the model itself at the
+    exported size as `export.open_detector(meta, checkpoint)`.
     """
     _stay_on_the_cpu()
     labels = {name: label for label, name in enumerate(meta.classes)}
