@@ -2,7 +2,6 @@
 
 #include "model/cores.h"
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -42,24 +41,18 @@ Cores &cores_of(int device) {
     return cores[device];
 }
 
-std::atomic<bool> ending{false};
-
 }  // namespace
 
 void take_cores(int device) { cores_of(device).take(); }
 void release_cores(int device) { cores_of(device).release(); }
-
-bool is_ending() { return ending; }
 
 void finish_models_at_exit() {
     std::atexit([] {
         if (is_lost_fork()) {
             return;
         }
-        ending = true;
         for (int device = 0; device < logical_device_count(); ++device) {
-            take_cores(device);
-            release_cores(device);
+            take_cores(device);  // for good: streams whose turn would be next wait until the process is gone
         }
     });
 }
