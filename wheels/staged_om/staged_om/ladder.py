@@ -35,9 +35,9 @@ class Limits:
         The share of detections without a partner. It is not 0 where numbers differ, because non-maximum suppression
         and score thresholds decide by comparisons, which a last bit can turn.
     box, score
-        The largest difference: pixels; score.
+        The largest difference: pixels, in all but the worst pair of each hundred; score.
     mask
-        The smallest overlap.
+        The smallest overlap, in all but the worst pair of each hundred.
     ap
         The largest difference in AP, of boxes or masks.
     """
@@ -104,11 +104,11 @@ class Rung:
         """The numbers beyond this rung's limits, each with its limit; `detections` 0 where all are lost."""
         limits, summary = RUNGS[self.name].limits, self.summary
         found = {"detections": (0.0, 1.0)} if self.lost_all else {}
-        for name, value in (("unmatched", summary.unmatched), ("box", summary.box), ("score", summary.score)):
+        for name, value in (("unmatched", summary.unmatched), ("box", summary.box_99), ("score", summary.score)):
             if value > getattr(limits, name):
                 found[name] = (value, getattr(limits, name))
-        if summary.mask < limits.mask:
-            found["mask"] = (summary.mask, limits.mask)
+        if summary.mask_99 < limits.mask:
+            found["mask"] = (summary.mask_99, limits.mask)
         if self.ap_change > limits.ap:
             found["AP"] = (self.ap_change, limits.ap)
         return found

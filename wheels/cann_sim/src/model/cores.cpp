@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "runtime/state.h"
+#include "runtime/streams.h"
 
 namespace cann_sim {
 
@@ -58,3 +59,15 @@ void finish_models_at_exit() {
 }
 
 }  // namespace cann_sim
+
+// For pyACL, when Python ends: a kernel may make statics of libtorch at its first run, and these end before a handler of
+// exit() that was there before them. Streams must be empty by then.
+SIM_API void cann_sim_drain_devices() try {
+    if (cann_sim::is_lost_fork()) {
+        return;
+    }
+    for (int device = 0; device < cann_sim::logical_device_count(); ++device) {
+        cann_sim::drain_device(device, -1);
+    }
+}
+SIM_CATCH_VOID

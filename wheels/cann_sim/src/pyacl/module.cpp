@@ -11,6 +11,7 @@
 
 // The headers of torch_npu do not have it.
 extern "C" aclError finalize_reference(uint64_t *count) __asm__("aclFinalizeReference");
+extern "C" void cann_sim_drain_devices();
 
 namespace pyacl {
 
@@ -106,6 +107,27 @@ int fill(PyObject *module, std::vector<PyMethodDef> functions) {
                : 0;
 }
 
+PyObject *drain_devices(PyObject *, PyObject *) {
+    Py_BEGIN_ALLOW_THREADS;
+    cann_sim_drain_devices();
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyMethodDef drain_definition = {"drain_devices", drain_devices, METH_NOARGS, "Wait for all that is queued."};
+
+// Arranges that Python waits, when it ends, for what is queued.
+bool drain_at_exit() {
+    PyObject *const atexit = PyImport_ImportModule("atexit");
+    PyObject *const drain = PyCFunction_New(&drain_definition, nullptr);
+    PyObject *const done =
+        atexit == nullptr || drain == nullptr ? nullptr : PyObject_CallMethod(atexit, "register", "O", drain);
+    Py_XDECREF(atexit);
+    Py_XDECREF(drain);
+    Py_XDECREF(done);
+    return done != nullptr;
+}
+
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "acl",
                           "pyACL on cann_sim's simulated CANN.",
@@ -156,7 +178,7 @@ std::vector<PyMethodDef> top_functions() {
 PyMODINIT_FUNC PyInit_acl() {
     using pyacl::fill;
     PyObject *const acl = PyModule_Create(&pyacl::definition);
-    if (acl == nullptr || fill(acl, pyacl::top_functions()) != 0) {
+    if (acl == nullptr || fill(acl, pyacl::top_functions()) != 0 || !pyacl::drain_at_exit()) {
         return nullptr;
     }
     const std::pair<const char *, std::vector<PyMethodDef>> modules[] = {
