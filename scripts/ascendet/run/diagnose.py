@@ -134,6 +134,8 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
             if program == "infer"
             else "then make data again: a data set that was taken in must first be removed"
         )
+    if name == "om-differs" and MAKE_TARGETS[program] == "om-compare":
+        return again.command("om-bisect")
     if name == "data-invalid":
         return f"{again.command('data-check')}, or another DATASET"
     return _again(program, log, advice)
