@@ -104,7 +104,11 @@ class Rung:
         """The numbers beyond this rung's limits, each with its limit; `detections` 0 where all are lost."""
         limits, summary = RUNGS[self.name].limits, self.summary
         found = {"detections": (0.0, 1.0)} if self.lost_all else {}
-        for name, value in (("unmatched", summary.unmatched), ("box", summary.box_99), ("score", summary.score)):
+        for name, value in (
+            ("unmatched", summary.unmatched),
+            ("box", summary.box_99),
+            ("score", summary.score),
+        ):
             if value > getattr(limits, name):
                 found[name] = (value, getattr(limits, name))
         if summary.mask_99 < limits.mask:
