@@ -63,4 +63,5 @@ def distribution(calls: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def with_total(call: Mapping[str, float]) -> dict[str, float]:
     """Return a call's milliseconds by stage, and their sum as `total`."""
-    return {**call, "total": sum(call.values())}
+    stages = {name: value for name, value in call.items() if name != "total"}
+    return {**stages, "total": sum(stages.values())}
