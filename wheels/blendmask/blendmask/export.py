@@ -15,7 +15,6 @@ rois-fp32
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ from ascendet_common.images import Pixels
 from ascendet_common.options import add_export_options
 from detectron2.config import CfgNode
 from staged_om import exporting
-from staged_om.meta import META, Meta, Stage
+from staged_om.meta import META, Meta, Stage, file_digest
 from torch import Tensor, nn
 
 from blendmask import checkpoint, launch, om
@@ -255,21 +254,10 @@ def open_detector(meta: Meta, checkpoint_file: str | Path) -> Callable[[Pixels],
 
 def _read(meta: Meta, checkpoint_file: str | Path) -> tuple[CfgNode, BlendMask]:
     """Return the configuration and the model that were exported, on the CPU, ready for use."""
-    digest = _digest(Path(checkpoint_file))
-    if digest != meta.checkpoint_sha256:
-        raise CheckpointMismatch(
-            "the checkpoint is not the one that was exported",
-            expected=f"SHA-256 {meta.checkpoint_sha256}",
-            found=f"SHA-256 {digest}",
-        )
+    exporting.require_exported(meta, Path(checkpoint_file))
     cfg = new()
     cfg.merge_from_other_cfg(CfgNode.load_cfg(meta.host["config"]))
     return cfg, load_model(cfg, torch.device("cpu"), meta.classes, str(checkpoint_file))
-
-
-def _digest(file: Path) -> str:
-    with file.expanduser().open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def own_size(cfg: CfgNode, divisor: int) -> tuple[int, int]:
@@ -328,7 +316,7 @@ def main() -> None:
             family="blendmask",
             model=os.environ["MODEL"],
             checkpoint=file,
-            checkpoint_sha256=_digest(Path(file)),
+            checkpoint_sha256=file_digest(Path(file)),
             height=size[0],
             width=size[1],
             batch=args.batch,

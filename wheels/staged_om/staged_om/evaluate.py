@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from staged_om.device import Device
 from staged_om.host import Batch, Detections, Step
 from staged_om.inputs import Inputs
 from staged_om.memory import Memory, digest_of
-from staged_om.meta import Meta
+from staged_om.meta import Meta, file_digest
 from staged_om.schedule import run_batch
 from staged_om.session import Session
 
@@ -131,7 +130,7 @@ class Evaluator:
                     precision=precision,
                     keep=nodes,
                 )
-                _write(done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": _digest(om)})
+                _write(done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)})
             stages[stage.name] = json.loads(done.read_text(encoding="utf-8"))
         made = self.work / "choices" / digest_of({"stages": stages})[:16]
         made.mkdir(parents=True, exist_ok=True)
@@ -175,8 +174,3 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
     temp = file.with_name(f".tmp-{file.name}")
     temp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temp.rename(file)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.errors import RunError
 
 from staged_om.folding import fold
-from staged_om.meta import Port, Stage
+from staged_om.meta import Meta, Port, Stage, file_digest
 from staged_om.onnx_runner import onnx_stage
 
 CHECK = "export_check.json"
@@ -261,6 +262,17 @@ def require_equal(what: str, expected: Arrays, found: Arrays) -> dict[str, Any]:
 def export_id(stages: Sequence[Stage]) -> str:
     """Return the digest of an export: of its stages' digests in their order."""
     return hashlib.sha256("".join(stage.sha256 for stage in stages).encode()).hexdigest()
+
+
+def require_exported(meta: Meta, checkpoint: Path) -> None:
+    """Raise `CheckpointMismatch` unless this checkpoint is the one that was exported."""
+    digest = file_digest(checkpoint)
+    if digest != meta.checkpoint_sha256:
+        raise CheckpointMismatch(
+            "the checkpoint is not the one that was exported",
+            expected=f"SHA-256 {meta.checkpoint_sha256}",
+            found=f"SHA-256 {digest}",
+        )
 
 
 def write_check(checks: Mapping[str, Any], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,6 +107,12 @@ class Meta:
         )
         raw["classes"], raw["category_ids"] = tuple(raw["classes"]), tuple(raw["category_ids"])
         return cls(**raw)
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.expanduser().open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _ports(raw: list[dict[str, Any]]) -> tuple[Port, ...]:

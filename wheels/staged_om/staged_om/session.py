@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import math
 import threading
@@ -26,7 +25,7 @@ from ascendet_common.errors import RunError
 
 from staged_om.device import HUGE_FIRST, Device
 from staged_om.host import HostStep, Step
-from staged_om.meta import Meta, Port, Stage
+from staged_om.meta import Meta, Port, Stage, file_digest
 
 RECORD = "om.json"  # what `make om` writes beside the OM files
 _TO_DEVICE, _TO_HOST = 1, 2  # ACL_MEMCPY_HOST_TO_DEVICE, ACL_MEMCPY_DEVICE_TO_HOST
@@ -118,9 +117,9 @@ class Session:
         file, device = folder / entry["om"], self.device
         number = device.make(life, "mdl.load_from_file", str(file), destroy="mdl.unload")
         # After the load, which refuses a damaged file: one that loads is of another build.
-        if _digest(file) != entry["sha256"]:
+        if file_digest(file) != entry["sha256"]:
             raise _mixed(
-                f"{file.name} is not the file that {RECORD} describes", entry["sha256"], _digest(file)
+                f"{file.name} is not the file that {RECORD} describes", entry["sha256"], file_digest(file)
             )
         description = device.make(life, "mdl.create_desc", destroy="mdl.destroy_desc", status=False)
         device.call("mdl.get_desc", description, number)
@@ -395,8 +394,3 @@ def family(soc: str) -> str:
 
 def _mixed(what: str, expected: str, found: str) -> RunError:
     return RunError(what, name="om-mixed-builds", expected=expected, found=found)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

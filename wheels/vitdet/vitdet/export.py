@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from staged_om import exporting
-from staged_om.meta import META, Meta, Stage
+from staged_om.meta import META, Meta, Stage, file_digest
 from torch import Tensor, nn
 
 from vitdet import launch, om, stages
@@ -329,12 +328,7 @@ def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:
     CheckpointError
         As `load_model`.
     """
-    if (digest := _digest(Path(checkpoint))) != meta.checkpoint_sha256:
-        raise CheckpointMismatch(
-            "the checkpoint is not the one that was exported",
-            expected=f"SHA-256 {meta.checkpoint_sha256}",
-            found=f"SHA-256 {digest}",
-        )
+    exporting.require_exported(meta, Path(checkpoint))
     model = load_model(Config.fromstring(meta.host["config"], ".py"), str(checkpoint), meta.classes)
     options = Options(
         size=(meta.height, meta.width),
@@ -343,11 +337,6 @@ def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:
         variants=tuple(meta.host["variants"]),
     )
     return stages.build(model, options)
-
-
-def _digest(file: Path) -> str:
-    with file.expanduser().open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def classes_and_ids(cfg: Config, checkpoint: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -429,7 +418,7 @@ def export(
         family="vitdet",
         model=Path(cfg.filename).stem,
         checkpoint=checkpoint,
-        checkpoint_sha256=_digest(Path(checkpoint)),
+        checkpoint_sha256=file_digest(Path(checkpoint)),
         height=options.size[0],
         width=options.size[1],
         batch=options.batch,
