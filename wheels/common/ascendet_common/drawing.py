@@ -118,7 +118,7 @@ def _lay(canvas: Pixels, rle: dict[str, Any], shade: tuple[int, int, int], line:
     inside = mask.astype(bool)
     canvas[inside] = ((1 - _OPACITY) * canvas[inside] + _OPACITY * np.array(shade)).astype(np.uint8)
     outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(canvas, outlines, -1, shade, line, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, shade, max(1, line - 1), cv2.LINE_AA)
 
 
 def _frame(
