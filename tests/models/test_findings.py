@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import doctest
 import io
 import json
 import re
@@ -10,8 +11,9 @@ import xml.etree.ElementTree
 import numpy as np
 import PIL.Image
 import pytest
+from ascendet_common import svg
 from ascendet_common.findings import __main__ as program
-from ascendet_common.findings import charts, inputs, masks, matching, numbers
+from ascendet_common.findings import charts, inputs, masks, matching, numbers, words
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -480,3 +482,9 @@ def test_charts_can_be_inlined_in_one_page(tmp_path, language):
         assert len(ids) == len(set(ids))
         names |= set(ids)
     assert names  # of clip paths
+
+
+@pytest.mark.parametrize("module", [charts, masks, svg, words])
+def test_examples_in_docstrings_are_true(module):
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)
