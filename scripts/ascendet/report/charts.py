@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,17 +61,24 @@ def draw(facts: Facts, language: Language, score: float) -> Charts:
     wanted = bool(facts.training and facts.training.logged) or facts.evaluation is not None
     if not wanted:
         return made
-    try:
-        python = install.ensure(Stack.load(facts.subject.stack))
-    except AscendetError as error:
-        made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
-        made.remedy = facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
+    python = _environment(facts, made)
+    if python is None:
         return made
     if facts.training and facts.training.logged:
-        _draw_curves(facts, python, language, made)
+        _draw_curves([facts], python, language, made)
     if facts.evaluation:
         _find(facts, facts.evaluation, python, language, score, made)
     return made
+
+
+def _environment(facts: Facts, made: Charts) -> Path | None:
+    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made."""
+    try:
+        return install.ensure(Stack.load(facts.subject.stack))
+    except AscendetError as error:
+        made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
+        made.remedy = facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
+        return None
 
 
 class DrawError(Exception):
@@ -86,11 +94,22 @@ def _run(python: Path, module: str, *arguments: str) -> None:
         raise DrawError(paths.printable(last.removeprefix("error: ")))
 
 
-def _draw_curves(facts: Facts, python: Path, language: Language, made: Charts) -> None:
-    assert facts.run
-    progress = facts.run.folder / folders.PROGRESS
-    inputs = {"progress": files.digest(progress), "language": language, "software": _software()}
-    options = [f"--run={facts.run.folder}", f"--language={language}"]
+def overlay(pair: Sequence[Facts], language: Language) -> Charts:
+    """Return the curves of two runs in common axes, in a report's language."""
+    made = Charts()
+    trained = [facts for facts in pair if facts.run and facts.training and facts.training.logged]
+    if not trained:
+        return made
+    if python := _environment(trained[0], made):
+        _draw_curves(trained, python, language, made)
+    return made
+
+
+def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, made: Charts) -> None:
+    runs = [facts.run.folder for facts in trained if facts.run]
+    progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
+    inputs = {"progress": progress, "language": language, "software": _software()}
+    options = [*(f"--run={run}" for run in runs), f"--language={language}"]
     try:
         with manifest.stage("reports/.curves", inputs) as stage:
             if not stage.fresh:

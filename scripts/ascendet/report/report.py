@@ -12,7 +12,7 @@ from ascendet import paths
 from ascendet.core import files, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
-from ascendet.report import charts, facts, page, render
+from ascendet.report import charts, compare, facts, page, render
 from ascendet.report.commands import Subject
 from ascendet.report.words import Words, choose
 from ascendet.run import infer, target
@@ -40,15 +40,34 @@ def execute(args: argparse.Namespace) -> None:
     own = target.check_names(Stack.load(args.stack), args.model, args.dataset)
     model = own.name if own else args.model
     subject = Subject(stack=args.stack, model=args.model, dataset=args.dataset, checkpoint=args.checkpoint)
-    found = facts.gather(subject, model, args.run or "latest")
-    drawn = charts.draw(found, words.language, score)
-    made = page.compose(found, drawn, words)
+    found = [facts.gather(subject, model, run) for run in _runs(args.run, model, args.dataset)]
+    if len(found) == 1:
+        made = page.compose(found[0], charts.draw(found[0], words.language, score), words)
+    else:
+        made = compare.compose((found[0], found[1]), charts.overlay(found, words.language), words)
     suffix = "" if words.language == "en" else f"_{words.language}"
-    final = paths.BUILD / "reports" / f"{model}_{args.dataset}_{found.name}{suffix}"
+    names = "_".join(one.name for one in found)
+    final = paths.BUILD / "reports" / f"{model}_{args.dataset}_{names}{suffix}"
     with replacing(final) as folder:
         render.write(made, words, folder)
     print(paths.shorten(final / render.HTML))
     print("\n".join(render.terminal(made, _LINES)))
+
+
+def _runs(text: str, model: str, dataset: str) -> list[str]:
+    """Return the run in RUN, or the two to compare; raise `usage` for more.
+
+    >>> _runs("", "m", "d"), _runs("a,b", "m", "d")
+    (['latest'], ['a', 'b'])
+    """
+    if not text or (paths.BUILD / "runs" / f"{model}_{dataset}" / text).is_dir():
+        return [text or "latest"]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not 1 <= len(names) <= 2 or any(Path(name).name != name for name in names):
+        raise AscendetError(
+            "usage", "RUN must be the name of a run, or of two", found=f"RUN={text}", hint="RUN=first,second"
+        )
+    return names
 
 
 @contextlib.contextmanager

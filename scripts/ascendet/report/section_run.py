@@ -50,7 +50,8 @@ def _environment(facts: Facts, words: Words) -> Iterator[Block]:
     if machine:
         add("machine", " ".join(filter(None, map(str, (machine.get("arch"), machine.get("kernel"))))))
         add("system", machine.get("system"))
-        add("cpu", machine.get("cpu"))
+        cores = words("environment.cores", count=machine["cores"]) if machine.get("cores") else ""
+        add("cpu", words("page.list").join(str(one) for one in (machine.get("cpu"), cores) if one))
         add("memory", f"{machine['memory'] / 2**30:.0f} GiB" if number(machine.get("memory")) else "")
         add("driver", machine.get("driver") or words("environment.no-driver"))
         add("revision", machine.get("revision"), code=True)
