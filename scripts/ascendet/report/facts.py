@@ -153,7 +153,7 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str]:
     for file in sorted(
         home.glob(f"eval-*/{manifest.MANIFEST}"), key=lambda one: one.stat().st_mtime, reverse=True
     ):
-        checkpoint = dig(Reader().json("", file, ""), "checkpoint")
+        checkpoint = dig(Reader().table("", file, ""), "checkpoint")
         if isinstance(checkpoint, str):
             return None, Path(checkpoint).stem
     raise _nothing(subject, home, "a run, or results of a checkpoint", subject.make("train"))
@@ -161,7 +161,7 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str]:
 
 def _is_run(folder: Path) -> bool:
     return (
-        dig(Reader().json("", folder / manifest.MANIFEST, ""), "stage") in ("train", None)
+        dig(Reader().table("", folder / manifest.MANIFEST, ""), "stage") in ("train", None)
         and not folder.is_symlink()
     )
 

@@ -73,8 +73,9 @@ def _subtitle(facts: Facts, words: Words) -> list[Cell]:
     cells = [
         Cell(text=words("page.run" if facts.run else "page.of-checkpoint", run=facts.name, name=facts.name))
     ]
-    if facts.results:
-        cells.append(Cell(text=moment(facts.results[0].manifest.get("started"))))
+    started = next((text for one in facts.results if (text := one.manifest.get("started"))), None)
+    if started:
+        cells.append(Cell(text=moment(started)))
     cells += [Cell(text=line) for line in facts.environment.where[:1]]
     return cells
 

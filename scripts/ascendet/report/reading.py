@@ -45,25 +45,21 @@ class Reader:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error) or repr(error)
             self.note(section, file, why, command)
 
-    def json(self, section: str, file: Path, command: str) -> Any:
-        """Return a JSON file's content, or None if the file is absent or broken; a broken one is remembered."""
+    def table(self, section: str, file: Path, command: str) -> Json | None:
+        """Return the content of a JSON file that holds an object, or None if the file is absent or broken."""
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self.note(section, file, error.strerror or str(error), command)
         except (ValueError, RecursionError) as error:
             self.note(section, file, str(error) or repr(error), command)
+        else:
+            if isinstance(content, dict):
+                return content
+            self.note(section, file, f"{type(content).__name__}, not an object", command)
         return None
-
-    def table(self, section: str, file: Path, command: str) -> Json | None:
-        """Return the content of a JSON file that holds an object, or None; see `json`."""
-        content = self.json(section, file, command)
-        if content is not None and not isinstance(content, dict):
-            self.note(section, file, f"a {type(content).__name__}, not an object", command)
-            return None
-        return content
 
     def lines(self, section: str, file: Path, command: str) -> list[Json]:
         """Return the objects of a file with one JSON object per line; [] if it is absent.

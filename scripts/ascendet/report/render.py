@@ -66,7 +66,7 @@ def marks(table: Table) -> tuple[bool, Sequence[bool]]:
 
 def to_html(page: Page, words: Words) -> str:
     """Return a page as HTML; every text in it is escaped."""
-    environment = _environment(autoescape=True)
+    environment = _environment()
     environment.filters["inline"] = _inline
     css = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))  # noqa: S704  # ours
     return environment.get_template("report.html.j2").render(page=page, t=words, css=css)
@@ -74,8 +74,9 @@ def to_html(page: Page, words: Words) -> str:
 
 def to_markdown(page: Page, words: Words) -> str:
     """Return a page as Markdown; signs in its texts that Markdown or HTML would take for their own are escaped."""
-    environment = _environment(autoescape=False)
-    environment.finalize = lambda value: value if isinstance(value, Markup) else escape_markdown(str(value))
+    environment = _environment()
+    # What is Markup is not escaped once more, as HTML.
+    environment.finalize = _final
     environment.filters["cell"] = _markdown_cell
     environment.filters["code"] = lambda text: _markdown_cell(Cell(text=text, code=True), words)
     environment.filters["raw"] = _fenced
@@ -84,10 +85,10 @@ def to_markdown(page: Page, words: Words) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _environment(*, autoescape: bool) -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=autoescape,  # noqa: S701  # Markdown's signs are escaped by escape_markdown
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -95,6 +96,11 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
     )
     environment.globals["marks"] = marks
     return environment
+
+
+def _final(value: object) -> Markup:
+    """Return a value for Markdown: escaped, unless it is a piece of Markdown already."""
+    return value if isinstance(value, Markup) else Markup(escape_markdown(str(value)))  # noqa: S704  # escaped
 
 
 def _inline(figure: Figure) -> Markup:
