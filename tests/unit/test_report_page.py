@@ -328,7 +328,7 @@ def test_two_runs_are_compared(
     material.add_eval(second / "eval", box=0.7)
     run_stage(monkeypatch, f"--run={first.name},second")
     text = (build / "reports/vitdet-tiny_shapes_first_second/report.md").read_text()
-    assert re.search(r"\| boxes, AP \| 0.680.* \| 0.700.* \| \+0.020", text)
+    assert re.search(r"\| first \| 0.680.*\n\| second \| 0.700.*\n\| difference \| \+0.020", text)
     assert "| lr | <code>None</code> | <code>5e-05</code> |" in text
     assert "wheels.mmcv" in text
     assert len(capsys.readouterr().out.splitlines()) <= 12

@@ -13,7 +13,6 @@ from ascendet.report.document import (
     Damage,
     Figure,
     Gallery,
-    Heading,
     Missing,
     Page,
     Paragraph,
@@ -49,7 +48,8 @@ def compose(pair: Pair, drawn: Charts, words: Words) -> Page:
         language="zh-CN" if words.language == "zh" else "en",
         title=words("compare.title", first=first.name, second=second.name),
         subtitle=[
-            Cell(text=line) for line in dict.fromkeys([*first.environment.where, *second.environment.where])
+            Cell(text=line)
+            for line in dict.fromkeys([*first.environment.where[:1], *second.environment.where[:1]])
         ],
         simulated=bool(first.simulated or second.simulated),
         outcome="compared",
@@ -128,15 +128,22 @@ def _inputs(pair: Pair, different: list[tuple[str, str, str]], words: Words) -> 
 def _metrics(pair: Pair, words: Words) -> Iterator[Block]:
     names = [facts.name for facts in pair]
     columns = [words("compare.result"), *names, words("compare.difference")]
-    rows = []
+    marks = [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
+    for facts in pair:
+        if facts.evaluation is None:
+            command = facts.subject.make("eval", CHECKPOINT=facts.checkpoint or "")
+            yield Missing(text=f"{facts.name}: {words('accuracy.none')}", command=command)
     for kind in KINDS:
+        rows = []
         for name in NAMES:
             values = [
                 dig(facts.evaluation.numbers, kind, name) if facts.evaluation else None for facts in pair
             ]
-            marks = [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
             if any(value is not None for value in values):
-                rows.append(_row(f"{words(f'accuracy.{kind}')}, {name}", values, marks, 3, scale=True))
+                rows.append(_row(name, values, marks, 3, scale=True))
+        if rows:
+            yield _turned(rows, columns, words(f"accuracy.{kind}"))
+    rows = []
     for label, digits, pick in _FIGURES:
         found = [pick(facts) for facts in pair]
         if any(value is not None for value, _ in found):
@@ -144,16 +151,19 @@ def _metrics(pair: Pair, words: Words) -> Iterator[Block]:
                 _row(words(label), [value for value, _ in found], [mark for _, mark in found], digits)
             )
     if rows:
-        yield Table(columns=columns, rows=rows)
-    for facts in pair:
-        if facts.evaluation is None:
-            command = facts.subject.make("eval", CHECKPOINT=facts.checkpoint or "")
-            yield Missing(text=f"{facts.name}: {words('accuracy.none')}", command=command)
+        yield Table(columns=columns, rows=rows, caption=words("compare.figures"))
     for kind, key in (("bbox", "classes"), ("segm", "mask-classes")):
         classes = _classes(pair, kind)
         if classes:
-            yield Heading(text=words(f"compare.{key}"))
-            yield Table(columns=[words("accuracy.class"), *names, words("compare.difference")], rows=classes)
+            yield Table(
+                columns=[words("accuracy.class"), *columns[1:]], rows=classes, caption=words(f"compare.{key}")
+            )
+
+
+def _turned(rows: list[list[Cell]], columns: list[str], caption: str) -> Table:
+    """Return a table whose rows are the columns of these rows: 12 numbers fit beside each other."""
+    turned = [[Cell(text=name), *(row[at] for row in rows)] for at, name in enumerate(columns) if at]
+    return Table(columns=[columns[0], *(row[0].text for row in rows)], rows=turned, caption=caption)
 
 
 def _classes(pair: Pair, kind: str) -> list[list[Cell]]:
@@ -243,9 +253,11 @@ def _curves(pair: Pair, drawn: Charts, words: Words) -> Iterator[Block]:
             name=f"curve-{name}.svg",
             content=content,
             alt=words(f"training.curve-{name}"),
+            caption=words(f"compare.curve-{name}"),
             simulated=any(bool(facts.run and facts.run.simulated) for facts in pair),
         )
         for name, content in drawn.curves.items()
+        if name in ("loss", "ap")
     ]
     yield Gallery(figures=figures)
 

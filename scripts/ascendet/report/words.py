@@ -33,10 +33,6 @@ class Words:
         """Return the text of a key with its placeholders filled in; raise KeyError if there is no such key."""
         return load()[key][self.language].format(**values)
 
-    def known(self, key: str) -> bool:
-        """Return whether there is such a key."""
-        return key in load()
-
 
 def choose(asked: str, environ: Mapping[str, str] | None = None) -> Language:
     """Return the language to write in: REPORT_LANG, or where that is empty, the locale's.
