@@ -153,7 +153,7 @@ def _waits(facts: Facts, words: Words) -> Iterator[Block]:
     ]
     if met:
         rows = [
-            [Cell(text=operator, code=True), Cell(text=line, code=True)]
+            [Cell(text=operator, code=True), Cell(text=_short(line), code=True)]
             for operator, line in dict.fromkeys(met)
         ]
         yield Table(columns=[words("waits.operator"), words("waits.line")], rows=rows, numeric=9)
@@ -169,6 +169,15 @@ def _waits(facts: Facts, words: Words) -> Iterator[Block]:
         yield Missing(text=words("waits.counters-none"), command=counters_command(facts.subject, facts.home))
     else:
         yield from _counted(found, words)
+
+
+def _short(line: str) -> str:
+    """Return a place in the source without the environment's folder.
+
+    >>> _short("/x/venv/lib/python3.11/site-packages/mmcv/ops/nms.py:27")
+    'mmcv/ops/nms.py:27'
+    """
+    return line.rpartition("/site-packages/")[2]
 
 
 def _counted(found: Mapping[str, Any], words: Words) -> Iterator[Block]:
@@ -193,7 +202,11 @@ def _counted(found: Mapping[str, Any], words: Words) -> Iterator[Block]:
         yield Table(columns=[words("waits.operator"), words("waits.calls")], rows=counts)
     if found["waits"]:
         lines = [
-            [Cell(text=line, code=True), Cell(text=call, code=True), Cell(text=f"{count:,}", simulated=True)]
+            [
+                Cell(text=_short(line), code=True),
+                Cell(text=call, code=True),
+                Cell(text=f"{count:,}", simulated=True),
+            ]
             for line, call, count in found["waits"][:_WAITS]
         ]
         columns = [words("waits.line"), words("waits.call"), words("waits.count")]
