@@ -41,6 +41,8 @@ KEEP_DTYPE ?=
 STAGE ?=
 CHUNK ?=
 BOUND ?= 0.002
+# make report: its language, en or zh; where empty, the locale's.
+REPORT_LANG ?=
 # Where wheels' sources are looked for first: a folder of archives and bare git repositories.
 SOURCE_MIRROR ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
@@ -188,6 +190,11 @@ om-bisect: ## The first node of STAGE whose value in the OM is wrong, and why; C
 	@$(PY) om-bisect $(TARGET) $(OF_SIZES) $(PROVEN) --stage $(call quoted,STAGE) --chunk '$(CHUNK)'
 om-precision: ## The fewest operators that must stay float32 to keep AP within BOUND; continues where it was; JSON=1
 	@$(PY) om-precision $(TARGET) $(OF_SIZES) $(PROVEN) --bound '$(BOUND)' --score '$(SCORE)'
+
+##@ Reports
+.PHONY: report
+report: ## One page (HTML, Markdown) about the latest training, RUN or CHECKPOINT, with a verdict; RUN=a,b compares; REPORT_LANG=zh
+	@$(PY) report --stack '$(STACK)' --model $(call quoted,MODEL) --dataset $(call quoted,DATASET) --run $(call quoted,RUN) --checkpoint $(call quoted,CHECKPOINT) --language '$(REPORT_LANG)' --score '$(SCORE)'
 
 ##@ Development
 .PHONY: docs lint clean

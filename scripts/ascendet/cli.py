@@ -97,6 +97,9 @@ STAGES: dict[str, StageCommand] = {
     "om-precision": StageCommand(
         "om.precision", "tools", "find the fewest operators that must stay float32 to keep AP"
     ),
+    "report": StageCommand(
+        "report.report", "tools", "write a page with everything known of a run, and a verdict"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),
