@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
+from ascendet.core import again
 from ascendet.core.options import Parser
 from ascendet.errors import EXIT_CODES, AscendetError
 
@@ -109,6 +110,8 @@ STAGES: dict[str, StageCommand] = {
     "test": StageCommand("dev.test", "tools", "run the linters and the test suites"),
     "bench": StageCommand("dev.bench", "tools", "run a benchmark in the stack's environment"),
 }
+# The make target of a stage that has another name, of the packages run and om.
+_TARGETS = {"evaluate": "eval"}
 
 
 class StageModule(Protocol):
@@ -128,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except AscendetError as error:
         sys.stdout.flush()
+        stage = STAGES.get(argv[0]) if argv else None
+        if stage and stage.module.startswith(("run.", "om.")):
+            error.hint = again.complete(error.hint, _TARGETS.get(argv[0], argv[0]))
         sys.stderr.write(error.render(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
         return error.exit_code
     except KeyboardInterrupt:

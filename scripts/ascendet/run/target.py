@@ -252,4 +252,7 @@ def soc_name(environ: Mapping[str, str]) -> str:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         shown = ""
     found = re.search(r"^\|\s*\d+\s+(?:Ascend)?(\d{3}\w*)\s*\|", shown, re.MULTILINE)
-    return f"Ascend{found[1]}" if found else "Ascend NPU"
+    if not found:
+        return "Ascend NPU"
+    # A3 shows a number of four digits; its SoC is Ascend910 and that number.
+    return f"Ascend910_{found[1]}" if re.fullmatch(r"9\d{3}", found[1]) else f"Ascend{found[1]}"
