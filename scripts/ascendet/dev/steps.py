@@ -1,0 +1,185 @@
+"""Run make targets one after the other: the whole output of each in a log, one line of each on the terminal."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ascendet import paths
+from ascendet.core import files, process
+from ascendet.dev.jobs import Job, Outcome, Pool
+from ascendet.errors import AscendetError
+
+_EVERY = 1.0  # seconds between two looks at the log
+_TAIL = 4096  # bytes of the log's end that tell the progress
+# A row of progress as run.program.describe_row prints it: step, of, and the time left where the program knows it.
+_ROW = re.compile(r"^\d\d:\d\d:\d\d \w+ (\d+)/(\d+)\b(?:.*  eta (\d+):(\d\d):(\d\d))?", re.MULTILINE)
+# What make adds below the error of the program that it ran.
+_MAKE_ADDS = re.compile(r"(\nmake(\[\d+\])?: .*)+\s*\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A make target as a user types it.
+
+    Parameters
+    ----------
+    name
+        That of its log.
+    text
+        What it does, for the terminal.
+    result
+        Takes the log's text when the step is done, and returns the lines to show of it.
+    """
+
+    name: str
+    text: str
+    target: str
+    variables: Mapping[str, str]
+    result: Callable[[str], Iterable[str]] = lambda log: ()
+
+    @property
+    def command(self) -> list[str]:
+        """The command; make takes a doubled dollar sign for one."""
+        values = (f"{name}={value.replace('$', '$$')}" for name, value in self.variables.items())
+        return ["make", self.target, *values]
+
+
+@dataclass
+class Runner:
+    """Runs steps; logs and the seconds that each took are kept in `folder`, the seconds for the next run's estimate."""
+
+    folder: Path
+    again: str
+    _width: int = field(default=0)
+
+    def run(self, step: Step) -> None:
+        """Run a step and show its result.
+
+        Raises
+        ------
+        AscendetError
+            The error that the step ended with, by its own name; `command-failed` where it states none; `interrupted`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{step.name}.log"
+        log.unlink(missing_ok=True)
+        outcomes: list[Outcome] = []
+        job = Job(
+            name=step.name,
+            command=step.command,
+            environ=os.environ,
+            cwd=paths.ROOT,
+            log=log,
+            group=True,
+        )
+        begin, before = time.monotonic(), self._seconds().get(step.name)
+        try:
+            with Pool(1) as pool:
+                done = pool.submit(job, outcomes.append)
+                while not done.done():
+                    self._show(describe(step.text, time.monotonic() - begin, before, log))
+                    concurrent.futures.wait([done], timeout=_EVERY)
+                self._show("")
+        except KeyboardInterrupt:
+            self._show("")
+            raise AscendetError(
+                "interrupted",
+                f"stopped in: {step.text}",
+                hint=f"{self.again}, which continues there; its output: less {paths.shorten(log)}",
+            ) from None
+        (outcome,) = outcomes
+        text = log.read_text(encoding="utf-8", errors="replace")
+        print(f"  {step.text:<{self._width}} {clock(outcome.seconds):>7}", flush=True)
+        if outcome.exit_code:
+            raise self._failure(step, text, log)
+        files.write_text(
+            self._file, json.dumps(self._seconds() | {step.name: round(outcome.seconds, 1)}) + "\n"
+        )
+        for line in step.result(text):
+            print(f"      {line}", flush=True)
+
+    def align(self, steps: Iterable[Step]) -> None:
+        """Let the times of these steps stand below each other."""
+        self._width = max(len(step.text) for step in steps)
+
+    def _failure(self, step: Step, text: str, log: Path) -> AscendetError:
+        """Print the log's last lines, and return the step's error."""
+        text = _MAKE_ADDS.sub("", text)
+        stated = AscendetError.read(text)
+        print(f"\n{process.tail(text.rpartition('error[')[0] if stated else text)}\n", flush=True)
+        hint = f"less {paths.shorten(log)}\n{self.again}, which continues with this step"
+        if stated is None:
+            return AscendetError("command-failed", f"{shlex.join(step.command)} failed", hint=hint)
+        stated.hint = f"{stated.hint}\n{hint}"
+        return stated
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "seconds.json"
+
+    def _seconds(self) -> dict[str, float]:
+        """Return the seconds of each step's last run, by the step's name."""
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return dict(known)
+
+    def _show(self, line: str) -> None:
+        """Replace the line on the terminal; output that is no terminal shows a step when it is done."""
+        if sys.stdout.isatty():
+            columns = shutil.get_terminal_size().columns
+            sys.stdout.write(f"\r\x1b[K{line[: columns - 1]}")
+            sys.stdout.flush()
+
+
+def describe(text: str, elapsed: float, before: float | None, log: Path) -> str:
+    """Return the line of a running step: what it does, how far it is, the time that passed and that is left.
+
+    What is left is what the program itself says in its log; else what the step took `before`, in seconds; where neither
+    is known, or it takes longer than before, no number.
+    """
+    done, left = read_progress(log)
+    if left is None and before is not None and before > elapsed:
+        left = before - elapsed
+    shown = [f"  {text}", *([done] if done else []), clock(elapsed)]
+    return "  ".join([*shown, *([f"about {clock(left)} left"] if left is not None else [])])
+
+
+def read_progress(log: Path) -> tuple[str, float | None]:
+    """Return the last progress in a log: "step/of" or "", and the seconds left now if the program says them."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+        age = time.time() - log.stat().st_mtime
+    except FileNotFoundError:  # the step is about to start
+        return "", None
+    rows = _ROW.findall(text)
+    if not rows:
+        return "", None
+    step, of, *eta = rows[-1]
+    if not eta[0]:
+        return f"{step}/{of}", None
+    hours, minutes, seconds = map(int, eta)
+    return f"{step}/{of}", max(0.0, hours * 3600 + minutes * 60 + seconds - age)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as text.
+
+    >>> clock(5.4), clock(725), clock(3600)
+    ('0:05', '12:05', '60:00')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
