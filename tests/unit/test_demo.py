@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def run(stack: str = "") -> None:
 
 
 def step(name: str = "train", text: str = "train it") -> Step:
-    return Step(name=name, text=text, target=name, variables={})
+    return Step(name=name, text=text, target=name, variables={"MODEL": "vitdet-tiny", "DATASET": "shapes"})
 
 
 def error(**options: str) -> AscendetError:
@@ -131,9 +132,14 @@ def test_all_acts_run_in_order_and_show_what_came_out(root: Path, capsys: pytest
     assert shown.count("AP of boxes: OM 0.6000, PyTorch 0.6000, difference +0.0000") == 2
     assert "ran " not in shown, "what the targets print is in their logs"
     logs = root / "build/demo"
-    assert (logs / "1-train.log").read_text() == "ran train vitdet vitdet-tiny shapes error\n"
-    assert (logs / "2-train.log").read_text() == "ran train blendmask blendmask-tiny shapes error\n"
-    assert (logs / "3-om-blendmask.log").read_text() == "ran om blendmask blendmask-tiny shapes error\n"
+    assert (logs / "1-train.log").read_text().splitlines() == [
+        "$ make train STACK=vitdet MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error",
+        "ran train vitdet vitdet-tiny shapes error",
+    ]
+    assert (logs / "2-train.log").read_text().endswith("\nran train blendmask blendmask-tiny shapes error\n")
+    assert (
+        (logs / "3-om-blendmask.log").read_text().endswith("\nran om blendmask blendmask-tiny shapes error\n")
+    )
     times = [logs.joinpath(f"1-{name}.log").stat().st_mtime_ns for name in ("env", "train", "infer", "eval")]
     assert times == sorted(times)
 
@@ -141,7 +147,7 @@ def test_all_acts_run_in_order_and_show_what_came_out(root: Path, capsys: pytest
 def test_one_stack_is_trained_and_exported_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("blendmask")
     assert "ViTDet" not in capsys.readouterr().out
-    assert (root / "build/demo/1-train.log").read_text().startswith("ran train blendmask ")
+    assert (root / "build/demo/1-train.log").read_text().startswith("$ make train STACK=blendmask ")
     assert (root / "build/demo/2-export-blendmask.log").is_file()
 
 
@@ -244,8 +250,17 @@ def stopped(build: Path, state: str, checkpoint: bool = True) -> tuple[Step, Pat
 @pytest.mark.parametrize("state", ["interrupted", "failed", "running"])
 def test_a_training_that_stopped_half_way_is_resumed(root: Path, build: Path, state: str) -> None:
     told = demo.resumed(*stopped(build, state))
-    assert told.command == ["make", "train", "RESUME=1", "RUN=20260101-000000"]
+    assert told.command[-2:] == ["RESUME=1", "RUN=20260101-000000"]
     assert "continuing 20260101-000000" in told.text
+
+
+def test_a_resumed_training_that_did_not_start_is_resumed_again(root: Path, build: Path) -> None:
+    """Its log has the command and no run folder: an environment that could not be repaired, say."""
+    told = demo.resumed(*stopped(build, "failed"))
+    write(root, train="exit 1")
+    runner = Runner(folder=build, again="make demo")
+    fails("command-failed", runner.run, replace(told, name="1-train"))
+    assert demo.resumed(step(), build / "1-train.log") == told
 
 
 def test_a_training_without_a_checkpoint_starts_again(root: Path, build: Path) -> None:

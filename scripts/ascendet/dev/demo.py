@@ -149,17 +149,15 @@ def _pictures() -> Path:
 
 
 def resumed(step: Step, log: Path) -> Step:
-    """Return the step of a training, continuing the run that its last log names if that was stopped half-way."""
+    """Return the step of a training, continuing the run of its last log if that was stopped half-way."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    found = re.search(r"^run folder: (.+)$", text, re.MULTILINE)
-    run = paths.ROOT / found[1] if found else None
-    content = manifest.read(run) if run else None
-    if (
-        not run
-        or not content
-        or content.get("state") == "finished"
-        or not (run / "last_checkpoint").is_file()
-    ):
+    # The command names the run where that attempt was one to resume it, even if it did not come to that.
+    named = re.findall(r"^(?:run folder: (?:.*/)?|\$ make train .*\bRUN=)(\S+)$", text, re.MULTILINE)
+    if not named:
+        return step
+    run = paths.BUILD / "runs" / "{MODEL}_{DATASET}".format_map(step.variables) / named[-1]
+    content = manifest.read(run)
+    if not content or content.get("state") == "finished" or not (run / "last_checkpoint").is_file():
         return step
     return replace(
         step,

@@ -72,32 +72,20 @@ class Runner:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{step.name}.log"
-        log.unlink(missing_ok=True)
-        outcomes: list[Outcome] = []
-        job = Job(
-            name=step.name,
-            command=step.command,
-            environ=os.environ,
-            cwd=paths.ROOT,
-            log=log,
-            group=True,
-        )
+        files.write_text(log, f"$ {shlex.join(step.command)}\n")
         begin, before = time.monotonic(), self._seconds().get(step.name)
         try:
-            with Pool(1) as pool:
-                done = pool.submit(job, outcomes.append)
-                while not done.done():
-                    self._show(describe(step.text, time.monotonic() - begin, before, log))
-                    concurrent.futures.wait([done], timeout=_EVERY)
-                self._show("")
+            outcome = self._execute(
+                step, log, lambda: describe(step.text, time.monotonic() - begin, before, log)
+            )
         except KeyboardInterrupt:
-            self._show("")
             raise AscendetError(
                 "interrupted",
                 f"stopped in: {step.text}",
                 hint=f"{self.again}, which continues there; its output: less {paths.shorten(log)}",
             ) from None
-        (outcome,) = outcomes
+        finally:
+            self._show("")
         text = log.read_text(encoding="utf-8", errors="replace")
         print(f"  {step.text:<{self._width}} {clock(outcome.seconds):>7}", flush=True)
         if outcome.exit_code:
@@ -111,6 +99,24 @@ class Runner:
     def align(self, steps: Iterable[Step]) -> None:
         """Let the times of these steps stand below each other."""
         self._width = max(len(step.text) for step in steps)
+
+    def _execute(self, step: Step, log: Path, line: Callable[[], str]) -> Outcome:
+        """Run the step's command, and show `line` meanwhile; Ctrl-C ends all that the command started."""
+        outcomes: list[Outcome] = []
+        with Pool(1) as pool:
+            job = Job(
+                name=step.name, command=step.command, environ=os.environ, cwd=paths.ROOT, log=log, group=True
+            )
+            done = pool.submit(job, outcomes.append)
+            try:
+                while not done.done():
+                    self._show(line())
+                    concurrent.futures.wait([done], timeout=_EVERY)
+            except KeyboardInterrupt:
+                self._show(f"  stopping: {step.text} …")
+                raise
+            pool.wait(done)
+        return outcomes[0]
 
     def _failure(self, step: Step, text: str, log: Path) -> AscendetError:
         """Print the log's last lines, and return the step's error."""
