@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from ascendet import paths
 from ascendet.core import manifest
 from ascendet.core.stack import Stack
 from ascendet.dev import demo, steps
+from ascendet.dev.jobs import Pool
 from ascendet.dev.steps import Runner, Step
 from ascendet.errors import EXIT_CODES, AscendetError
 from ascendet.machine import needs
@@ -97,6 +99,13 @@ def write(root: Path, **recipes: str) -> None:
 
 def run(stack: str = "") -> None:
     demo.execute(argparse.Namespace(stack=stack))
+
+
+def run_steps(folder: Path, *given: Step) -> None:
+    with Pool(1) as pool:
+        runner = Runner(folder=folder, again="make demo", pool=pool)
+        for one in given:
+            runner.run(one)
 
 
 def step(name: str = "train", text: str = "train it") -> Step:
@@ -175,7 +184,7 @@ def test_variables_of_the_user_reach_every_step(root: Path, monkeypatch: pytest.
 def test_a_path_reaches_make_as_it_is(root: Path) -> None:
     write(root, infer="printf '%s\\n' '$(IMAGES)'")
     told = Step(name="x", text="x", target="infer", variables={"IMAGES": "/a b/$HOME/00[1-4].*"})
-    Runner(folder=root / "logs", again="make demo").run(told)
+    run_steps(root / "logs", told)
     assert (root / "logs/x.log").read_text().splitlines()[-1] == "/a b/$HOME/00[1-4].*"
 
 
@@ -191,6 +200,77 @@ def test_too_little_space_for_both_environments_is_said_before_anything_is_made(
     (build / "venv/vitdet").mkdir(parents=True)
     manifest.write(build / "venv/vitdet", {})
     run()  # and the second one does, where the first is there
+
+
+# -- beside the training --
+
+
+def test_pictures_are_drawn_half_way_while_the_training_goes_on(
+    root: Path, build: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the first checkpoint after half of the steps; the training waits here until they are drawn."""
+    run_folder = build / "runs/vitdet-tiny_shapes/first"
+    run_folder.mkdir(parents=True)
+    (run_folder / "last_checkpoint").write_text("/elsewhere/epoch_3.pth")
+    rows = "".join(f"04:21:2{step} train {step}/4  loss 2.5\\n" for step in (1, 2))
+    write(
+        root,
+        train=f"printf 'run folder: build/runs/vitdet-tiny_shapes/first\\n{rows}'; "
+        "for i in $$(seq 300); do test -f drawn && exit 0; sleep 0.1; done; exit 1",
+        infer="touch drawn; echo with$(CHECKPOINT); echo 'stored in build/runs/infer: 1 pictures, results.json'",
+    )
+    run("vitdet")
+    assert f"with{run_folder}/epoch_3.pth\n" in (build / "demo/half-way.log").read_text()
+    assert (build / "demo/1-infer.log").read_text().splitlines()[-2] == "with", (
+        "the last checkpoint's afterwards"
+    )
+    shown = capsys.readouterr().out
+    assert shown.index("half-way pictures") < shown.index("  train vitdet-tiny")
+    assert shown.count("pictures/0000-000001.jpg") == 2
+
+
+@pytest.mark.parametrize(
+    ("log", "checkpoint"),
+    [
+        ("run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 1/4  loss 2.5\n", True),
+        ("run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 3/4  loss 2.5\n", False),
+        ("run folder: build/runs/vitdet-tiny_shapes/first\n", True),
+        ("04:21:21 train 3/4  loss 2.5\n", True),
+    ],
+    ids=["too early", "no checkpoint", "no progress", "no run"],
+)
+def test_nothing_is_drawn_before_there_is_a_checkpoint_of_half_the_training(
+    root: Path, build: Path, log: str, checkpoint: bool
+) -> None:
+    run_folder = build / "runs/vitdet-tiny_shapes/first"
+    run_folder.mkdir(parents=True)
+    if checkpoint:
+        (run_folder / "last_checkpoint").write_text("epoch_1.pth")
+    (root / "x.log").write_text(log)
+    (train,) = (one for one in demo.plan([Stack.load("vitdet")])[0].steps if one.target == "train")
+    assert train.beside(root / "x.log") is None
+
+
+def test_pictures_that_cannot_be_drawn_half_way_stop_no_training(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = replace(step(), beside=lambda log: replace(step("env", "draw"), result=lambda log: ["a picture"]))
+    write(root, env="exit 1", train="sleep 0.5; touch trained")
+    run_steps(root / "logs", given)
+    assert (root / "trained").exists()
+    shown = capsys.readouterr().out
+    assert re.search(r"^  draw +0:00  failed$", shown, re.MULTILINE)
+    assert "a picture" not in shown
+
+
+def test_the_next_acts_environment_is_made_while_the_first_model_trains(root: Path) -> None:
+    write(
+        root,
+        env="touch env-$(STACK)",
+        train="for i in $$(seq 300); do test -f env-blendmask && exit 0; sleep 0.1; done; exit 1",
+    )
+    run()
+    assert "make env STACK=blendmask" in (root / "build/demo/ahead-blendmask.log").read_text()
 
 
 # -- stopped and continued --
@@ -258,8 +338,7 @@ def test_a_resumed_training_that_did_not_start_is_resumed_again(root: Path, buil
     """Its log has the command and no run folder: an environment that could not be repaired, say."""
     told = demo.resumed(*stopped(build, "failed"))
     write(root, train="exit 1")
-    runner = Runner(folder=build, again="make demo")
-    fails("command-failed", runner.run, replace(told, name="1-train"))
+    fails("command-failed", run_steps, build, replace(told, name="1-train"))
     assert demo.resumed(step(), build / "1-train.log") == told
 
 
@@ -325,7 +404,7 @@ def test_on_a_terminal_one_line_shows_how_far_the_step_is(
     write(root, train="cat row; sleep 0.5")
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(steps, "_EVERY", 0.1)
-    Runner(folder=root / "logs", again="make demo").run(step())
+    run_steps(root / "logs", step())
     shown = str(sys.stdout.getvalue())  # type: ignore[attr-defined]
     assert shown.count("\n") == 1, "only the finished step has a line of its own"
     assert re.search(r"\r\x1b\[K  train it  75/900  0:00  about 27:2\d left", shown)
@@ -333,7 +412,7 @@ def test_on_a_terminal_one_line_shows_how_far_the_step_is(
 
 
 def test_without_a_terminal_a_step_is_one_plain_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Runner(folder=root / "logs", again="make demo").run(step())
+    run_steps(root / "logs", step())
     assert re.fullmatch(r"  train it +0:0\d\n", capsys.readouterr().out)
 
 
@@ -352,10 +431,9 @@ def test_time_left_is_the_programs_own_or_the_last_runs_or_not_said(tmp_path: Pa
 
 
 def test_the_last_runs_seconds_are_kept_and_a_broken_file_of_them_is_no_error(root: Path) -> None:
-    runner = Runner(folder=root / "logs", again="make demo")
-    runner.run(step("env"))
-    runner.run(step("train"))
-    assert set(runner._seconds()) == {"env", "train"}
-    (root / "logs/seconds.json").write_text("{")
-    runner.run(step("train"))
-    assert set(runner._seconds()) == {"train"}
+    file = root / "logs/seconds.json"
+    run_steps(root / "logs", step("env"), step("train"))
+    assert set(json.loads(file.read_text())) == {"env", "train"}
+    file.write_text("{")
+    run_steps(root / "logs", step("train"))
+    assert set(json.loads(file.read_text())) == {"train"}

@@ -7,6 +7,7 @@ continues where it was; a training that was stopped is resumed.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shlex
 import time
@@ -18,7 +19,8 @@ from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
-from ascendet.dev.steps import Runner, Step, clock
+from ascendet.dev.jobs import Pool
+from ascendet.dev.steps import Runner, Step, clock, read_progress
 from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.machine import needs
@@ -56,16 +58,26 @@ def execute(args: argparse.Namespace) -> None:
     check_space(stacks)
     acts = plan(stacks)
     begin = time.monotonic()
-    runner = Runner(folder=paths.BUILD / "demo", again=_again(args.stack))
-    runner.align([step for act in acts for step in act.steps])
-    for number, act in enumerate(acts, 1):
-        print(f"Act {number} of {len(acts)}: {act.title}", flush=True)
-        for step in act.steps:
-            named = replace(step, name=f"{number}-{step.name}")
-            runner.run(
-                resumed(named, runner.folder / f"{named.name}.log") if step.target == "train" else named
-            )
-    print(f"{clock(time.monotonic() - begin)} in all; what each step printed: {paths.shorten(runner.folder)}")
+    folder = paths.BUILD / "demo"
+    with Pool(1) as pool:
+        runner = Runner(folder=folder, again=_again(args.stack), pool=pool)
+        runner.align([step for act in acts for step in act.steps])
+        for number, act in enumerate(acts, 1):
+            print(f"Act {number} of {len(acts)}: {act.title}", flush=True)
+            for step in act.steps:
+                named = replace(step, name=f"{number}-{step.name}")
+                if step.target == "train":
+                    named = resumed(named, folder / f"{named.name}.log")
+                    if number == 1:
+                        _look_ahead(runner, stacks[1:])
+                runner.run(named)
+    print(f"{clock(time.monotonic() - begin)} in all; what each step printed: {paths.shorten(folder)}")
+
+
+def _look_ahead(runner: Runner, stacks: Sequence[Stack]) -> None:
+    """Let the next acts' environments be made in the background: fetching them takes minutes, and few processors."""
+    for stack in stacks:
+        runner.prepare(Step(name=f"ahead-{stack.name}", text="", target="env", variables=_variables(stack)))
 
 
 def check_space(stacks: Sequence[Stack]) -> None:
@@ -101,14 +113,21 @@ def _training(stack: Stack) -> Iterator[Step]:
     yield Step(name="env", text=f"environment: {pair}", target="env", variables=common)
     yield Step(name="install", text=f"wheels: {', '.join(stack.wheels)}", target="install", variables=common)
     yield Step(name="data", text=f"data set {_DATASET}", target="data", variables=common)
-    yield Step(name="train", text=f"train {model}", target="train", variables=common)
-    yield Step(
+    draw = Step(
         name="infer",
-        text=f"draw what it detects in {_PICTURES} validation pictures",
+        text=f"detect and draw objects in {_PICTURES} validation pictures",
         target="infer",
         variables=common | {"IMAGES": shlex.quote(str(_pictures()))},
         result=drawn,
     )
+    yield Step(
+        name="train",
+        text=f"train {model}",
+        target="train",
+        variables=common,
+        beside=functools.partial(_half_way, draw),
+    )
+    yield draw
     yield Step(
         name="eval", text="COCO's numbers", target="eval", variables=common | {"IMAGES": ""}, result=verdicts
     )
@@ -148,16 +167,42 @@ def _pictures() -> Path:
     return found.folder / split / f"00000[1-{_PICTURES}].*"
 
 
+def _half_way(draw: Step, log: Path) -> Step | None:
+    """Return the step that draws with the first checkpoint after half of the training whose log this is."""
+    done, _ = read_progress(log)
+    step, _, of = done.partition("/")
+    run = _run(draw, log)
+    if not of or 2 * int(step) < int(of) or not run or not (run / "last_checkpoint").is_file():
+        return None
+    checkpoint = run / Path((run / "last_checkpoint").read_text(encoding="utf-8").strip()).name
+    return replace(
+        draw,
+        name="half-way",
+        text="half-way pictures, while it trains",
+        variables={**draw.variables, "CHECKPOINT": str(checkpoint)},
+    )
+
+
+def _run(step: Step, log: Path) -> Path | None:
+    """Return the run folder that a training's log names last, or None."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    # The command names it where that attempt was one to resume it, even if it did not come to that.
+    named = re.findall(r"^(?:run folder: (?:.*/)?|\$ make train .*\bRUN=)(\S+)$", text, re.MULTILINE)
+    return (
+        paths.BUILD / "runs" / "{MODEL}_{DATASET}".format_map(step.variables) / named[-1] if named else None
+    )
+
+
 def resumed(step: Step, log: Path) -> Step:
     """Return the step of a training, continuing the run of its last log if that was stopped half-way."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    # The command names the run where that attempt was one to resume it, even if it did not come to that.
-    named = re.findall(r"^(?:run folder: (?:.*/)?|\$ make train .*\bRUN=)(\S+)$", text, re.MULTILINE)
-    if not named:
-        return step
-    run = paths.BUILD / "runs" / "{MODEL}_{DATASET}".format_map(step.variables) / named[-1]
-    content = manifest.read(run)
-    if not content or content.get("state") == "finished" or not (run / "last_checkpoint").is_file():
+    run = _run(step, log)
+    content = manifest.read(run) if run else None
+    if (
+        not run
+        or not content
+        or content.get("state") == "finished"
+        or not (run / "last_checkpoint").is_file()
+    ):
         return step
     return replace(
         step,

@@ -10,8 +10,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import paths
@@ -39,6 +40,8 @@ class Step:
         What it does, for the terminal.
     result
         Takes the log's text when the step is done, and returns the lines to show of it.
+    beside
+        Takes the log while the step runs, and returns a step to run beside it as soon as that is possible, else None.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Step:
     target: str
     variables: Mapping[str, str]
     result: Callable[[str], Iterable[str]] = lambda log: ()
+    beside: Callable[[Path], Step | None] = lambda log: None
 
     @property
     def command(self) -> list[str]:
@@ -55,77 +59,107 @@ class Step:
 
 
 @dataclass
+class _Started:
+    """A step that was started; `outcomes` has its outcome when it is done."""
+
+    step: Step
+    log: Path
+    done: Future[None]
+    outcomes: list[Outcome]
+
+
+@dataclass(kw_only=True)
 class Runner:
-    """Runs steps; logs and the seconds that each took are kept in `folder`, the seconds for the next run's estimate."""
+    """Runs steps; logs and the seconds that each took are kept in `folder`, the seconds for the next run's estimate.
+
+    `again` is the command that runs all of them again.
+    """
 
     folder: Path
     again: str
-    _width: int = field(default=0)
+    pool: Pool
+    _width: int = 0
 
     def run(self, step: Step) -> None:
-        """Run a step and show its result.
+        """Run a step and show its result, after that of the step beside it, if any.
 
         Raises
         ------
         AscendetError
             The error that the step ended with, by its own name; `command-failed` where it states none; `interrupted`.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"{step.name}.log"
-        files.write_text(log, f"$ {shlex.join(step.command)}\n")
         begin, before = time.monotonic(), self._seconds().get(step.name)
+        beside: _Started | None = None
         try:
-            outcome = self._execute(
-                step, log, lambda: describe(step.text, time.monotonic() - begin, before, log)
-            )
+            main = self._start(step)
+            while running := [one.done for one in (main, beside) if one and not one.done.done()]:
+                self._show(describe(step.text, time.monotonic() - begin, before, main.log))
+                if beside is None and (found := step.beside(main.log)):
+                    beside = self._start(found)
+                concurrent.futures.wait(running, timeout=_EVERY)
         except KeyboardInterrupt:
+            self._show("")
+            print(f"  stopping: {step.text} …", flush=True)
             raise AscendetError(
                 "interrupted",
                 f"stopped in: {step.text}",
-                hint=f"{self.again}, which continues there; its output: less {paths.shorten(log)}",
+                hint=f"{self.again}, which continues there\nless {paths.shorten(main.log)}",
             ) from None
-        finally:
-            self._show("")
-        text = log.read_text(encoding="utf-8", errors="replace")
-        print(f"  {step.text:<{self._width}} {clock(outcome.seconds):>7}", flush=True)
-        if outcome.exit_code:
-            raise self._failure(step, text, log)
+        if beside:
+            self._finish(beside)
+        if self._finish(main):
+            raise self._failure(main)
         files.write_text(
-            self._file, json.dumps(self._seconds() | {step.name: round(outcome.seconds, 1)}) + "\n"
+            self._file, json.dumps(self._seconds() | {step.name: round(main.outcomes[0].seconds, 1)}) + "\n"
         )
-        for line in step.result(text):
-            print(f"      {line}", flush=True)
+
+    def prepare(self, step: Step) -> None:
+        """Run a step in the background, when the processors have nothing better to do, without showing it."""
+        self._start(step, ["nice", "-n", "19"])
 
     def align(self, steps: Iterable[Step]) -> None:
         """Let the times of these steps stand below each other."""
         self._width = max(len(step.text) for step in steps)
 
-    def _execute(self, step: Step, log: Path, line: Callable[[], str]) -> Outcome:
-        """Run the step's command, and show `line` meanwhile; Ctrl-C ends all that the command started."""
+    def _start(self, step: Step, prefix: Sequence[str] = ()) -> _Started:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{step.name}.log"
+        files.write_text(log, f"$ {shlex.join(step.command)}\n")
+        job = Job(
+            name=step.name,
+            command=[*prefix, *step.command],
+            environ=os.environ,
+            cwd=paths.ROOT,
+            log=log,
+            waits=True,
+            group=True,
+        )
         outcomes: list[Outcome] = []
-        with Pool(1) as pool:
-            job = Job(
-                name=step.name, command=step.command, environ=os.environ, cwd=paths.ROOT, log=log, group=True
-            )
-            done = pool.submit(job, outcomes.append)
-            try:
-                while not done.done():
-                    self._show(line())
-                    concurrent.futures.wait([done], timeout=_EVERY)
-            except KeyboardInterrupt:
-                self._show(f"  stopping: {step.text} …")
-                raise
-            pool.wait(done)
-        return outcomes[0]
+        return _Started(step, log, self.pool.submit(job, outcomes.append), outcomes)
 
-    def _failure(self, step: Step, text: str, log: Path) -> AscendetError:
+    def _finish(self, started: _Started) -> int:
+        """Show a step that is done, with its result if it succeeded, and return its exit code."""
+        started.done.result()
+        (outcome,) = started.outcomes
+        self._show("")
+        print(
+            f"  {started.step.text:<{self._width}} {clock(outcome.seconds):>7}"
+            f"{'  failed' if outcome.exit_code else ''}",
+            flush=True,
+        )
+        if not outcome.exit_code:
+            for line in started.step.result(started.log.read_text(encoding="utf-8", errors="replace")):
+                print(f"      {line}", flush=True)
+        return outcome.exit_code
+
+    def _failure(self, started: _Started) -> AscendetError:
         """Print the log's last lines, and return the step's error."""
-        text = _MAKE_ADDS.sub("", text)
+        text = _MAKE_ADDS.sub("", started.log.read_text(encoding="utf-8", errors="replace"))
         stated = AscendetError.read(text)
         print(f"\n{process.tail(text.rpartition('error[')[0] if stated else text)}\n", flush=True)
-        hint = f"less {paths.shorten(log)}\n{self.again}, which continues with this step"
+        hint = f"less {paths.shorten(started.log)}\n{self.again}, which continues with this step"
         if stated is None:
-            return AscendetError("command-failed", f"{shlex.join(step.command)} failed", hint=hint)
+            return AscendetError("command-failed", f"{shlex.join(started.step.command)} failed", hint=hint)
         stated.hint = f"{stated.hint}\n{hint}"
         return stated
 
