@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from ascendet.dev import demo, steps
 from ascendet.dev.jobs import Pool
 from ascendet.dev.steps import Runner, Step
 from ascendet.errors import EXIT_CODES, AscendetError
-from ascendet.machine import needs
 from ascendet.om import compare
 from ascendet.run import evaluate, program
 from conftest import fails
@@ -69,8 +67,6 @@ COMPARED = "\n".join(
 def root(tmp_path: Path, build: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a Makefile in place of the repository's; `write` replaces recipes in it."""
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(needs, "DISK_GIB", {})
-    monkeypatch.setattr(needs, "FURTHER_GIB", {})
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ASCENDET_DATA"):
         monkeypatch.delenv(name, raising=False)
     write(tmp_path)
@@ -186,20 +182,6 @@ def test_a_path_reaches_make_as_it_is(root: Path) -> None:
     told = Step(name="x", text="x", target="infer", variables={"IMAGES": "/a b/$HOME/00[1-4].*"})
     run_steps(root / "logs", told)
     assert (root / "logs/x.log").read_text().splitlines()[-1] == "/a b/$HOME/00[1-4].*"
-
-
-def test_too_little_space_for_both_environments_is_said_before_anything_is_made(
-    root: Path, build: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = shutil.disk_usage(root).free // 2**30
-    monkeypatch.setattr(needs, "DISK_GIB", {"x86_64": 0, "aarch64": 0})
-    monkeypatch.setattr(needs, "FURTHER_GIB", {"x86_64": free + 9, "aarch64": free + 9})
-    assert "make demo STACK=vitdet" in fails("disk-full", run).hint
-    assert not (build / "demo").exists()
-    run("vitdet")  # one environment fits
-    (build / "venv/vitdet").mkdir(parents=True)
-    manifest.write(build / "venv/vitdet", {})
-    run()  # and the second one does, where the first is there
 
 
 # -- beside the training --
@@ -364,9 +346,6 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_continue(root: Path) -> None:
         "try: demo.execute(argparse.Namespace(stack='vitdet'))\n"
         "except AscendetError as error: sys.stdout.write(error.render()); sys.exit(error.exit_code)"
     )
-    for name in ("vitdet", "blendmask"):
-        (root / "build/venv" / name).mkdir(parents=True)
-        manifest.write(root / "build/venv" / name, {})
     environ = os.environ | {
         "ASCENDET_BUILD": str(root / "build"),
         "PYTHONPATH": str(Path(demo.__file__).parents[2]),

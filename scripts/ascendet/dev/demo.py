@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest
+from ascendet.core import manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.dev.jobs import Pool
 from ascendet.dev.steps import Runner, Step, clock, read_progress
-from ascendet.envs import venv
 from ascendet.errors import AscendetError
-from ascendet.machine import needs
 
 _STACKS = ("vitdet", "blendmask")
 _DATASET = "shapes"
@@ -55,7 +53,6 @@ def execute(args: argparse.Namespace) -> None:
                 found=f"STACK={stack.name}",
                 hint="make demo",
             )
-    check_space(stacks)
     acts = plan(stacks)
     begin = time.monotonic()
     folder = paths.BUILD / "demo"
@@ -78,17 +75,6 @@ def _look_ahead(runner: Runner, stacks: Sequence[Stack]) -> None:
     """Let the next acts' environments be made in the background: fetching them takes minutes, and few processors."""
     for stack in stacks:
         runner.prepare(Step(name=f"ahead-{stack.name}", text="", target="env", variables=_variables(stack)))
-
-
-def check_space(stacks: Sequence[Stack]) -> None:
-    """Raise `disk-full` if there is too little space for the environments that are not there yet."""
-    missing = [stack for stack in stacks if manifest.read(venv.stack_home(stack)) is None]
-    try:
-        files.check_space(paths.BUILD, needs.disk_gib(len(missing)) * 2**30)
-    except AscendetError as error:
-        if len(stacks) > 1:
-            error.hint += f"; or one model only: {_again(stacks[0].name)}"
-        raise
 
 
 def _again(stack: str) -> str:
