@@ -6,8 +6,8 @@ import os
 import platform
 import re
 
-# Measured: a stack's environment with torch's x86_64 CUDA build takes 7.0 GiB, those of both models' stacks 9.6 GiB with
-# our wheels, as they share most packages. Data, runs and OMs need more.
+# Measured: a stack's environment with torch's x86_64 CUDA build takes 7.0 GiB, those of both models' stacks 9.6 GiB, as
+# they share most packages. Data, our wheels, runs and OMs need more.
 DISK_GIB = {"x86_64": 12, "aarch64": 6}
 # Where another stack's environment is there already: two torches have 2.3 GiB that they do not share.
 FURTHER_GIB = 4
