@@ -99,8 +99,8 @@ PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 .PHONY: help doctor demo test
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
-demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
-	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
+demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, COCO's numbers, OM; STACK=vitdet for one
+	@$(PY) demo $(if $(filter command environment,$(origin STACK)),--stack '$(STACK)')
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)
 doctor: ## Check this machine; every problem is listed with its fix

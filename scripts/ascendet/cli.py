@@ -104,6 +104,11 @@ STAGES: dict[str, StageCommand] = {
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),
+    "demo": StageCommand(
+        "dev.demo",
+        "host",
+        "train, evaluate and export the models in acts, from nothing, and show the results",
+    ),
     "docs": StageCommand(
         "dev.docs", "host", "write the pages of docs/ that are generated from tables, or check them"
     ),
