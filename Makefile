@@ -90,6 +90,8 @@ IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BA
 TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
 	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 OF_SIZES = --sizes $(call quoted,SIZES) --batch $(call quoted,BATCH)
+# Everything, but for what the command line or the environment names.
+RELEASED = --stack '$(if $(filter command environment,$(origin STACK)),$(STACK))' --machine '$(ARCH)'
 CONVERTED = --precision $(call quoted,PRECISION) --keep-dtype $(call quoted,KEEP_DTYPE) $(if $(FORCE),--force)
 PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 
@@ -188,6 +190,13 @@ om-bisect: ## The first node of STAGE whose value in the OM is wrong, and why; C
 	@$(PY) om-bisect $(TARGET) $(OF_SIZES) $(PROVEN) --stage $(call quoted,STAGE) --chunk '$(CHUNK)'
 om-precision: ## The fewest operators that must stay float32 to keep AP within BOUND; continues where it was; JSON=1
 	@$(PY) om-precision $(TARGET) $(OF_SIZES) $(PROVEN) --bound '$(BOUND)' --score '$(SCORE)'
+
+##@ Release
+.PHONY: release check-release
+release: ## All stacks' wheels for both architectures as a package index, with SBOM and provenance; STACK='vitdet blendmask' ARCH=x86_64
+	@$(PY) release $(RELEASED)
+check-release: ## Verify it, install each stack from it into an empty environment, import and smoke-test (minutes)
+	@$(PY) check-release $(RELEASED)
 
 ##@ Development
 .PHONY: docs lint clean

@@ -97,6 +97,12 @@ STAGES: dict[str, StageCommand] = {
     "om-precision": StageCommand(
         "om.precision", "tools", "find the fewest operators that must stay float32 to keep AP"
     ),
+    "release": StageCommand(
+        "release.release", "tools", "put the stacks' audited wheels into one folder that is a package index"
+    ),
+    "check-release": StageCommand(
+        "release.check", "tools", "verify a release, install each stack from it, smoke-test it"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),

@@ -7,7 +7,7 @@ each means, its usual cause and its remedy; `make docs` writes docs/troubleshoot
 from __future__ import annotations
 
 # Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, configurations,
-# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM.
+# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM, 102-109 release.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -99,6 +99,8 @@ EXIT_CODES: dict[str, int] = {
     "acl-failed": 99,
     "om-no-detections": 100,
     "om-differs": 101,
+    "release-invalid": 102,
+    "release-damaged": 103,
 }
 
 # Errors of programs that run without the tool, and the code that each ends with; None where the program continues and
