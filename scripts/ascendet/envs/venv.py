@@ -198,7 +198,7 @@ def uv_install(python: Path, arguments: list[str], environ: Mapping[str, str] | 
         `install-failed`, `disk-full`.
     """
     command = [str(tools_home() / "bin" / "uv"), "pip", "install", f"--python={python}", "--no-deps"]
-    _install([*command, *arguments], python, {**_uv_environ(), **(environ or {})})
+    _install([*command, *arguments], python, {**uv_environ(), **(environ or {})})
 
 
 def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> None:
@@ -226,7 +226,7 @@ _UV_NAMES = {
 }
 
 
-def _uv_environ() -> dict[str, str]:
+def uv_environ() -> dict[str, str]:
     """Return the environment variables for uv, with pip's settings under uv's names if the user has not set these."""
     found = {
         uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
