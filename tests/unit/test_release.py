@@ -31,7 +31,7 @@ def make_wheel(folder: Path, name: str, version: str, *, tag: str = PURE, said: 
     """A wheel whose module says who made it; it has a licence and states a version of Python."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
-    stated = {"name": name, "description": "made by a test", "python_requires": ">=3.9"}
+    stated = {"name": name, "description": "made by a test", "python_requires": ">=3.9", "license": "Apache-2.0"}
     content = {
         f"{name}/__init__.py": f"said = {said!r}\n".encode(),
         f"{info}/METADATA": wheelfile.metadata(stated, version),
@@ -367,6 +367,7 @@ def test_sbom_lists_our_files_with_digests_and_every_locked_package(folder: Path
     found = {(entry["name"], entry["version"]): entry for entry in listed["components"]}
     wheel = folder / "wheels" / f"mmcv-{OLD}-{PURE}.whl"
     assert found["mmcv", OLD]["hashes"] == [{"alg": "SHA-256", "content": files.digest(wheel)}]
+    assert found["mmcv", OLD]["licenses"] == [{"license": {"name": "Apache-2.0"}}]
     assert ("mmcv", NEW) not in found
     assert {("torch", "2.8.0"), ("mmengine", "0.10.7"), ("vitdet", "0.1.0")} <= found.keys()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
@@ -39,6 +40,7 @@ def write(stack: Stack, ours: Iterable[Entry], locked: Iterable[tuple[str, str]]
             name=entry.project,
             version=entry.version,
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=entry.sha256)],
+            licenses=[DisjunctiveLicense(name=entry.licence)] if entry.licence else [],
             purl=(url := PackageURL("pypi", None, entry.project, entry.version, {"file_name": entry.name})),
             bom_ref=str(url),
         )

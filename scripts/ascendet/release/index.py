@@ -35,8 +35,8 @@ class Entry:
         The project's normalised name, and the version in the file's metadata.
     name, size, sha256
         The wheel's file name, its size in bytes, its digest in hex.
-    requires_python
-        The versions of Python that it is for, "" for any.
+    requires_python, licence
+        What its metadata says of the versions of Python that it is for, "" for any, and of its licence, "" for nothing.
     metadata
         The content of METADATA.
     """
@@ -47,6 +47,7 @@ class Entry:
     size: int
     sha256: str
     requires_python: str
+    licence: str
     metadata: bytes
 
     @property
@@ -67,6 +68,7 @@ def read_wheel(path: Path) -> Entry:
         size=path.stat().st_size,
         sha256=files.digest(path),
         requires_python=str(stated["Requires-Python"] or ""),
+        licence=str(stated["License-Expression"] or stated["License"] or ""),
         metadata=metadata,
     )
 

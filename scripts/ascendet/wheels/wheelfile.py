@@ -133,6 +133,7 @@ def metadata(arguments: Mapping[str, object], version: str, *, requires: Iterabl
         ("Home-page", arguments.get("url")),
         ("Author", arguments.get("author")),
         ("Author-email", arguments.get("author_email")),
+        ("License", arguments.get("license")),
         ("Keywords", arguments.get("keywords")),
         *(("Classifier", item) for item in _strings(arguments.get("classifiers"))),
         ("Requires-Python", arguments.get("python_requires")),
