@@ -101,6 +101,12 @@ STAGES: dict[str, StageCommand] = {
     "report": StageCommand(
         "report.report", "tools", "write a page with everything known of a run, and a verdict"
     ),
+    "release": StageCommand(
+        "release.release", "tools", "put the stacks' audited wheels into one folder that is a package index"
+    ),
+    "check-release": StageCommand(
+        "release.check", "tools", "verify a release, install each stack from it, smoke-test it"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
     ),

@@ -172,7 +172,7 @@ def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.Mon
     uv.write_text("#!/bin/sh\nexit 3\n")
     uv.chmod(0o755)
     monkeypatch.setattr(needs, "DISK_GIB", {})
-    monkeypatch.setattr(venv, "_uv_environ", dict)
+    monkeypatch.setattr(venv, "uv_environ", dict)
     with pytest.raises(AscendetError) as caught:
         make(build / "venv/some", locked)
     assert caught.value.name == "install-failed"
@@ -186,11 +186,11 @@ def test_what_pip_was_told_about_indexes_holds_for_uv(monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
-    environ = venv._uv_environ()
+    environ = venv.uv_environ()
     assert environ["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
     assert environ["UV_FIND_LINKS"] == "/one,/two"
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://own.example/simple")
-    assert venv._uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
+    assert venv.uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
 
 
 def fake_tree(home: Path) -> Path:
