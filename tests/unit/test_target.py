@@ -54,13 +54,22 @@ def test_every_model_has_a_configuration(aim: Target, model: str) -> None:
     assert aim.family.config(model).is_file()
 
 
-def test_soc_name_is_read_from_npu_smi(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        ("910B3", "Ascend910B3"),
+        ("9391", "Ascend910_9391"),
+        ("Ascend310P3", "Ascend310P3"),
+        ("-", "Ascend NPU"),
+    ],
+)
+def test_soc_name_is_read_from_npu_smi(shown: str, name: str, tmp_path: Path) -> None:
     smi = tmp_path / "npu-smi"
     smi.write_text(
-        "#!/bin/sh\necho '| NPU   Name | Health |'\necho '| 0     910B3               | OK      | 90.0 |'\n"
+        f"#!/bin/sh\necho '| NPU   Name | Health |'\necho '| 0     {shown}               | OK      | 90.0 |'\n"
     )
     smi.chmod(0o755)
-    assert target.soc_name({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == "Ascend910B3"
+    assert target.soc_name({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == name
 
 
 def test_settings_of_the_run_time_have_the_same_names_everywhere() -> None:

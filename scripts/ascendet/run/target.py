@@ -22,7 +22,7 @@ from ascendet.core.stack import Stack, load_all
 from ascendet.data import datasets
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
-from ascendet.machine import devices, engine, host
+from ascendet.machine import devices, engine, host, identity
 from ascendet.run import family
 from ascendet.supply import assets
 from ascendet.wheels import install
@@ -227,6 +227,7 @@ def facts(target: Target, where: str) -> dict[str, object]:
     """Return the facts that the manifest of every run has; `where` is the line that `describe` returns."""
     return {
         "where": where,
+        "machine": identity.describe(target.npu),
         "versions": versions(target.stack),
         "simulated": target.npu == "sim",
         **({"config": target.own.texts} if target.own else {}),
@@ -251,4 +252,7 @@ def soc_name(environ: Mapping[str, str]) -> str:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         shown = ""
     found = re.search(r"^\|\s*\d+\s+(?:Ascend)?(\d{3}\w*)\s*\|", shown, re.MULTILINE)
-    return f"Ascend{found[1]}" if found else "Ascend NPU"
+    if not found:
+        return "Ascend NPU"
+    # A3 shows a number of four digits; its SoC is Ascend910 and that number.
+    return f"Ascend910_{found[1]}" if re.fullmatch(r"9\d{3}", found[1]) else f"Ascend{found[1]}"
