@@ -41,6 +41,8 @@ KEEP_DTYPE ?=
 STAGE ?=
 CHUNK ?=
 BOUND ?= 0.002
+# make report: its language, en or zh; where empty, the locale's.
+REPORT_LANG ?=
 # Where wheels' sources are looked for first: a folder of archives and bare git repositories.
 SOURCE_MIRROR ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
@@ -99,8 +101,8 @@ PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 .PHONY: help doctor demo test
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
-demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
-	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
+demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, COCO's numbers, OM; STACK=vitdet for one
+	@$(PY) demo $(if $(filter command environment,$(origin STACK)),--stack '$(STACK)')
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)
 doctor: ## Check this machine; every problem is listed with its fix
@@ -190,6 +192,11 @@ om-bisect: ## The first node of STAGE whose value in the OM is wrong, and why; C
 	@$(PY) om-bisect $(TARGET) $(OF_SIZES) $(PROVEN) --stage $(call quoted,STAGE) --chunk '$(CHUNK)'
 om-precision: ## The fewest operators that must stay float32 to keep AP within BOUND; continues where it was; JSON=1
 	@$(PY) om-precision $(TARGET) $(OF_SIZES) $(PROVEN) --bound '$(BOUND)' --score '$(SCORE)'
+
+##@ Reports
+.PHONY: report
+report: ## One page (HTML, Markdown) about the latest training, RUN or CHECKPOINT, with a verdict; RUN=a,b compares; REPORT_LANG=zh
+	@$(PY) report --stack '$(STACK)' --model $(call quoted,MODEL) --dataset $(call quoted,DATASET) --run $(call quoted,RUN) --checkpoint $(call quoted,CHECKPOINT) --language '$(REPORT_LANG)' --score '$(SCORE)'
 
 ##@ Release
 .PHONY: release check-release

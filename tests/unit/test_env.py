@@ -20,6 +20,7 @@ from ascendet.errors import AscendetError
 from ascendet.machine import host, needs
 from ascendet.supply import lock
 from ascendet.wheels import wheelfile
+from conftest import fails
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 STACK = Stack.load("vitdet")
@@ -150,6 +151,19 @@ def test_too_small_disk_is_refused_before_the_start(
         make(build / "venv/some", locked)
     assert caught.value.name == "disk-full"
     assert not (build / "venv/some").exists()
+
+
+def test_a_further_environment_needs_less_disk_as_stacks_share_most_packages(
+    build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needs, "DISK_GIB", dict.fromkeys(("x86_64", "aarch64"), 2**50))
+    monkeypatch.setattr(needs, "FURTHER_GIB", 2**49)
+    for name in ("tools", "broken", "other"):
+        (build / "venv" / name).mkdir(parents=True)
+    manifest.write(build / "venv/tools", {})
+    assert fails("disk-full", make, build / "venv/some", locked).expected == f"{2**50:.1f} GiB free"
+    manifest.write(build / "venv/other", {})
+    assert fails("disk-full", make, build / "venv/some", locked).expected == f"{2**49:.1f} GiB free"
 
 
 def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,9 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     else:
         print(f"{paths.shorten(home)}: creating it", flush=True)
     if not tools:
-        files.check_space(home.parent, needs.disk_gib() * 2**30)
+        others = [other for other in home.parent.iterdir() if other not in (home, tools_home())]
+        further = any(manifest.read(other) is not None for other in others)
+        files.check_space(home.parent, needs.disk_gib(further=further) * 2**30)
     command = [base_python, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     process.run(
         command,
