@@ -79,7 +79,6 @@ def execute(args: argparse.Namespace) -> None:
         program.execute(started)
         print("trained: node 0 has the checkpoint")
         return
-    folders.link_latest(run)
     facts = {
         "stage": "train",
         "key": manifest.digest_inputs(inputs),
@@ -87,7 +86,7 @@ def execute(args: argparse.Namespace) -> None:
         "devices": list(aim.devices),
         **target.facts(aim, line),
     }
-    with folders.keeping_state(run, facts):
+    with folders.withdrawing(run), folders.keeping_state(run, facts):
         program.execute(started)
     checkpoint = folders.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"
