@@ -1,7 +1,7 @@
 """The AIPP file of --insert_op_conf: `aipp_op { name: value ... }` in protobuf's text format.
 
 Simulated is static AIPP with RGB input: channel swap, mean, minimum and the reciprocal of the variance. Crop,
-padding, colour conversion and YUV need hardware units that cann_sim does not have; they are refused as not simulated (SIM001).
+padding, colour conversion and YUV need hardware units that cann_sim does not have (SIM001).
 """
 
 from __future__ import annotations
