@@ -98,8 +98,22 @@ STAGES: dict[str, StageCommand] = {
     "om-precision": StageCommand(
         "om.precision", "tools", "find the fewest operators that must stay float32 to keep AP"
     ),
+    "report": StageCommand(
+        "report.report", "tools", "write a page with everything known of a run, and a verdict"
+    ),
+    "release": StageCommand(
+        "release.release", "tools", "put the stacks' audited wheels into one folder that is a package index"
+    ),
+    "check-release": StageCommand(
+        "release.check", "tools", "verify a release, install each stack from it, smoke-test it"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
+    ),
+    "demo": StageCommand(
+        "dev.demo",
+        "host",
+        "train, evaluate and export the models in acts, from nothing, and show the results",
     ),
     "docs": StageCommand(
         "dev.docs", "host", "write the pages of docs/ that are generated from tables, or check them"

@@ -79,6 +79,7 @@ def execute(args: argparse.Namespace) -> None:
         program.execute(started)
         print("trained: node 0 has the checkpoint")
         return
+    print(f"to watch it: {target.tensorboard(aim)} (over ssh: docs/training.md#tensorboard)", flush=True)
     facts = {
         "stage": "train",
         "key": manifest.digest_inputs(inputs),
