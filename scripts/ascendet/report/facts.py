@@ -191,7 +191,7 @@ def _read_run(facts: Facts, folder: Path, reader: Reader) -> None:
     outputs = content.get("outputs")
     if isinstance(outputs, dict) and last:
         facts.digest = outputs.get(last.name)
-    facts.training = training.gather(folder, make, reader)
+    facts.training = training.gather(folder, make, reader, finished=facts.state == "finished")
 
 
 def _state(folder: Path, content: Json) -> str | None:

@@ -95,7 +95,8 @@ def _training(facts: Facts) -> Iterator[Line]:
     values: dict[str, Any] = {"step": known.step if known else 0, "of": known.of if known else 0}
     if facts.state == "finished":
         values["seconds"] = number(facts.run.manifest.get("seconds"))
-        yield Line(**common, state="met", reason="training.finished", values=values, simulated=simulated)
+        reason = "training.finished" if values["of"] else "training.ended"
+        yield Line(**common, state="met", reason=reason, values=values, simulated=simulated)
     elif facts.state == "running":
         yield Line(**common, state="missing", reason="training.running", values=values, simulated=simulated)
     elif facts.state in ("failed", "interrupted", "stopped"):
@@ -120,7 +121,8 @@ def _evaluation(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     common: dict[str, Any] = {"subject": "evaluation", "section": "accuracy"}
     if found is None or not found.numbers:
-        yield Line(**common, state="missing", reason="evaluation.none", command=facts.subject.make("eval"))
+        reason = "evaluation.none" if found is None else "evaluation.broken"
+        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
         return
     if facts.run and not found.of_checkpoint:
         yield Line(**common, state="missing", reason="evaluation.old", command=facts.subject.make("eval"))
