@@ -92,6 +92,8 @@ IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BA
 TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
 	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 OF_SIZES = --sizes $(call quoted,SIZES) --batch $(call quoted,BATCH)
+# Everything, but for what the command line or the environment names.
+RELEASED = --stack '$(if $(filter command environment,$(origin STACK)),$(STACK))' --machine '$(ARCH)'
 CONVERTED = --precision $(call quoted,PRECISION) --keep-dtype $(call quoted,KEEP_DTYPE) $(if $(FORCE),--force)
 PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 
@@ -99,8 +101,8 @@ PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 .PHONY: help doctor demo test
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
-demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
-	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
+demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, COCO's numbers, OM; STACK=vitdet for one
+	@$(PY) demo $(if $(filter command environment,$(origin STACK)),--stack '$(STACK)')
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)
 doctor: ## Check this machine; every problem is listed with its fix
@@ -196,13 +198,20 @@ om-precision: ## The fewest operators that must stay float32 to keep AP within B
 report: ## One page (HTML, Markdown) about the latest training, RUN or CHECKPOINT, with a verdict; RUN=a,b compares; REPORT_LANG=zh
 	@$(PY) report --stack '$(STACK)' --model $(call quoted,MODEL) --dataset $(call quoted,DATASET) --run $(call quoted,RUN) --checkpoint $(call quoted,CHECKPOINT) --language '$(REPORT_LANG)' --score '$(SCORE)'
 
+##@ Release
+.PHONY: release check-release
+release: ## All stacks' wheels for both architectures as a package index, with SBOM and provenance; STACK='vitdet blendmask' ARCH=x86_64
+	@$(PY) release $(RELEASED)
+check-release: ## Verify it, install each stack from it into an empty environment, import and smoke-test (minutes)
+	@$(PY) check-release $(RELEASED)
+
 ##@ Development
 .PHONY: docs lint clean
 docs: ## Write the pages of docs/ that are made from tables: errors, settings
 	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
-test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
+test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -release, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
 	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
 bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-host, -om-pipeline, -pyacl, -counters, -score, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'

@@ -2,13 +2,18 @@
 
 import contextlib
 import copy
+import doctest
 import io
 import json
+import re
+import xml.etree.ElementTree
 
 import numpy as np
+import PIL.Image
 import pytest
+from ascendet_common import svg
 from ascendet_common.findings import __main__ as program
-from ascendet_common.findings import inputs, matching, numbers
+from ascendet_common.findings import charts, inputs, masks, matching, numbers, words
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -88,7 +93,9 @@ def _random(seed, *, images=12, gaps=(2, 3, 7, 90)):
             box = [*rng.integers(0, 60, 2).tolist(), *rng.integers(2, 36, 2).tolist()]
             category, crowd = int(rng.choice(gaps[:-1])), int(rng.random() < 0.15)
             form = (_polygon, _rle, _uncompressed)[int(rng.integers(3))]
-            objects.append(_object(image, category, box, crowd=crowd, form=form))
+            objects += [_object(image, category, box, crowd=crowd, form=form)] * (
+                2 if rng.random() < 0.1 else 1
+            )
             for _ in range(int(rng.integers(0, 6))):
                 near = np.clip(np.array(box) + rng.integers(-5, 6, 4) * (rng.random() < 0.8), 0, 60)
                 label = category if rng.random() < 0.75 else int(rng.choice(gaps))
@@ -128,7 +135,7 @@ def test_matches_and_precision_are_those_of_pycocotools(tmp_path, kind, seed):
     expected = _pycocotools(annotations, detections, kind)
     for at, iou in enumerate(numbers.THRESHOLDS):
         matches = matching.match(evaluation, pairs, iou)
-        right = np.zeros(len(detections), bool)
+        objects = np.full(len(detections), -1)
         seen = np.zeros(len(detections), bool)
         ignored = np.zeros(len(detections), bool)
         for part in expected.evalImgs:
@@ -137,9 +144,9 @@ def test_matches_and_precision_are_those_of_pycocotools(tmp_path, kind, seed):
             rows = np.array(part["dtIds"], int) - 1
             seen[rows] = True
             ignored[rows] = part["dtIgnore"][at].astype(bool)
-            right[rows] = (part["dtMatches"][at] > 0) & ~ignored[rows]
-        assert right.any()
-        assert np.array_equal(matches.truth >= 0, right)
+            objects[rows] = np.where(ignored[rows], -1, part["dtMatches"][at].astype(int) - 1)
+        assert (objects >= 0).any()
+        assert np.array_equal(matches.truth, objects)
         assert np.array_equal(matches.ignored, ignored | ~seen)
     assert np.array_equal(numbers.precision(evaluation, pairs), expected.eval["precision"][:, :, :, 0, -1])
 
@@ -229,3 +236,255 @@ def test_the_counts_add_up(tmp_path, seed):
     assert matrix.sum() - matrix[:-1, -1].sum() + found["errors"]["bbox"]["ignored"] == found["shown"]
     assert sum(row["detections"] for row in found["classes"]) == found["shown"]
     assert found["crowd"] + found["objects"] == len(annotations["annotations"])
+
+
+def _picture(file, height=SIZE, width=SIZE):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(file)
+
+
+def _with_pictures(folder, annotations, detections, **options):
+    for image in annotations["images"]:
+        _picture(folder / "val" / image["file_name"])
+    return _write(folder, annotations, detections, **options)
+
+
+def test_the_folder_holds_what_the_contract_says_and_nothing_else(tmp_path):
+    annotations, detections = _random(1)
+    found = _findings(_with_pictures(tmp_path, annotations, detections))
+    files = {file.name for file in (tmp_path / "findings").iterdir()}
+    pictures = [picture["file"] for picture in found["pictures"]]
+    assert files == {"findings.json", *found["charts"].values(), *pictures}
+    assert [picture["role"] for picture in found["pictures"]] == ["best"] * 3 + ["worst"] * 3 + [
+        "example"
+    ] * 3
+    assert len({picture["image_id"] for picture in found["pictures"]}) == 9
+    qualities = [picture["quality"] for picture in found["pictures"]]
+    assert sorted(qualities[:3], reverse=True) == qualities[:3]
+    assert sorted(qualities[3:6]) == qualities[3:6]
+    assert min(qualities[:3]) >= max(qualities[6:]) >= min(qualities[6:]) >= max(qualities[3:6])
+    for picture in found["pictures"]:
+        objects = sum(
+            item["image_id"] == picture["image_id"] and not item["iscrowd"]
+            for item in annotations["annotations"]
+        )
+        assert picture["correct"] + picture["missed"] == objects
+    assert sum((tmp_path / "findings" / name).stat().st_size for name in pictures) < 1_500_000
+    widths = [PIL.Image.open(tmp_path / "findings" / name).size[0] for name in pictures]
+    assert 880 < max(widths) <= 900
+    assert found["notes"] == []
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path):
+    annotations, detections = _random(2)
+    _findings(_with_pictures(tmp_path, annotations, detections))
+    first = {file.name: file.read_bytes() for file in (tmp_path / "findings").iterdir()}
+    _findings(tmp_path)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "findings").iterdir()} == first
+
+
+def test_quality_is_one_for_a_perfect_picture_and_falls_with_each_flaw(tmp_path):
+    objects = [_object(one, 1, box) for one in (1, 2, 3, 4) for box in (WHOLE, [60, 60, 20, 20])]
+    detections = [_detection(one, 1, box, 0.9) for one in (1, 2) for box in (WHOLE, [60, 60, 20, 20])]
+    detections += [_detection(2, 1, [40, 40, 10, 10], 0.9)]  # a wrong one
+    detections += [_detection(3, 1, WHOLE, 0.9)]  # one is missed
+    detections += [_detection(5, 1, WHOLE, 0.9)]  # no object is there, nor in 6
+    evaluation = _read(_write(tmp_path, _annotations(objects, images=range(1, 7)), detections))
+    shown = evaluation.found.score >= 0.3
+    matches = matching.match(evaluation, matching.pair(evaluation, "segm"), matching.IOU)
+    rows = numbers.of_images(evaluation, matches, shown)
+    assert rows["quality"] == pytest.approx([1, 4 / 5, 2 / 3, 0, 0, 1])
+    assert rows["missed"].tolist() == [0, 0, 1, 2, 0, 0]
+    assert rows["wrong"].tolist() == [0, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("case", ["nothing found", "nothing there", "neither", "no class"])
+def test_an_empty_side_is_no_error(tmp_path, case, language):
+    categories = () if case == "no class" else ((1, "cat"), (7, "狗"))
+    objects = [_object(1, 1, WHOLE)] if case == "nothing found" else []
+    detections = [_detection(1, 7, WHOLE, 0.9)] if case == "nothing there" else []
+    annotations = _annotations(objects, images=(1, 2), categories=categories)
+    found = _findings(_with_pictures(tmp_path, annotations, detections), f"--language={language}")
+    assert found["kinds"] == ["bbox", "segm"]
+    for row in found["errors"].values():
+        assert row["counts"]["missed"] == len(objects)
+        assert row["counts"]["background"] == len(detections)
+    for lines in found["precision_recall"].values():
+        assert lines["mean"] == ([[round(at / 100, 2), 0] for at in range(101)] if objects else [])
+    assert len(found["pictures"]) == 2
+
+
+def test_classes_without_objects_do_not_lower_the_curves(tmp_path):
+    annotations = _annotations([_object(1, 1, WHOLE)])
+    found = _findings(_with_pictures(tmp_path, annotations, [_detection(1, 1, WHOLE, 0.9)]))
+    assert found["precision_recall"]["segm"]["mean"] == [[round(at / 100, 2), 1] for at in range(101)]
+    assert [row["objects"] for row in found["classes"]] == [1, 0]
+
+
+def test_boxes_alone_and_masks_alone_are_compared(tmp_path):
+    annotations = _annotations([_object(1, 1, WHOLE)])
+    whole = _detection(1, 1, WHOLE, 0.9)
+    boxes = {key: value for key, value in whole.items() if key != "segmentation"}
+    masks = {key: value for key, value in whole.items() if key != "bbox"}
+    assert _findings(_with_pictures(tmp_path, annotations, [boxes]))["kinds"] == ["bbox"]
+    found = _findings(_write(tmp_path, annotations, [masks]))
+    assert found["kinds"] == ["segm"]
+    assert found["confusion"]["matrix"][0][0] == 1
+    for item in annotations["annotations"]:
+        item["segmentation"] = []  # as tools write it that know boxes only
+    found = _findings(_write(tmp_path, annotations, [whole]))
+    assert found["kinds"] == ["bbox"]
+    assert len(found["notes"]) == 1
+
+
+def test_a_part_of_the_split_is_compared_with_its_objects_only(tmp_path):
+    objects = [_object(one, 1, WHOLE) for one in (1, 2, 3)]
+    annotations = _annotations(objects, images=(1, 2, 3))
+    found = _findings(
+        _write(tmp_path, annotations, [_detection(2, 1, WHOLE, 0.9)], images=[2]), "--language=zh"
+    )
+    assert (found["images"], found["objects"]) == (1, 1)
+    assert found["errors"]["segm"]["counts"]["missed"] == 0
+
+
+def test_pictures_that_cannot_be_read_are_named_and_leave_the_numbers(tmp_path):
+    annotations, detections = _random(3)
+    folder = _with_pictures(tmp_path, annotations, detections)
+    whole = _findings(folder)
+    gone, cut, other = (picture["file_name"] for picture in whole["pictures"][:3])
+    (tmp_path / "val" / gone).unlink()
+    (tmp_path / "val" / cut).write_bytes(b"\x89PNG\r\n\x1a\n")
+    _picture(tmp_path / "val" / other, height=SIZE + 1)
+    found = _findings(folder)
+    assert len(found["notes"]) == 1
+    assert all(name in found["notes"][0] for name in (gone, cut, other))
+    assert {picture["file_name"] for picture in found["pictures"]}.isdisjoint({gone, cut, other})
+    for key in ("errors", "confusion", "precision_recall", "classes"):
+        assert found[key] == whole[key]
+
+
+def test_all_kinds_of_picture_files_are_drawn(tmp_path):
+    names = ["grey.png", "cmyk.jpg", "转.jpg", "目录/图片 1.png"]
+    annotations = _annotations([_object(one, 1, WHOLE) for one in (1, 2, 3, 4)], images=(1, 2, 3, 4))
+    annotations["categories"] = [dict(id=1, name="消防栓")]
+    folder = tmp_path / "val"
+    for image, name in zip(annotations["images"], names, strict=True):
+        image["file_name"] = name
+        _picture(folder / name, height=SIZE, width=SIZE)
+    PIL.Image.open(folder / names[0]).convert("L").save(folder / names[0])
+    PIL.Image.new("CMYK", (SIZE, SIZE), (0, 80, 80, 0)).save(folder / names[1])
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    PIL.Image.new("RGB", (SIZE, SIZE + 20)).save(folder / names[2], exif=turned)
+    annotations["images"][2].update(height=SIZE, width=SIZE + 20)  # as it is seen
+    for item in annotations["annotations"]:
+        item["segmentation"] = _polygon(WHOLE)
+    detections = [_detection(one, 1, WHOLE, 0.9) for one in (1, 2, 4)]
+    found = _findings(_write(tmp_path, annotations, detections), "--language=zh")
+    assert found["notes"] == []
+    assert {picture["file_name"] for picture in found["pictures"]} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "cannot be read"),
+        ('{"image_id": 1}', "no list of COCO results"),
+        ("[7]", "result 0 is none of COCO's"),
+        ('[{"image_id": 1, "category_id": 1, "score": "0.5", "bbox": [0, 0, 1, 1]}]', "result 0"),
+        ('[{"image_id": 1, "category_id": 1, "score": NaN, "bbox": [0, 0, 1, 1]}]', "result 0"),
+        ('[{"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1]}]', "result 0"),
+        ('[{"image_id": 1, "category_id": 1, "score": 0.5}]', "result 0"),
+        (
+            '[{"image_id": 9, "category_id": 1, "score": 0.5, "bbox": [0, 0, 1, 1]}]',
+            "1 images that were not evaluated",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [96, 96], "counts": "0"}}]',
+            "runs do not add up",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": {"size": [96], "counts": "0"}}]',
+            "none of COCO's",
+        ),
+    ],
+)
+def test_a_broken_results_file_ends_with_a_sentence(tmp_path, content, message):
+    folder = _write(tmp_path, _annotations([_object(1, 1, WHOLE)]), [])
+    (folder / "predictions.json").write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        _findings(folder)
+    assert "predictions.json" in str(caught.value)
+    assert message in str(caught.value)
+    assert not list((folder / "findings").iterdir())
+
+
+def test_detections_of_unlisted_classes_and_masks_of_another_size_are_noted(tmp_path):
+    other = {
+        "size": [SIZE + 1, SIZE],
+        "counts": coco_mask.encode(np.zeros((SIZE + 1, SIZE), np.uint8, order="F"))["counts"],
+    }
+    other["counts"] = other["counts"].decode()
+    detections = [_detection(1, 1, WHOLE, 0.9), _detection(1, 55, WHOLE, 0.9)]
+    detections.append(_detection(1, 2, WHOLE, 0.9) | dict(segmentation=other))
+    found = _findings(_with_pictures(tmp_path, _annotations([_object(1, 1, WHOLE)]), detections))
+    assert found["detections"] == 2
+    assert len(found["notes"]) == 2
+    assert found["errors"]["segm"]["counts"]["correct"] == 1
+
+
+def test_whole_masks_are_told_from_cut_ones():
+    rng = np.random.default_rng(0)
+    whole = [
+        coco_mask.encode(np.asfortranarray(rng.random(rng.integers(1, 150, 2)) < share, np.uint8))
+        for share in (0, 0.01, 0.3, 0.5, 1)
+        for _ in range(20)
+    ]
+    assert masks.are_whole(whole).all()
+    assert not masks.are_whole([mask | {"counts": mask["counts"][:-1]} for mask in whole]).any()
+    assert not masks.are_whole(
+        [dict(size=[9, 9], counts=text) for text in ("", "!!", "oooo", "P" * 40)]
+    ).any()
+
+
+def test_of_many_classes_the_most_confused_are_drawn(tmp_path):
+    names = [(one, f"class {one}") for one in range(1, 81)]
+    objects = [_object(1, one, [one, 1, 1, 9]) for one in range(1, 81)]
+    swapped = {one: one + 1 for one in range(11, 41)} | {41: 11}
+    detections = [_detection(1, swapped.get(one, one), [one, 1, 1, 9], 0.9) for one in range(1, 81)]
+    found = _findings(_with_pictures(tmp_path, _annotations(objects, categories=names), detections))
+    assert len(found["confusion"]["matrix"]) == 81
+    chosen = charts.most_confused(np.array(found["confusion"]["matrix"]))
+    assert len(chosen) == 20
+    assert set(chosen) <= set(range(10, 41))
+    assert "20 of 80 classes" in (tmp_path / "findings" / "confusion.svg").read_text()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_charts_can_be_inlined_in_one_page(tmp_path, language):
+    annotations, detections = _random(1)
+    annotations["categories"][0]["name"] = '<b> & "狗"'
+    found = _findings(_with_pictures(tmp_path, annotations, detections), f"--language={language}")
+    names = set()
+    for name in found["charts"].values():
+        text = (tmp_path / "findings" / name).read_text(encoding="utf-8")
+        root = xml.etree.ElementTree.fromstring(text)
+        assert root.tag.endswith("svg")
+        words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert any(("错误" if language == "zh" else "wrong") in word for word in words) == (
+            name == "errors.svg"
+        )
+        assert "DejaVu" not in text
+        assert not {"#000000", "#000", "black"} & set(re.findall(r"#\w+|black", text))
+        ids = re.findall(r'\bid="([^"]*)"', text)
+        assert len(ids) == len(set(ids))
+        names |= set(ids)
+    assert names  # of clip paths
+
+
+@pytest.mark.parametrize("module", [charts, masks, svg, words])
+def test_examples_in_docstrings_are_true(module):
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)

@@ -348,7 +348,9 @@ def truth(exported, tmp_path_factory):
     """What the model itself finds in each picture."""
     cfg, file, _, _ = exported
     trained = Trained(copy.deepcopy(cfg), file)
-    return [trained.detect(picture, "x", Watch(lambda: None))[0].pred_instances for picture in _pictures(cfg)]
+    return [
+        trained.predict(picture, "x", Watch(lambda: None)).cpu().pred_instances for picture in _pictures(cfg)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["PyTorch", "ONNX Runtime"])

@@ -109,10 +109,10 @@ def make(tmp_path: Path, against: elf.Provider) -> Make:
             "-l:libtorch_npu.so",
             *options,
         )
-        info = "mmcv-2.1.0+npu2.8.0.dist-info"
+        info = "mmcv-2.1.0+npu.torch2.8.0.dist-info"
         files = {
             "mmcv/__init__.py": b"",
-            f"{info}/METADATA": wheelfile.metadata({"name": "mmcv"}, "2.1.0+npu2.8.0"),
+            f"{info}/METADATA": wheelfile.metadata({"name": "mmcv"}, "2.1.0+npu.torch2.8.0"),
             f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
             **(extra or {}),
         }
@@ -120,7 +120,7 @@ def make(tmp_path: Path, against: elf.Provider) -> Make:
             files[f"mmcv/_ext{SUFFIX}"] = edit(path.read_bytes())
         if built is not None:
             files["mmcv/_built_against.json"] = json.dumps(built).encode()
-        return wheelfile.write(tmp_path, "mmcv", "2.1.0+npu2.8.0", tag, files)
+        return wheelfile.write(tmp_path, "mmcv", "2.1.0+npu.torch2.8.0", tag, files)
 
     return make
 

@@ -94,6 +94,42 @@ def test_state_is_kept_true(aim: Target) -> None:
         assert (manifest.read(run) or {})["state"] == state
 
 
+@pytest.mark.parametrize("name", ["config-invalid", "config-unsupported", "checkpoint-missing"])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_training_that_is_refused_leaves_no_run_and_hides_none(
+    aim: Target, name: str, earlier: bool
+) -> None:
+    before = make_run(aim, "1", "finished") if earlier else None
+    if before:
+        folders.link_latest(before)
+    run = folders.new_run(aim, "2")
+
+    def refused() -> None:
+        with folders.withdrawing(run), folders.keeping_state(run, {"key": "k"}):
+            assert (aim.home / "latest").resolve() == run
+            raise AscendetError(name, "what", hint="next")
+
+    fails(name, refused)
+    assert not run.exists()
+    assert folders.all_runs(aim) == ([before] if before else [])
+    assert (aim.home / "latest").is_symlink() == earlier
+    if before:
+        assert folders.find_checkpoint(aim, "") == before / "epoch_3.pth"
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("run-failed", False), ("config-invalid", True)])
+def test_a_training_that_began_or_failed_is_kept(aim: Target, name: str, checkpoint: bool) -> None:
+    run = make_run(aim, "2", "interrupted") if checkpoint else folders.new_run(aim, "2")
+
+    def failed() -> None:
+        with folders.withdrawing(run), folders.keeping_state(run, {"key": "k"}):
+            raise AscendetError(name, "what", hint="next")
+
+    fails(name, failed)
+    assert folders.all_runs(aim) == [run]
+    assert (aim.home / "latest").resolve() == run
+
+
 def test_the_manifest_names_what_was_computed_on_the_cpu(aim: Target) -> None:
     run = make_run(aim, "1", "new")
     nms, pool = ({"operator": f"torchvision::{name}", "line": "model.py:7"} for name in ("nms", "roi_pool"))

@@ -32,6 +32,7 @@ _GROUPS = {
     70: ("Training, evaluation, inference", "训练、评估、推理"),
     80: ("Images and containers", "镜像与容器"),
     91: ("Staged OM", "分段 OM"),
+    102: ("Releases", "发布"),
     110: ("Reports", "报告"),
     _ELSEWHERE: ("Programs without the tool", "独立运行的程序"),
 }

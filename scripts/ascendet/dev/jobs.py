@@ -40,6 +40,9 @@ class Job:
         Where its output goes; None leaves it on the terminal.
     waits
         Whether it runs beside the others without taking one of their places.
+    group
+        Whether an interrupt goes to all processes of its group, as a terminal's does: make waits for its programs to
+        end, and does not tell them to.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Job:
     cwd: Path
     log: Path | None
     waits: bool = False
+    group: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +159,10 @@ class Pool:
             self._stopped = True
             for job, process in self._running.values():
                 if job.log or asked:
+                    # Not send_signal(), which would take the exit code from wait4().
+                    interrupt = os.killpg if job.group else os.kill
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(
-                            process.pid, signal.SIGINT
-                        )  # send_signal() would take the exit code from wait4()
+                        interrupt(process.pid, signal.SIGINT)
         with contextlib.suppress(KeyboardInterrupt):
             deadline = time.monotonic() + _GRACE
             while self._running and time.monotonic() < deadline:

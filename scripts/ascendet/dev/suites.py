@@ -87,6 +87,7 @@ _ALL = (
         ),
     ),
     Suite(name="wheel", python="stack", wheel="mmcv"),
+    Suite(name="release", python="tools", wheel="vitdet"),
     Suite(name="mmcv", python="stack", wheel="mmcv"),
     Suite(name="detectron2", python="stack", wheel="detectron2"),
     Suite(name="npu_ops", python="stack", wheel="npu_ops"),

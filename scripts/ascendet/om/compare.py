@@ -29,7 +29,7 @@ def execute(args: argparse.Namespace) -> None:
         checkpoint = folders.find_checkpoint(one.aim, args.checkpoint)
         origin, asked = proof.oms(one, args)
         work = one.one.folder / f"compare-{asked.name}"
-        more = [] if asked == origin else [f"--origin={origin}"]
+        more = [f"--origin={origin}"] if origin and origin != asked else []
         try:
             one.run("compare", work, [f"--om={asked}", *more, f"--score={score}"], checkpoint)
         finally:

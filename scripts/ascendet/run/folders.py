@@ -244,6 +244,28 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
 
 
 @contextlib.contextmanager
+def withdrawing(run: Path) -> Iterator[None]:
+    """Let `latest` point to a run; remove it again if the block's program refuses it before it began.
+
+    A configuration or a file to start from that is refused leaves nothing to resume, and must not hide the run before.
+    """
+    latest = run.parent / "latest"
+    before = latest.resolve() if latest.is_symlink() else None
+    new = not any(run.iterdir())
+    link_latest(run)
+    try:
+        yield
+    except AscendetError as error:
+        if new and (error.name.startswith("config-") or error.name == "checkpoint-missing"):
+            shutil.rmtree(run)
+            if before and before.is_dir():
+                link_latest(before)
+            else:
+                latest.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
     """Write the run's state to its manifest: running during the block, then finished, interrupted or failed."""
     clock = time.monotonic()

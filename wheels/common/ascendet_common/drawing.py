@@ -118,7 +118,7 @@ def _lay(canvas: Pixels, rle: dict[str, Any], shade: tuple[int, int, int], line:
     inside = mask.astype(bool)
     canvas[inside] = ((1 - _OPACITY) * canvas[inside] + _OPACITY * np.array(shade)).astype(np.uint8)
     outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(canvas, outlines, -1, shade, line, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, shade, max(1, line - 1), cv2.LINE_AA)
 
 
 def _frame(
@@ -141,7 +141,7 @@ def _frame(
 def _label(pen: ImageDraw.ImageDraw, thing: Thing, box: _Box, taken: list[_Box], line: int) -> None:
     """Write a thing's text at its box, where no other label is; a doubtful one's is left out if there is no place."""
     width, height = pen.im.size
-    font = _font(thing.text, max(12, round(max(width, height) / 40)))
+    font = _font(thing.text, max(11, round(max(width, height) / 40)))
     text = thing.text if font[1] else f"#{thing.label + 1}"
     _, _, right, bottom = pen.textbbox((0, 0), text, font=font[0])
     wide, high = right + 6, bottom + 4

@@ -32,7 +32,7 @@ def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     detector = infer.build_detector(launch.load_config(launch.parser("").parse_args([])))
 
     def detect(picture: np.ndarray) -> Detections:
-        _, found = detector.detect(picture, "picture", Watch(detector.synchronize))
+        found = detector.detect(picture, "picture", Watch(detector.synchronize))
         return from_results(found, labels)
 
     return detect

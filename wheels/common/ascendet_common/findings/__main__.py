@@ -34,7 +34,8 @@ import numpy as np
 
 from ascendet_common import progress
 from ascendet_common.findings import charts, inputs, matching, numbers, pictures
-from ascendet_common.findings.inputs import Evaluation, FindingsError, Json
+from ascendet_common.findings.inputs import Evaluation, Json
+from ascendet_common.findings.masks import FindingsError
 from ascendet_common.findings.words import Language, say
 
 FINDINGS = "findings.json"

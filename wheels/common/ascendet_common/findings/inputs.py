@@ -14,7 +14,8 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from ascendet_common import data
-from ascendet_common.errors import RunError
+from ascendet_common.findings import masks
+from ascendet_common.findings.masks import FindingsError, shorten
 
 Json = dict[str, Any]
 Ints = npt.NDArray[np.int64]
@@ -23,10 +24,6 @@ Flags = npt.NDArray[np.bool_]
 
 # Of the detections of a class in a picture, COCO's evaluation counts that many, the best ones.
 MOST = 100
-
-
-class FindingsError(RunError):
-    """A file of an evaluation cannot be used; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +119,29 @@ def read(predictions: Path, images: Path) -> Evaluation:
         content = data.read(file)
     except data.DataError as error:
         raise FindingsError(str(error)) from error
-    entries = {entry["id"]: entry for entry in content["images"] if entry["id"] in ids}
+    try:
+        entries = {entry["id"]: entry for entry in content["images"] if entry["id"] in ids}
+        classes = {category["id"]: at for at, category in enumerate(content["categories"])}
+        names = list(data.classes_of(content))
+        annotated = [item for item in content["annotations"] if item["image_id"] in entries]
+        objects = [item for item in annotated if item["category_id"] in classes]
+    except (KeyError, TypeError) as error:
+        raise FindingsError(f"{file} is no COCO instances file: {error!r}") from error
+    del content
     if absent := len(ids - entries.keys()):
         raise FindingsError(f"{file} lacks {absent} of the {len(ids)} evaluated images")
-    # Numbers come before text, as in `coco.number`.
+    # Numbers before text, as `coco.number` has them.
     pictures = [entries[one] for one in sorted(entries, key=lambda one: (isinstance(one, str), one))]
     index = {entry["id"]: at for at, entry in enumerate(pictures)}
-    classes = {category["id"]: at for at, category in enumerate(content["categories"])}
-    annotated = [item for item in content["annotations"] if item["image_id"] in index]
-    objects = [item for item in annotated if item["category_id"] in classes]
-    names = list(data.classes_of(content))
-    del content
     truth = _truth(objects, index, classes, pictures, file)
     rows = _rows(_load(predictions), predictions, index)
     known = [row for row in rows if row["category_id"] in classes]
     lost = (len(annotated) - len(objects), len(rows) - len(known))
     del rows
     found = _found(known, index, classes, pictures, predictions)
-    masks = truth.masks is not None and (found.masks is not None or not len(found))
-    boxes = not known or "bbox" in known[0]
-    kinds = tuple(kind for kind, there in (("bbox", boxes or not masks), ("segm", masks)) if there)
+    masked = truth.masks is not None and (found.masks is not None or not known)
+    boxed = not known or "bbox" in known[0] or not masked
+    kinds = tuple(kind for kind, there in (("bbox", boxed), ("segm", masked)) if there)
     return Evaluation(
         images=pictures,
         classes=names,
@@ -170,14 +170,15 @@ def _rows(content: Any, file: Path, index: dict[Any, int]) -> list[Json]:
         try:
             masked, boxed = "segmentation" in row, "bbox" in row
             fine = isinstance(row, dict) and math.isfinite(row["score"]) and (masked or boxed)
-            fine = fine and row["image_id"] is not None and row["category_id"] is not None
+            fine = fine and all(
+                isinstance(row[key], int | float | str) for key in ("image_id", "category_id")
+            )
             fine = fine and (not boxed or (len(row["bbox"]) == 4 and all(map(math.isfinite, row["bbox"]))))
             form = form or (masked, boxed)
         except (KeyError, TypeError):
             fine = False
         if not fine or form != (masked, boxed):
-            shown = json.dumps(row)
-            shown = shown if len(shown) < 120 else f"{shown[:117]}…"
+            shown = shorten(json.dumps(row))
             raise FindingsError(
                 f"{file}: result {at} is none of COCO's, or has another form than the first: {shown}"
             )
@@ -193,12 +194,18 @@ def _rows(content: Any, file: Path, index: dict[Any, int]) -> list[Json]:
 def _truth(
     items: list[Json], index: dict[Any, int], classes: dict[Any, int], images: Sequence[Json], file: Path
 ) -> Truth:
-    masked = bool(items) and all("segmentation" in item for item in items)
+    try:
+        box = _boxes(items)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FindingsError(f"{file}: an object's box is none of COCO's: {error!r}") from error
+    image = _ints(index[item["image_id"]] for item in items)
+    # An empty list is what tools write that know boxes only.
+    masked = all(item.get("segmentation") for item in items)
     return Truth(
-        image=_ints(index[item["image_id"]] for item in items),
+        image=image,
         category=_ints(classes[item["category_id"]] for item in items),
-        box=_boxes(items),
-        masks=_masks(items, index, images, file) if masked else None,
+        box=box,
+        masks=masks.compress(items, (images[at] for at in image), file) if masked else None,
         crowd=np.array([bool(item.get("iscrowd")) for item in items], bool),
     )
 
@@ -206,15 +213,16 @@ def _truth(
 def _found(
     items: list[Json], index: dict[Any, int], classes: dict[Any, int], images: Sequence[Json], file: Path
 ) -> Found:
-    masks = _masks(items, index, images, file) if items and "segmentation" in items[0] else None
-    box = (
-        _boxes(items) if not items or "bbox" in items[0] else np.asarray(coco_mask.toBbox(masks), np.float64)
-    )
+    image = _ints(index[item["image_id"]] for item in items)
+    rles = None
+    if items and "segmentation" in items[0]:
+        rles = masks.compress(items, (images[at] for at in image), file)
+    boxed = not items or "bbox" in items[0]
     return Found(
-        image=_ints(index[item["image_id"]] for item in items),
+        image=image,
         category=_ints(classes[item["category_id"]] for item in items),
-        box=box,
-        masks=masks,
+        box=_boxes(items) if boxed else np.asarray(coco_mask.toBbox(rles), np.float64),
+        masks=rles,
         score=np.array([item["score"] for item in items], np.float64),
     )
 
@@ -231,21 +239,3 @@ def _ints(values: Any) -> Ints:
 
 def _boxes(items: Sequence[Json]) -> Floats:
     return np.array([item["bbox"] for item in items], np.float64).reshape(-1, 4)
-
-
-def _masks(items: Sequence[Json], index: dict[Any, int], images: Sequence[Json], file: Path) -> list[Json]:
-    """Return compressed RLEs of polygons, of uncompressed and of compressed RLEs."""
-    masks = []
-    for item in items:
-        mask, image = item["segmentation"], images[index[item["image_id"]]]
-        try:
-            if isinstance(mask, list):
-                mask = coco_mask.merge(coco_mask.frPyObjects(mask, image["height"], image["width"]))
-            elif isinstance(mask["counts"], list):
-                mask = coco_mask.frPyObjects(mask, *mask["size"])
-            masks.append(mask)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise FindingsError(
-                f"{file}: a mask in image {image['id']} is none of COCO's: {error!r}"
-            ) from error
-    return masks
