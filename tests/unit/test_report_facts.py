@@ -240,6 +240,8 @@ def test_results_of_a_checkpoint_without_a_run_are_reported() -> None:
         assert found.evaluation
         assert found.speed
         assert "was not trained here" in text(found)
+        assert found.subject.make("speed").endswith(f"CHECKPOINT={checkpoint}")
+        assert "CHECKPOINT" not in found.subject.make("train")
     other = Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint="/weights/other.pth")
     assert fails("data-missing", gather, "latest", other).hint == other.make("eval")
 
@@ -278,3 +280,11 @@ def test_an_export_of_another_checkpoint_is_shown_as_such() -> None:
     assert not found.staged[0].of_checkpoint
     assert "This export is of another checkpoint" in text(found)
     assert "this checkpoint is not exported" in text(found)
+
+
+def test_commands_about_a_run_that_is_not_the_latest_name_its_checkpoint() -> None:
+    run = material.add_run()
+    assert gather(material.RUN).subject.checkpoint == ""
+    material.add_run("second")
+    assert gather(material.RUN).subject.make("speed").endswith(f" CHECKPOINT={run / 'epoch_2.pth'}")
+    assert gather().subject.make("speed") == "make speed MODEL=vitdet-tiny DATASET=shapes"

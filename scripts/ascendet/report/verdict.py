@@ -14,6 +14,7 @@ from ascendet.report.staged import Staged
 from ascendet.run.evaluate import BANDS
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
+_OFFICIAL = "coco"  # the data set of all official figures; coco-val and coco-val200 are parts of it
 State = Literal["met", "failed", "measured", "missing"]
 
 
@@ -182,6 +183,8 @@ def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
 
 def _official(facts: Facts) -> Iterator[Line]:
     official = facts.evaluation.official if facts.evaluation else None
+    if not facts.dataset.startswith(_OFFICIAL):
+        return  # nothing else can be held to the authors' figures
     if not official or not isinstance(official.get("figures"), dict):
         return
     for kind, row in official["figures"].items():
@@ -193,7 +196,7 @@ def _official(facts: Facts) -> Iterator[Line]:
                 **common,
                 state="missing",
                 reason="official.other",
-                command=facts.subject.make("eval", IMAGES=""),
+                command=facts.subject.make("eval", DATASET=_OFFICIAL, IMAGES=""),
             )
         else:
             yield Line(
