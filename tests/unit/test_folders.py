@@ -14,7 +14,6 @@ from ascendet.run import folders
 from ascendet.run.target import Target
 from conftest import fails, make_run
 
-
 NO_PROCESS = 2**22 + 1  # above the largest pid
 
 
