@@ -101,7 +101,7 @@ PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 .PHONY: help doctor demo test
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
-demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, COCO's numbers, OM; STACK=vitdet for one
+demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, numbers, OM, reports; STACK=vitdet for one
 	@$(PY) demo $(if $(filter command environment,$(origin STACK)),--stack '$(STACK)')
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)

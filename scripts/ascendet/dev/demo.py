@@ -117,6 +117,17 @@ def _training(stack: Stack) -> Iterator[Step]:
     yield Step(
         name="eval", text="COCO's numbers", target="eval", variables=common | {"IMAGES": ""}, result=verdicts
     )
+    yield _report(stack)
+
+
+def _report(stack: Stack) -> Step:
+    return Step(
+        name=f"report-{stack.name}",
+        text=f"report of {stack.models[0]}",
+        target="report",
+        variables=_variables(stack),
+        result=report,
+    )
 
 
 def _om(stack: Stack) -> Iterator[Step]:
@@ -134,6 +145,7 @@ def _om(stack: Stack) -> Iterator[Step]:
             variables=common,
             result=differences if target == "om-compare" else lambda log: (),
         )
+    yield _report(stack)
 
 
 def _variables(stack: Stack) -> dict[str, str]:
@@ -215,3 +227,9 @@ def verdicts(log: str) -> list[str]:
 def differences(log: str) -> list[str]:
     """Return the lines of `make om-compare` that say what of OMs differs from PyTorch."""
     return re.findall(r"^(?:pairs from |AP of ).*$", log, re.MULTILINE)
+
+
+def report(log: str) -> list[str]:
+    """Return what `make report` prints at its end: where the report is, and its verdict."""
+    found = re.search(r"^.*report\.html\n(?:.*\n?)*", log, re.MULTILINE)
+    return found[0].splitlines() if found else []
