@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,10 +15,14 @@ from onnx import TensorProto, helper
 from staged_om import graph as graphs
 from staged_om.memory import Memory
 from staged_om.precision import (
+    RESULT,
+    SWEEP,
     Group,
     NotReachable,
+    NotWithin,
     cost,
     keep_file,
+    run,
     search,
     split,
     time_left,
@@ -140,6 +147,26 @@ def test_a_bound_that_even_float32_does_not_keep_is_said(stages: dict[str, graph
     with pytest.raises(NotReachable) as caught:
         search(whole_stages(stages, {}), lambda _: 0.01, lambda group: [group], bound=0.002)
     assert caught.value.loss == 0.01
+
+
+@pytest.mark.parametrize(
+    ("loss", "advice", "found"),
+    [(0.00104, {"BOUND": "0.0011"}, "0.0010"), (math.inf, {}, "atc refuses float32 there")],
+)
+def test_where_no_set_is_enough_the_smallest_bound_is_named(
+    stages: dict[str, graphs.Graph], tmp_path: Path, loss: float, advice: dict[str, str], found: str
+) -> None:
+    known = [types.SimpleNamespace(name=name, keep_fp32=()) for name in stages]
+    evaluator: Any = types.SimpleNamespace(
+        meta=types.SimpleNamespace(stages=known),
+        reference={"bbox": 0.5},
+        seconds=[],
+        measure=lambda *_: {"AP": {"bbox": 0.5}, "loss": loss},
+    )
+    with pytest.raises(NotWithin) as caught:
+        run(evaluator, stages, "fp16", 0.0002, tmp_path)
+    assert (caught.value.advice, caught.value.found) == (advice, found)
+    assert len(json.loads((tmp_path / RESULT).read_text())["modes"]) == len(SWEEP)
 
 
 def test_of_equally_harmful_groups_the_dearer_one_is_freed() -> None:

@@ -81,7 +81,9 @@ def test_the_lines_of_the_page_install_and_train_twenty_steps(made: Path, tmp_pa
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = [json.loads(line) for line in (work / "run/progress.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["phase"] == "train"]
-    assert (steps[-1]["step"], steps[-1]["of"]) == (20, 20)
-    assert 0 < steps[-1]["loss"] < 100
+    assert rows[0]["text"].startswith("recipe: 4 images per step = 1 devices x 2 images x 2 accumulated")
+    (train,) = (row for row in rows if row["phase"] == "train")
+    assert train["of"] == 2 * 20  # iterations
+    assert 0 < train["loss"] < 100
+    assert (rows[-1]["phase"], rows[-1]["step"]) == ("validate", 2 * 20)
     assert {"bbox", "segm"} <= rows[-1]["AP"].keys()

@@ -31,7 +31,12 @@ def make_wheel(folder: Path, name: str, version: str, *, tag: str = PURE, said: 
     """A wheel whose module says who made it; it has a licence and states a version of Python."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
-    stated = {"name": name, "description": "made by a test", "python_requires": ">=3.9", "license": "Apache-2.0"}
+    stated = {
+        "name": name,
+        "description": "made by a test",
+        "python_requires": ">=3.9",
+        "license": "Apache-2.0",
+    }
     content = {
         f"{name}/__init__.py": f"said = {said!r}\n".encode(),
         f"{info}/METADATA": wheelfile.metadata(stated, version),

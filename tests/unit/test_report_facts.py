@@ -155,7 +155,7 @@ def test_a_run_without_anything_but_its_folder_is_reported() -> None:
 
 
 def test_a_resumed_training_is_one() -> None:
-    run = material.add_run()
+    run = material.add_run(state="interrupted")
     row = {"phase": "train", "step": 50, "of": 100, "loss": 1.5, "losses": {}, "lr": 1, "seconds": 0.5}
     with (run / "progress.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n" + '{"phase": "tr')  # the last line was cut by a kill
@@ -193,13 +193,9 @@ def test_a_broken_file_is_named_in_its_section_and_the_report_appears(name: str,
     found = gather()
     made = page.compose(found, Charts(), Words("en"))
     assert len(made.sections) == 9
-    partial = (
-        name.endswith("progress.jsonl") and content == "{"
-    )  # a line that a killed process left is no defect
-    older = content.startswith('{"bbox"') and name.endswith(
-        "manifest.json"
-    )  # keys that are missing are an old version's
-    if not (partial or older):
+    # Keys that are missing are those of an older version, and no defect.
+    older = content.startswith('{"bbox"') and name.endswith("manifest.json")
+    if not older:
         assert [one.file.endswith(name.rpartition("/")[2]) for one in found.broken] == [True] * len(
             found.broken
         )
@@ -244,6 +240,8 @@ def test_results_of_a_checkpoint_without_a_run_are_reported() -> None:
         assert found.evaluation
         assert found.speed
         assert "was not trained here" in text(found)
+        assert found.subject.make("speed").endswith(f"CHECKPOINT={checkpoint}")
+        assert "CHECKPOINT" not in found.subject.make("train")
     other = Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint="/weights/other.pth")
     assert fails("data-missing", gather, "latest", other).hint == other.make("eval")
 
@@ -282,3 +280,11 @@ def test_an_export_of_another_checkpoint_is_shown_as_such() -> None:
     assert not found.staged[0].of_checkpoint
     assert "This export is of another checkpoint" in text(found)
     assert "this checkpoint is not exported" in text(found)
+
+
+def test_commands_about_a_run_that_is_not_the_latest_name_its_checkpoint() -> None:
+    run = material.add_run()
+    assert gather(material.RUN).subject.checkpoint == ""
+    material.add_run("second")
+    assert gather(material.RUN).subject.make("speed").endswith(f" CHECKPOINT={run / 'epoch_2.pth'}")
+    assert gather().subject.make("speed") == "make speed MODEL=vitdet-tiny DATASET=shapes"

@@ -7,6 +7,7 @@ evaluation. A page appears without them where they cannot be made, and says why.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
+from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.report import facts as gathering
 from ascendet.report.facts import Evaluation, Facts
@@ -27,6 +29,7 @@ from ascendet.supply import assets
 from ascendet.wheels import install
 
 FINDINGS = "findings.json"
+_SOURCE = paths.WHEELS / "common"
 _CURVES = ("loss", "ap", "step")
 _LEAST = {
     "images": int,
@@ -72,9 +75,14 @@ def draw(facts: Facts, language: Language, score: float) -> Charts:
 
 
 def _environment(facts: Facts, made: Charts) -> Path | None:
-    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made."""
+    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made.
+
+    An environment that exists is left as it is: a training may be running in it.
+    """
+    stack = Stack.load(facts.subject.stack)
+    python = venv.stack_python(stack)
     try:
-        return install.ensure(Stack.load(facts.subject.stack))
+        return python if python.exists() else install.ensure(stack)
     except AscendetError as error:
         made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
         made.remedy = facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
@@ -86,9 +94,10 @@ class DrawError(Exception):
 
 
 def _run(python: Path, module: str, *arguments: str) -> None:
-    """Run a program of the stack's environment; raise DrawError if it fails."""
+    """Run a program of ours from its source, with the environment's packages; raise DrawError if it fails."""
     command = [str(python), "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    environ = os.environ | {"PYTHONPATH": str(_SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"{module} ended with exit code {done.returncode}"])[-1]
         raise DrawError(paths.printable(last.removeprefix("error: ")))
@@ -123,8 +132,8 @@ def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, mad
 
 
 def _software() -> str:
-    """Return the digest of the wheel that draws, so that another one draws anew."""
-    return files.digest_tree(paths.WHEELS / "common" / "ascendet_common")
+    """Return the digest of the programs that draw, so that others draw anew."""
+    return files.digest_tree(_SOURCE / "ascendet_common")
 
 
 def _find(

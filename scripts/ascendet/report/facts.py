@@ -5,7 +5,7 @@ A fact that is absent is None, or an empty list; a file that is broken is in `br
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ascendet import paths
@@ -107,7 +107,8 @@ def gather(subject: Subject, model: str, run: str) -> Facts:
     """
     home = paths.BUILD / "runs" / f"{model}_{subject.dataset}"
     reader = Reader()
-    folder, stem = _find(subject, home, run)
+    folder, stem, checkpoint = _find(subject, home, run)
+    subject = replace(subject, checkpoint=checkpoint)
     facts = Facts(
         subject=subject,
         model=model,
@@ -132,19 +133,29 @@ def gather(subject: Subject, model: str, run: str) -> Facts:
     return facts
 
 
-def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str]:
-    """Return the run folder, if there is one, and the checkpoint's name in folders, "" for the run's last one."""
+def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str, str]:
+    """Return which run and checkpoint to report.
+
+    Returns
+    -------
+    tuple[Path | None, str, str]
+        The run folder, if there is one; the checkpoint's name in folders, "" for the run's last one; and CHECKPOINT for
+        commands about it, "" for the latest run's last one.
+    """
     if subject.checkpoint:
         file = Path(subject.checkpoint).expanduser().absolute()
         folder = file.parent if file.parent.parent.resolve() == home.resolve() else None
         last = folders.last_checkpoint(folder) if folder else None
         stem = "" if last and last.name == file.name else file.stem
         if folder or any(home.glob(f"*-{_escape(stem)}/{manifest.MANIFEST}")):
-            return (folder.resolve() if folder else None), stem
+            return (folder.resolve() if folder else None), stem, subject.checkpoint
         raise _nothing(subject, home, f"results of {paths.shorten(file)}", subject.make("eval"))
     folder = home / run
     if folder.is_dir() and (run != "latest" or folder.is_symlink()):
-        return folder.resolve(), ""
+        folder = folder.resolve()
+        last = folders.last_checkpoint(folder)
+        latest = (home / "latest").resolve() == folder
+        return folder, "", "" if latest or last is None else paths.shorten(last)
     if run != "latest":
         known = sorted(one.parent.name for one in home.glob(f"*/{manifest.MANIFEST}") if _is_run(one.parent))
         raise _nothing(
@@ -155,7 +166,7 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str]:
     ):
         checkpoint = dig(Reader().table("", file, ""), "checkpoint")
         if isinstance(checkpoint, str):
-            return None, Path(checkpoint).stem
+            return None, Path(checkpoint).stem, checkpoint
     raise _nothing(subject, home, "a run, or results of a checkpoint", subject.make("train"))
 
 
@@ -191,7 +202,7 @@ def _read_run(facts: Facts, folder: Path, reader: Reader) -> None:
     outputs = content.get("outputs")
     if isinstance(outputs, dict) and last:
         facts.digest = outputs.get(last.name)
-    facts.training = training.gather(folder, make, reader)
+    facts.training = training.gather(folder, make, reader, finished=facts.state == "finished")
 
 
 def _state(folder: Path, content: Json) -> str | None:

@@ -14,6 +14,7 @@ from ascendet.report.staged import Staged
 from ascendet.run.evaluate import BANDS
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
+_OFFICIAL = "coco"  # the data set of all official figures; coco-val and coco-val200 are parts of it
 State = Literal["met", "failed", "measured", "missing"]
 
 
@@ -95,7 +96,8 @@ def _training(facts: Facts) -> Iterator[Line]:
     values: dict[str, Any] = {"step": known.step if known else 0, "of": known.of if known else 0}
     if facts.state == "finished":
         values["seconds"] = number(facts.run.manifest.get("seconds"))
-        yield Line(**common, state="met", reason="training.finished", values=values, simulated=simulated)
+        reason = "training.finished" if values["of"] else "training.ended"
+        yield Line(**common, state="met", reason=reason, values=values, simulated=simulated)
     elif facts.state == "running":
         yield Line(**common, state="missing", reason="training.running", values=values, simulated=simulated)
     elif facts.state in ("failed", "interrupted", "stopped"):
@@ -120,7 +122,8 @@ def _evaluation(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     common: dict[str, Any] = {"subject": "evaluation", "section": "accuracy"}
     if found is None or not found.numbers:
-        yield Line(**common, state="missing", reason="evaluation.none", command=facts.subject.make("eval"))
+        reason = "evaluation.none" if found is None else "evaluation.broken"
+        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
         return
     if facts.run and not found.of_checkpoint:
         yield Line(**common, state="missing", reason="evaluation.old", command=facts.subject.make("eval"))
@@ -180,6 +183,8 @@ def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
 
 def _official(facts: Facts) -> Iterator[Line]:
     official = facts.evaluation.official if facts.evaluation else None
+    if not facts.dataset.startswith(_OFFICIAL):
+        return  # nothing else can be held to the authors' figures
     if not official or not isinstance(official.get("figures"), dict):
         return
     for kind, row in official["figures"].items():
@@ -191,7 +196,7 @@ def _official(facts: Facts) -> Iterator[Line]:
                 **common,
                 state="missing",
                 reason="official.other",
-                command=facts.subject.make("eval", IMAGES=""),
+                command=facts.subject.make("eval", DATASET=_OFFICIAL, IMAGES=""),
             )
         else:
             yield Line(

@@ -80,7 +80,6 @@ def execute(args: argparse.Namespace) -> None:
         print("trained: node 0 has the checkpoint")
         return
     print(f"to watch it: {target.tensorboard(aim)} (over ssh: docs/training.md#tensorboard)", flush=True)
-    folders.link_latest(run)
     facts = {
         "stage": "train",
         "key": manifest.digest_inputs(inputs),
@@ -88,7 +87,7 @@ def execute(args: argparse.Namespace) -> None:
         "devices": list(aim.devices),
         **target.facts(aim, line),
     }
-    with folders.keeping_state(run, facts):
+    with folders.withdrawing(run), folders.keeping_state(run, facts):
         program.execute(started)
     checkpoint = folders.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"

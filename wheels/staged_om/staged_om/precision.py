@@ -411,6 +411,8 @@ def run(
             f"in the mode {mode} no set of operators keeps AP within the bound",
             expected=f"a loss of at most {bound:g} with all of them in float32",
             found=f"{error.loss:.4f}" if math.isfinite(error.loss) else "atc refuses float32 there",
+            # The smallest bound that can be kept.
+            advice={"BOUND": f"{math.ceil(error.loss * 1e4) / 1e4:g}"} if math.isfinite(error.loss) else {},
         ) from error
     row = evaluator.measure(mode, found.choice)
     content["search"] = {
