@@ -165,6 +165,41 @@ def test_a_resumed_training_is_one() -> None:
     assert found.broken == []
 
 
+def test_an_image_is_known_by_its_digest_and_labels(build: Path) -> None:
+    digest = "sha256:" + "7" * 64
+    material.add_run(inputs={"image": digest})
+    assert gather().environment.image == {"id": digest}
+    labels = {
+        "org.opencontainers.image.base.name": "cann:8.5.0",
+        "org.opencontainers.image.base.digest": "sha256:88",
+    }
+    material.write(
+        build / "image/vitdet-x86_64/k/manifest.json",
+        {"image": digest, "tag": "ascendet/vitdet", "labels": labels},
+    )
+    said = text(gather())
+    assert all(
+        known in said for known in (digest, "ascendet/vitdet", "cann:8.5.0 sha256:88", "sbom.cdx.json")
+    )
+
+
+def test_wheels_are_named_by_their_digests(build: Path) -> None:
+    material.add_run()
+    material.write(
+        build / "wheelhouse/mmcv/k/manifest.json",
+        {"outputs": {"mmcv-2.1.0.whl": "e" * 64, "audit.json": "0"}},
+    )
+    (wheel,) = gather().environment.wheels
+    assert (wheel.name, wheel.digest, wheel.file) == ("mmcv", "e" * 64, "mmcv-2.1.0.whl")
+
+
+def test_patches_are_those_of_the_stacks_wheels_with_their_reasons() -> None:
+    material.add_run()
+    patches = gather().environment.patches
+    assert {patch.upstream for patch in patches} == {"mmcv", "mmdet"}
+    assert all(patch.why for patch in patches)
+
+
 # -- broken files --
 
 FILES = {

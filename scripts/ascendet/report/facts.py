@@ -81,11 +81,15 @@ class Facts:
         return sorted(filter(None, found), key=lambda one: str(one.manifest.get("started") or ""))
 
     @property
+    def devices(self) -> set[bool]:
+        """Whether simulated devices computed something (True), and whether real ones did (False)."""
+        found = [one.simulated for one in self.results] + [one.simulated for one in self.staged]
+        return {simulated for simulated in found if simulated is not None}
+
+    @property
     def simulated(self) -> bool | None:
         """Whether devices were simulated: True if any were, False if all were real, None if nothing ran on one."""
-        found = [one.simulated for one in self.results if one.simulated is not None]
-        found += [one.simulated for one in self.staged if one.simulated is not None]
-        return any(found) if found else None
+        return True in self.devices if self.devices else None
 
 
 def gather(subject: Subject, model: str, run: str) -> Facts:

@@ -35,8 +35,12 @@ def accuracy(facts: Facts, words: Words) -> Section:
 
 def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
     found, make = facts.evaluation, facts.subject.make("eval")
-    if found is None or not found.numbers:
+    if found is None:
         yield Missing(text=words("accuracy.none"), command=make)
+        return
+    if not found.numbers:
+        if not any(one.section == "accuracy" for one in facts.broken):
+            yield Missing(text=words("accuracy.unreadable"), command=make)
         return
     if facts.run and not found.of_checkpoint:
         yield Missing(text=words("accuracy.old"), command=make)

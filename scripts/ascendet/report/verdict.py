@@ -304,9 +304,12 @@ def _converted(mine: list[Staged], facts: Facts) -> Line:
 
 def _hardware(facts: Facts) -> Line:
     common: dict[str, Any] = {"subject": "hardware", "section": "environment"}
-    if facts.simulated is False:
+    if facts.devices == {False}:
         return Line(**common, state="met", reason="hardware.real")
     target = "train" if facts.run else "eval"
     return Line(
-        **common, state="missing", reason="hardware.simulated", command=facts.subject.make(target, NPU="real")
+        **common,
+        state="missing",
+        reason="hardware.mixed" if False in facts.devices else "hardware.simulated",
+        command=facts.subject.make(target, NPU="real"),
     )
