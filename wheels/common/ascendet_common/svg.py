@@ -30,6 +30,7 @@ STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": SIZE,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $a$
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
