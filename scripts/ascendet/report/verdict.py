@@ -210,21 +210,14 @@ def _official(facts: Facts) -> Iterator[Line]:
 
 def fallbacks(facts: Facts) -> list[str]:
     """Return the operators that the programs reported as computed on the CPU, each once."""
-    found = []
-    for result in facts.results:
-        met = result.manifest.get("cpu_fallbacks")
-        found += (
-            [str(one.get("operator")) for one in met if isinstance(one, dict)]
-            if isinstance(met, list)
-            else []
-        )
-    return list(dict.fromkeys(found))
+    met = [str(one.get("operator")) for result in facts.results for one in result.fallbacks or ()]
+    return list(dict.fromkeys(met))
 
 
 def watched(facts: Facts) -> bool:
     """Return whether any manifest says which operators ran on the CPU; NPU_FALLBACK=allow is not told of any."""
     allowed = (facts.training.settings.get("NPU_FALLBACK") if facts.training else None) == "allow"
-    return not allowed and any(isinstance(one.manifest.get("cpu_fallbacks"), list) for one in facts.results)
+    return not allowed and any(one.fallbacks is not None for one in facts.results)
 
 
 def _fallbacks(facts: Facts) -> Line:
