@@ -98,6 +98,8 @@ def test_a_band_is_for_its_annotations_and_all_images() -> None:
     material.add_eval(run / "eval-4")
     assert lines()["accuracy.bbox"].reason == "accuracy.part"
     assert lines()["accuracy.bbox"].command == "make eval MODEL=vitdet-tiny DATASET=shapes"
+    material.add_eval(run / "eval-4", acceptance=["IMAGES was more than there are: all were evaluated"])
+    assert lines()["accuracy.bbox"].state == "met"
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,13 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
 
 
 def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
-    """Return whether an evaluation is of all images; `make eval IMAGES=…` leaves a folder with their number."""
+    """Return whether an evaluation is of all images of its split.
+
+    `make eval` judges only those, and the folder of a part has its number in its name.
+    """
+    judged = evaluation.manifest.get("acceptance")
+    if isinstance(judged, list):
+        return bool(judged)
     stem = f"-{Path(facts.checkpoint).stem}" if facts.checkpoint else ""
     return evaluation.folder.name in ("eval", f"eval{stem}")
 
