@@ -26,6 +26,7 @@ from ascendet.errors import AscendetError
 _STACKS = ("vitdet", "blendmask")
 _DATASET = "shapes"
 _PICTURES = 4
+_GRACE = 60.0  # seconds for the ranks of a training to end on processors that others use, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def execute(args: argparse.Namespace) -> None:
     acts = plan(stacks)
     begin = time.monotonic()
     folder = paths.BUILD / "demo"
-    with Pool(1) as pool:
+    with Pool(1, grace=_GRACE) as pool:
         runner = Runner(folder=folder, again=_again(args.stack), pool=pool)
         runner.align([step for act in acts for step in act.steps])
         for number, act in enumerate(acts, 1):
