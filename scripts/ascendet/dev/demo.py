@@ -87,12 +87,13 @@ def _again(stack: str) -> str:
 
 def plan(stacks: Sequence[Stack]) -> list[Act]:
     """Return the acts: one for each stack, which trains its first model, and one for the OMs of these models."""
-    acts = [Act(title=stack.summary, steps=list(_training(stack))) for stack in stacks]
+    acts = [Act(title=stack.summary, steps=list(_training(stack, stack is stacks[0]))) for stack in stacks]
     om = [step for stack in stacks for step in _om(stack)]
     return [*acts, Act(title="OM: export, conversion, and what differs from PyTorch", steps=om)]
 
 
-def _training(stack: Stack) -> Iterator[Step]:
+def _training(stack: Stack, first: bool) -> Iterator[Step]:
+    """Yield the steps from nothing to a report; `first` adds pictures half-way through the training."""
     model = stack.models[0]
     common = _variables(stack)
     pair = f"torch {stack.torch}, torch_npu {stack.torch_npu}"
@@ -107,13 +108,8 @@ def _training(stack: Stack) -> Iterator[Step]:
         variables=common | {"IMAGES": shlex.quote(str(_pictures()))},
         result=drawn,
     )
-    yield Step(
-        name="train",
-        text=f"train {model}",
-        target="train",
-        variables=common,
-        beside=functools.partial(_half_way, draw),
-    )
+    train = Step(name="train", text=f"train {model}", target="train", variables=common)
+    yield replace(train, beside=functools.partial(_half_way, draw)) if first else train
     yield draw
     yield Step(
         name="eval", text="COCO's numbers", target="eval", variables=common | {"IMAGES": ""}, result=verdicts
