@@ -18,7 +18,7 @@ RESUME ?=
 # make train: AMP=1 trains in mixed precision, LR=5e-5 at that learning rate instead of the recipe's.
 AMP ?=
 LR ?=
-# The run folder's name; where empty, the time it was started at, and for make curves the latest.
+# The run folder's name; where empty, the time it was started at, and for make curves and make report the latest.
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=

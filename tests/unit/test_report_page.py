@@ -98,6 +98,8 @@ def test_a_band_is_for_its_annotations_and_all_images() -> None:
     material.add_eval(run / "eval-4")
     assert lines()["accuracy.bbox"].reason == "accuracy.part"
     assert lines()["accuracy.bbox"].command == "make eval MODEL=vitdet-tiny DATASET=shapes"
+    material.add_eval(run / "eval-4", acceptance=["IMAGES was more than there are: all were evaluated"])
+    assert lines()["accuracy.bbox"].state == "met"
 
 
 @pytest.mark.parametrize(
@@ -293,10 +295,20 @@ def test_simulated_stands_once_on_a_table_that_is_on_columns_or_on_cells() -> No
 
 
 def test_a_chart_that_could_run_code_is_refused(tmp_path: Path) -> None:
-    for text in ("<svg><script>1</script></svg>", '<svg onload="x"/>', "<svg><foreignObject/></svg>"):
+    refused = (
+        "<svg><script>1</script></svg>",
+        '<svg onload="x"/>',
+        "<svg><foreignObject/></svg>",
+        '<svg><use href="data:x"/></svg>',
+    )
+    for text in refused:
         (tmp_path / "chart.svg").write_text(text)
         with pytest.raises(ValueError, match="more than a drawing"):
             _svg(tmp_path / "chart.svg")
+    (tmp_path / "chart.svg").write_text(
+        '<svg><use xlink:href="#m"/><text>a class on it= javascript:</text></svg>'
+    )
+    assert b"a class on it=" in _svg(tmp_path / "chart.svg")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": 1}'])

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,10 @@ _LEAST = {
 }
 _MOST = 3_000_000  # bytes of pictures and charts on a page, which are a third longer as base64
 # What has no place in a chart that is inlined into a page.
-_ACTIVE = re.compile(r"<(script|foreignobject|iframe|image)|\son\w+\s*=|javascript:", re.IGNORECASE)
+_ACTIVE = re.compile(
+    r"<(script|foreignobject|iframe|image|a|animate\w*|set)\b|<[^>]*\s(on\w+\s*=|(xlink:)?href\s*=\s*[\"'](?!#))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(kw_only=True)
@@ -173,6 +177,9 @@ def _find(
     try:
         with manifest.stage("reports/.findings", inputs) as stage:
             if not stage.fresh:
+                print(
+                    f"drawing what was found in {len(listed['images']):,} images", file=sys.stderr, flush=True
+                )
                 images = stage.path / "images.json"
                 images.write_text(json.dumps(listed | {"annotations": str(annotations)}), encoding="utf-8")
                 options += [f"--images={images}", f"--out={stage.path}"]

@@ -21,6 +21,7 @@ from ascendet.run import folders
 from ascendet.run.score import CLASSES, IMAGES, METRICS, NAMES, PREDICTIONS
 
 KINDS = ("bbox", "segm")
+_ENDS = ("finished", "failed", "interrupted")  # states of a training that is over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,12 @@ class Result:
         found = self.manifest.get("simulated")
         return found if isinstance(found, bool) else None
 
+    @property
+    def fallbacks(self) -> list[Json] | None:
+        """The operators that were computed on the CPU, by `operator` and `line`; None if the manifest does not say."""
+        found = self.manifest.get("cpu_fallbacks")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Result):
@@ -46,7 +53,6 @@ class Evaluation(Result):
     images: int | None
     annotations: str | None
     official: Json | None
-    fallbacks: list[Json]
     of_checkpoint: bool
 
 
@@ -218,7 +224,7 @@ def _state(folder: Path, content: Json) -> str | None:
         except (AscendetError, OSError):
             return "running"
         return "stopped"
-    return state if isinstance(state, str) else None
+    return str(state) if state in _ENDS else None
 
 
 # -- results --
@@ -277,7 +283,6 @@ def _evaluation(facts: Facts, folder: Path, reader: Reader) -> Evaluation:
     images = number(dig(inputs, "images"))
     annotations = dig(inputs, "annotations")
     official = content.get("official")
-    fallbacks = content.get("cpu_fallbacks")
     digest = dig(inputs, "checkpoint")
     name = Path(str(content.get("checkpoint") or "")).name
     same = digest == facts.digest if facts.digest and digest else name == Path(facts.checkpoint or "").name
@@ -289,7 +294,6 @@ def _evaluation(facts: Facts, folder: Path, reader: Reader) -> Evaluation:
         images=int(images) if images is not None else None,
         annotations=annotations if isinstance(annotations, str) else None,
         official=official if isinstance(official, dict) else None,
-        fallbacks=[one for one in fallbacks if isinstance(one, dict)] if isinstance(fallbacks, list) else [],
         of_checkpoint=same,
     )
 
@@ -303,6 +307,8 @@ def predictions(evaluation: Evaluation, make: str, reader: Reader) -> tuple[Path
     if listed is None or not (evaluation.folder / PREDICTIONS).is_file():
         return None
     with reader.using("pictures", evaluation.folder / IMAGES, make):
+        if not isinstance(listed["images"], list):
+            raise TypeError("images is no list")
         return evaluation.folder / PREDICTIONS, {
             "annotations": str(listed["annotations"]),
             "images": listed["images"],

@@ -176,7 +176,13 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
 
 
 def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
-    """Return whether an evaluation is of all images; `make eval IMAGES=…` leaves a folder with their number."""
+    """Return whether an evaluation is of all images of its split.
+
+    `make eval` judges only those, and the folder of a part has its number in its name.
+    """
+    judged = evaluation.manifest.get("acceptance")
+    if isinstance(judged, list):
+        return bool(judged)
     stem = f"-{Path(facts.checkpoint).stem}" if facts.checkpoint else ""
     return evaluation.folder.name in ("eval", f"eval{stem}")
 
@@ -210,21 +216,14 @@ def _official(facts: Facts) -> Iterator[Line]:
 
 def fallbacks(facts: Facts) -> list[str]:
     """Return the operators that the programs reported as computed on the CPU, each once."""
-    found = []
-    for result in facts.results:
-        met = result.manifest.get("cpu_fallbacks")
-        found += (
-            [str(one.get("operator")) for one in met if isinstance(one, dict)]
-            if isinstance(met, list)
-            else []
-        )
-    return list(dict.fromkeys(found))
+    met = [str(one.get("operator")) for result in facts.results for one in result.fallbacks or ()]
+    return list(dict.fromkeys(met))
 
 
 def watched(facts: Facts) -> bool:
     """Return whether any manifest says which operators ran on the CPU; NPU_FALLBACK=allow is not told of any."""
     allowed = (facts.training.settings.get("NPU_FALLBACK") if facts.training else None) == "allow"
-    return not allowed and any(isinstance(one.manifest.get("cpu_fallbacks"), list) for one in facts.results)
+    return not allowed and any(one.fallbacks is not None for one in facts.results)
 
 
 def _fallbacks(facts: Facts) -> Line:
