@@ -261,6 +261,9 @@ def test_names_from_files_are_text_and_nothing_else(language: Language) -> None:
     markdown = render.to_markdown(made, Words(language))
     assert "<script" not in markdown
     assert "a\\|b &lt;script&gt;.png" in markdown
+    note = "pictures that cannot be drawn: 1 (&lt;b&gt;.png: No such file or directory)"
+    assert note in text
+    assert note in markdown
 
 
 def test_markdown_tables_have_as_many_cells_as_columns() -> None:

@@ -226,6 +226,8 @@ def _errors(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         "objects": f"{found['objects']:,}",
     }
     yield Paragraph(text=words("errors.text", **values))
+    for note in found.get("notes", []):  # what was left out, in the page's language
+        yield Paragraph(text=paths.printable(str(note)))
     names = ("correct", "class", "place", "both", "duplicate", "background", "missed")
     rows = [
         [

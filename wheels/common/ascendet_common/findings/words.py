@@ -25,17 +25,20 @@ _WORDS = {
     "part": ("the {shown} of {all} classes that are confused most", "{all} 个类别中混淆最多的 {shown} 个"),
     "no objects": ("no objects to measure on", "没有可用于评测的目标"),
     "crowd": ("crowd", "密集区域"),
-    "unreadable": ("{count} pictures cannot be drawn: {names}", "{count} 张图片无法绘制：{names}"),
+    "unreadable": (
+        "pictures that cannot be drawn: {count} ({names})",
+        "无法绘制的图片：{count} 张（{names}）",
+    ),
     "lost objects": (
-        "{count} objects are not counted: the annotations do not list their category",
+        "objects that are not counted, because the annotations do not list their category: {count}",
         "{count} 个目标未计入：标注文件没有列出其类别",
     ),
     "lost detections": (
-        "{count} detections are not counted: the annotations do not list their category",
+        "detections that are not counted, because the annotations do not list their category: {count}",
         "{count} 个检测结果未计入：标注文件没有列出其类别",
     ),
     "other size": (
-        "{count} masks of detections have another size than their picture, and find nothing",
+        "masks of detections that find nothing, because their size is not their picture's: {count}",
         "{count} 个检测掩码与图片尺寸不同，无法匹配任何目标",
     ),
     "no masks": (
