@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,13 +320,18 @@ def test_results_of_a_checkpoint_without_a_run_are_reported() -> None:
 def test_another_checkpoint_of_a_run_has_results_of_its_own() -> None:
     run = material.everything()
     other = run / "epoch_1.pth"
-    other.write_text("weights")
-    material.add_eval(run / "eval-epoch_1", box=0.1, digest="1" * 64, checkpoint=f"x/{other.name}")
+    other.write_text("weights of an epoch before")
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    material.add_eval(run / "eval-epoch_1", box=0.1, digest=digest, checkpoint=f"x/{other.name}")
     found = gather(
         subject=Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint=str(other))
     )
+    assert (found.name, found.digest) == ("first-epoch_1", digest)
     assert found.evaluation
+    assert found.evaluation.of_checkpoint
     assert found.evaluation.numbers["bbox"]["AP"] == 0.1
+    assert found.speed is None  # that is of the last checkpoint
+    assert not found.staged[0].of_checkpoint
 
 
 def test_an_evaluation_of_an_earlier_checkpoint_is_called_that() -> None:

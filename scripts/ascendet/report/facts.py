@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import manifest
+from ascendet.core import files, manifest
 from ascendet.errors import AscendetError
 from ascendet.report import counters, machinery, staged, training
 from ascendet.report.commands import Subject, of_stage
@@ -123,14 +123,16 @@ def gather(subject: Subject, model: str, run: str) -> Facts:
         subject=subject,
         model=model,
         dataset=subject.dataset,
-        name=folder.name if folder else stem,
+        name="-".join(filter(None, (folder.name if folder else "", stem))),
         home=folder or home,
         environment=Environment(),
     )
     if folder:
         _read_run(facts, folder, reader)
-    beside = "" if folder and not stem else stem
-    _read_results(facts, folder or home, beside, reader)
+    if stem:
+        file = Path(checkpoint).expanduser().absolute()
+        facts.checkpoint, facts.digest = paths.shorten(file), files.digest(file) if file.is_file() else None
+    _read_results(facts, folder or home, stem, reader)
     if facts.digest is None and facts.evaluation:
         facts.digest = dig(facts.evaluation.manifest, "inputs", "checkpoint")
     facts.staged = staged.gather(subject, model, facts.digest, reader)
@@ -243,8 +245,6 @@ def _read_results(facts: Facts, folder: Path, stem: str, reader: Reader) -> None
     # All images before a part of them, then the newest.
     evaluations.sort(key=lambda one: (one.images or 0, str(one.manifest.get("started") or "")), reverse=True)
     facts.evaluation, facts.others = (evaluations[0], evaluations[1:]) if evaluations else (None, [])
-    if stem and facts.evaluation:
-        facts.checkpoint = facts.evaluation.manifest.get("checkpoint")
     suffix = f"-{stem}" if stem else ""
     facts.speed = _result("inference", folder / f"speed{suffix}", facts.subject.make("speed"), reader)
     facts.infer = _result(

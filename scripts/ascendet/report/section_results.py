@@ -123,7 +123,7 @@ def _judged(facts: Facts, found: Evaluation, words: Words) -> Iterator[Block]:
                 Cell(text=ap(found.numbers[kind]["AP"]), simulated=simulated),
                 Cell(
                     text=words("accuracy.band-to", low=ap(low), high=ap(high)),
-                    simulated="cann_sim" in limits.source,
+                    simulated=limits.simulated,
                 ),
                 Cell(text=limits.source),
             ]

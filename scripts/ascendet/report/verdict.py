@@ -49,11 +49,15 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from."""
+    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from.
+
+    `valid` says that it is for the annotations asked about, `simulated` that it was measured on simulated devices.
+    """
 
     limits: Mapping[str, tuple[float, float]]
     source: str
     valid: bool
+    simulated: bool
 
 
 def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> Band | None:
@@ -63,7 +67,12 @@ def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> 
         return None
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     limits = {kind: (float(low), float(high)) for kind, (low, high) in content["AP"].items()}
-    return Band(limits=limits, source=str(content["source"]), valid=digest == content["annotations"])
+    return Band(
+        limits=limits,
+        source=str(content["source"]),
+        valid=digest == content["annotations"],
+        simulated=content["device"] == "simulated",
+    )
 
 
 def judge(facts: Facts) -> list[Line]:
