@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -291,6 +292,12 @@ def test_another_size_resizes_positions_as_vitdet_does(checkpoint, tmp_path):
     steps = Runner(meta, om.pipeline(meta), onnx_stages(meta, tmp_path))
     (found,) = steps.run([np.full((300, 100, 3), 90, np.uint8)]).batch.detections
     assert len(found.boxes)
+
+
+def test_a_model_has_one_size(exported):
+    meta = exported[3]
+    assert export.has_model(meta)
+    assert not export.has_model(replace(meta, width=192))
 
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 120)])

@@ -323,6 +323,12 @@ def load_model(cfg: Config, checkpoint: str, classes: tuple[str, ...]) -> Any:
     return model.eval()
 
 
+def has_model(meta: Meta) -> bool:
+    """Return whether the model itself takes pictures of the exported size: for others its positions were resized."""
+    own = Config.fromstring(meta.host["config"], ".py").model.backbone.img_size
+    return (meta.height, meta.width) == (own, own)
+
+
 def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:
     """Return the stages' modules, which take and give tensors in the order of the ports.
 
