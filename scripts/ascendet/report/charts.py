@@ -47,6 +47,7 @@ _ACTIVE = re.compile(
     r"<(script|foreignobject|iframe|image|a|animate\w*|set)\b|<[^>]*\s(on\w+\s*=|(xlink:)?href\s*=\s*[\"'](?!#))",
     re.IGNORECASE,
 )
+_LACKS = re.compile(r"(ModuleNotFound|Import)Error\b")
 
 
 @dataclass(kw_only=True)
@@ -89,12 +90,21 @@ def _environment(facts: Facts, made: Charts) -> Path | None:
         return python if python.exists() else install.ensure(stack)
     except AscendetError as error:
         made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
-        made.remedy = facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
+        made.remedy = _install(facts)
         return None
+
+
+def _install(facts: Facts) -> str:
+    """Return the command that completes the stack's environment."""
+    return facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
 
 
 class DrawError(Exception):
     """A program that draws failed; the message is the last line of what it said."""
+
+
+class EnvironmentIncompleteError(DrawError):
+    """The environment lacks a package: an installation is not over yet, or was interrupted."""
 
 
 def _run(python: Path, module: str, *arguments: str) -> None:
@@ -104,7 +114,9 @@ def _run(python: Path, module: str, *arguments: str) -> None:
     done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"{module} ended with exit code {done.returncode}"])[-1]
-        raise DrawError(paths.printable(last.removeprefix("error: ")))
+        text = paths.printable(last.removeprefix("error: "))
+        # Of the files that the program reads this says nothing.
+        raise (EnvironmentIncompleteError if _LACKS.match(last) else DrawError)(text)
 
 
 def overlay(pair: Sequence[Facts], language: Language) -> Charts:
@@ -184,6 +196,9 @@ def _find(
                 images.write_text(json.dumps(listed | {"annotations": str(annotations)}), encoding="utf-8")
                 options += [f"--images={images}", f"--out={stage.path}"]
                 _run(python, "ascendet_common.findings", *options)
+    except EnvironmentIncompleteError as error:
+        made.no_findings = str(error)
+        made.remedy = _install(facts)
     except DrawError as error:
         made.no_findings = str(error)
         reader.note("pictures", predictions, str(error), make)
