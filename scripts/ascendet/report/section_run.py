@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ascendet.core import again
 from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
@@ -80,8 +79,8 @@ def _environment(facts: Facts, words: Words) -> Iterator[Block]:
         target = facts.subject.make("train" if facts.run else "eval")
         yield Missing(text=words("environment.not-recorded"), command=target)
     if not found.image:
-        stack = again.command("image", STACK=facts.subject.stack)
-        yield Missing(text=words("environment.no-image"), command=stack)
+        image = facts.subject.make("image", MODEL="", DATASET="", CHECKPOINT="")
+        yield Missing(text=words("environment.no-image"), command=image)
     yield from _wheels(facts, words)
 
 
