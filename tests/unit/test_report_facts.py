@@ -86,6 +86,22 @@ def test_missing_things_are_made_with_the_users_variables(monkeypatch: pytest.Mo
     )
 
 
+def test_the_command_for_an_image_has_no_variables_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "MAKEFLAGS", "w -- MODEL=vitdet-tiny DATASET=shapes REPORT_LANG=zh RUN=first MIRROR=cn"
+    )
+    material.add_run()
+    assert "make image MIRROR=cn'" in text(gather())
+
+
+def test_figures_whose_manifest_cannot_be_read_are_not_quoted() -> None:
+    run = material.everything()
+    material.write(run / "eval/manifest.json", "{")
+    found = gather()
+    assert found.evaluation is None  # nobody knows of which checkpoint, pictures and devices they are
+    assert [one.section for one in found.broken] == ["accuracy"]
+
+
 def test_every_option_of_the_makefile_has_its_variable() -> None:
     values, switches, defaults = makefile()
     assert {
@@ -334,10 +350,10 @@ def test_another_checkpoint_of_a_run_has_results_of_its_own() -> None:
     assert not found.staged[0].of_checkpoint
 
 
-def test_an_evaluation_of_an_earlier_checkpoint_is_called_that() -> None:
+def test_an_evaluation_of_another_checkpoint_is_called_that() -> None:
     run = material.add_run()
     material.add_eval(run / "eval", digest="0" * 64)
-    assert "only an earlier checkpoint was evaluated" in text(gather())
+    assert "only another checkpoint than the run's last one was evaluated" in text(gather())
 
 
 def test_the_evaluation_of_all_images_comes_before_that_of_a_part() -> None:

@@ -277,6 +277,13 @@ def test_markdown_tables_have_as_many_cells_as_columns() -> None:
     assert sorted(pictures) == sorted({figure.name for figure in render.figures(compose())})
 
 
+def test_a_markdown_caption_that_is_only_a_mark_is_no_list_item() -> None:
+    material.everything()
+    markdown = render.to_markdown(compose(), Words("en"))
+    assert "\n*(simulated)*\n" in markdown
+    assert "\n* " not in markdown
+
+
 def test_this_machines_folders_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     assert render.tidy(f"{paths.ROOT}/build/x, /home/ann/y, /home/anna, /data/home/ann") == (
@@ -318,6 +325,32 @@ def test_broken_findings_are_named(tmp_path: Path, content: str) -> None:
     _take(tmp_path, charts, reader, "make eval")
     assert charts.findings is None
     assert [one.section for one in reader.broken] == ["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("said", "broken", "command"),
+    [
+        ("ModuleNotFoundError: No module named 'numpy'", [], "make install"),
+        ("error: predictions.json is no list of COCO results", ["pictures"], None),
+    ],
+)
+def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
+    tmp_path: Path, said: str, broken: list[str], command: str | None
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "{said}" >&2\nexit 1\n')
+    python.chmod(0o755)
+    annotations = tmp_path / "instances_val.json"
+    annotations.write_text("{}")
+    evaluated = material.add_eval(material.add_run() / "eval")
+    material.write(evaluated / "predictions.json", [])
+    material.write(evaluated / "images.json", {"annotations": str(annotations), "images": [1]})
+    found, made = gather(), Charts()
+    assert found.evaluation
+    report.charts._find(found, found.evaluation, python, "en", 0.3, made)
+    assert made.no_findings == said.removeprefix("error: ")
+    assert [one.section for one in found.broken] == broken
+    assert made.remedy is None if command is None else str(made.remedy).startswith(command)
 
 
 def test_pictures_stop_before_the_page_is_too_long(tmp_path: Path) -> None:
@@ -382,7 +415,8 @@ def test_two_runs_are_compared(
     error = fails("data-missing", run_stage, monkeypatch, "--run=first,third")
     assert error.expected == "the run third"
     assert error.found == "first, second"
-    fails("usage", run_stage, monkeypatch, "--run=first,second,third")
+    for other in ("first,second,third", "first,first", ".", "..", "first/eval", ","):
+        fails("usage", run_stage, monkeypatch, f"--run={other}")
 
 
 def test_a_configuration_of_ones_own_is_called_like_its_file(

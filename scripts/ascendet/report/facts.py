@@ -237,6 +237,8 @@ def _read_results(facts: Facts, folder: Path, stem: str, reader: Reader) -> None
     evaluations = []
     for file in sorted(folder.glob(f"eval*/{manifest.MANIFEST}")):
         found = _evaluation(facts, file.parent, reader)
+        if not found.manifest:
+            continue  # of which checkpoint, pictures and devices its numbers are is not known
         checkpoint = str(found.manifest.get("checkpoint") or "")
         if (stem and Path(checkpoint).stem == stem) or (
             not stem and (found.of_checkpoint or file.parent.name == "eval")

@@ -55,15 +55,18 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def _runs(text: str, model: str, dataset: str) -> list[str]:
-    """Return the run in RUN, or the two to compare; raise `usage` for more.
+    """Return the run in RUN, or the two to compare; raise `usage` for anything else.
 
     >>> _runs("", "m", "d"), _runs("a,b", "m", "d")
     (['latest'], ['a', 'b'])
     """
-    if not text or (paths.BUILD / "runs" / f"{model}_{dataset}" / text).is_dir():
-        return [text or "latest"]
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not 1 <= len(names) <= 2 or any(Path(name).name != name for name in names):
+    if not text:
+        return ["latest"]
+    names = [text]
+    if not (paths.BUILD / "runs" / f"{model}_{dataset}" / text).is_dir():  # a name may have a comma
+        names = [name.strip() for name in text.split(",") if name.strip()]
+    folders = [name for name in names if Path(name).name != name or name == ".."]
+    if not 1 <= len(names) <= 2 or len(set(names)) < len(names) or folders:
         raise AscendetError(
             "usage", "RUN must be the name of a run, or of two", found=f"RUN={text}", hint="RUN=first,second"
         )
