@@ -299,6 +299,16 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
     assert "directory" in broken.why
 
 
+def test_a_run_whose_checkpoint_may_not_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    material.everything()
+
+    def refuse(run: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(run / "last_checkpoint"))
+
+    monkeypatch.setattr(facts.folders, "last_checkpoint", refuse)
+    assert gather().checkpoint is None
+
+
 # -- which run --
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import html.parser
 import re
 import string
@@ -134,6 +135,19 @@ def test_fallbacks_that_nobody_watched_are_not_called_none() -> None:
     run = material.add_run()
     (run / "train.log").write_text("runtime: NPU_FALLBACK=allow\n")
     assert lines()["fallbacks"].state == "missing"
+
+
+def test_a_training_without_a_step_shows_nothing_yet() -> None:
+    run = material.add_run(state="running")
+    (run / "progress.jsonl").write_text("")
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = lines()
+        text = str(compose())
+    assert (found["training"].reason, found["training"].state) == ("training.starting", "missing")
+    assert found["fallbacks"].state == "missing"
+    assert "no step is logged yet" in text
+    assert "About " not in text
 
 
 def test_a_rung_that_breaks_fails() -> None:

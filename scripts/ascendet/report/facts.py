@@ -157,7 +157,7 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str, str
     if subject.checkpoint:
         file = Path(subject.checkpoint).expanduser().absolute()
         folder = file.parent if file.parent.parent.resolve() == home.resolve() else None
-        last = folders.last_checkpoint(folder) if folder else None
+        last = _last_checkpoint(folder) if folder else None
         stem = "" if last and last.name == file.name else file.stem
         if folder or any(home.glob(f"*-{_escape(stem)}/{manifest.MANIFEST}")):
             return (folder.resolve() if folder else None), stem, subject.checkpoint
@@ -165,7 +165,7 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str, str
     folder = home / run
     if folder.is_dir() and (run != "latest" or folder.is_symlink()):
         folder = folder.resolve()
-        last = folders.last_checkpoint(folder)
+        last = _last_checkpoint(folder)
         latest = (home / "latest").resolve() == folder
         return folder, "", "" if latest or last is None else paths.shorten(last)
     if run != "latest":
@@ -180,6 +180,14 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str, str
         if isinstance(checkpoint, str):
             return None, Path(checkpoint).stem, checkpoint
     raise _nothing(subject, home, "a run, or results of a checkpoint", subject.make("train"))
+
+
+def _last_checkpoint(run: Path) -> Path | None:
+    """Return the last complete checkpoint of a run; None if there is none, or it may not be read."""
+    try:
+        return folders.last_checkpoint(run)
+    except OSError:
+        return None
 
 
 def _is_run(folder: Path) -> bool:
@@ -209,7 +217,7 @@ def _read_run(facts: Facts, folder: Path, reader: Reader) -> None:
     content = reader.table("environment", folder / manifest.MANIFEST, make) or {}
     facts.run = Result(folder=folder, manifest=content)
     facts.state = _state(folder, content)
-    last = folders.last_checkpoint(folder)
+    last = _last_checkpoint(folder)
     facts.checkpoint = paths.shorten(last) if last else None
     outputs = content.get("outputs")
     if isinstance(outputs, dict) and last:

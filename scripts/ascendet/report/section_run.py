@@ -132,10 +132,13 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
     if facts.run is None or found is None:
         yield Missing(text=words("training.none"), command=make)
         return
-    if facts.state == "running":
+    starting = facts.state == "running" and not found.logged
+    if starting:
+        yield Paragraph(text=words("training.starting"))
+    elif facts.state == "running":
         yield Paragraph(text=words("training.going", eta=duration(found.eta)))
     yield Listing(rows=_training_rows(facts, words))
-    if not found.logged:
+    if not found.logged and not starting:
         yield Missing(text=words("training.no-steps"), command=make)
     elif charts.curves:
         figures = [

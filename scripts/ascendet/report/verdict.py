@@ -108,7 +108,8 @@ def _training(facts: Facts) -> Iterator[Line]:
         reason = "training.finished" if values["of"] else "training.ended"
         yield Line(**common, state="met", reason=reason, values=values, simulated=simulated)
     elif facts.state == "running":
-        yield Line(**common, state="missing", reason="training.running", values=values, simulated=simulated)
+        reason = "training.running" if values["of"] else "training.starting"
+        yield Line(**common, state="missing", reason=reason, values=values, simulated=simulated)
     elif facts.state in ("failed", "interrupted", "stopped"):
         values["error"] = str(facts.run.manifest.get("error") or facts.state)
         state: State = "failed" if facts.state == "failed" else "missing"
@@ -231,8 +232,13 @@ def fallbacks(facts: Facts) -> list[str]:
 
 def watched(facts: Facts) -> bool:
     """Return whether any manifest says which operators ran on the CPU; NPU_FALLBACK=allow is not told of any."""
-    allowed = (facts.training.settings.get("NPU_FALLBACK") if facts.training else None) == "allow"
-    return not allowed and any(one.fallbacks is not None for one in facts.results)
+    training = facts.training
+    if training and training.settings.get("NPU_FALLBACK") == "allow":
+        return False
+    # The manifest of a training lists them when it ends, and without a step it had none to report.
+    stepped = facts.state in ("failed", "interrupted") and bool(training and training.logged)
+    silent = None if facts.state == "finished" or stepped else facts.run
+    return any(one.fallbacks is not None for one in facts.results if one is not silent)
 
 
 def _fallbacks(facts: Facts) -> Line:
