@@ -298,6 +298,15 @@ def test_a_markdown_caption_that_is_only_a_mark_is_no_list_item() -> None:
     assert "\n* " not in markdown
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_reader_is_told_what_missed_and_a_dashed_frame_mean(language: Language) -> None:
+    material.everything()
+    told = str(compose(language))
+    for word in {"en": ("dashed frame", "Missed are all"), "zh": ("虚线框", "漏检指")}[language]:
+        assert word in told
+    assert "1 devices" not in told
+
+
 def test_this_machines_folders_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     assert render.tidy(f"{paths.ROOT}/build/x, /home/ann/y, /home/anna, /data/home/ann") == (

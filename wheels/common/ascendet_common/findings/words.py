@@ -20,7 +20,7 @@ _WORDS = {
     "missed": ("missed", "漏检"),
     "detected as": ("detected as", "检测为"),
     "object": ("object", "标注类别"),
-    "not detected": ("missed", "漏检"),
+    "not detected": ("not detected", "未检出"),
     "no object": ("background", "背景"),
     "part": ("the {shown} of {all} classes that are confused most", "{all} 个类别中混淆最多的 {shown} 个"),
     "no objects": ("no objects to measure on", "没有可用于评测的目标"),
