@@ -150,6 +150,20 @@ def test_a_training_without_a_step_shows_nothing_yet() -> None:
     assert "About " not in text
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_figures_of_a_training_without_a_manifest_are_marked_or_their_devices_called_unknown(
+    evaluated: bool,
+) -> None:
+    run = material.add_run()
+    if evaluated:
+        material.add_eval(run / "eval")
+    (run / "manifest.json").unlink()
+    markdown = render.to_markdown(compose(), Words("en"))
+    (line,) = (line for line in markdown.splitlines() if line.startswith("- throughput"))
+    assert line.endswith("(simulated)") is evaluated
+    assert ("No manifest says whether" in markdown) is not evaluated
+
+
 def test_a_rung_that_breaks_fails() -> None:
     material.add_run()
     material.add_om(holds=False)

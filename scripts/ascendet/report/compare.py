@@ -196,7 +196,7 @@ def _row(label: str, values: list[Any], marks: list[bool], digits: int, *, scale
 def _training(name: str) -> Any:
     def pick(facts: Facts) -> tuple[Any, bool]:
         value = getattr(facts.training, name) if facts.training else None
-        return value, bool(facts.run and facts.run.simulated)
+        return value, bool(facts.run and facts.trained_simulated)
 
     return pick
 
@@ -210,7 +210,7 @@ def _speed(*keys: str) -> Any:
 
 
 def _seconds(facts: Facts) -> tuple[Any, bool]:
-    return (facts.run.manifest.get("seconds"), bool(facts.run.simulated)) if facts.run else (None, False)
+    return (facts.run.manifest.get("seconds"), bool(facts.trained_simulated)) if facts.run else (None, False)
 
 
 # A key of words.toml, digits, and what returns the figure and whether it is simulated.
@@ -256,7 +256,7 @@ def _curves(pair: Pair, drawn: Charts, words: Words) -> Iterator[Block]:
             content=content,
             alt=words(f"training.curve-{name}"),
             caption=words(f"compare.curve-{name}"),
-            simulated=any(bool(facts.run and facts.run.simulated) for facts in pair),
+            simulated=any(bool(facts.run and facts.trained_simulated) for facts in pair),
         )
         for name, content in drawn.curves.items()
         if name in ("loss", "ap")

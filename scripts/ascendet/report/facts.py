@@ -97,6 +97,12 @@ class Facts:
         """Whether devices were simulated: True if any were, False if all were real, None if nothing ran on one."""
         return True in self.devices if self.devices else None
 
+    @property
+    def trained_simulated(self) -> bool | None:
+        """Whether the training's devices were simulated: as its results' were, where its own manifest does not say."""
+        own = self.run.simulated if self.run else None
+        return self.simulated if own is None else own
+
 
 def gather(subject: Subject, model: str, run: str) -> Facts:
     """Return the facts of a run, or of a checkpoint without a run.

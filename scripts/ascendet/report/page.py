@@ -97,7 +97,7 @@ def _tiles(facts: Facts, words: Words) -> list[Tile]:
         note = words("tile.none") if known.seconds is None else ""
         if batch:
             note = words("tile.devices", devices=f"{batch['devices']:g}", images=f"{batch['images']:g}")
-        simulated = bool(facts.run.simulated) and known.seconds is not None
+        simulated = bool(facts.trained_simulated) and known.seconds is not None
         unit = "s" if known.seconds is not None else ""
         tiles.append(
             Tile(

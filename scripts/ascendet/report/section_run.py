@@ -137,6 +137,8 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         yield Paragraph(text=words("training.starting"))
     elif facts.state == "running":
         yield Paragraph(text=words("training.going", eta=duration(found.eta)))
+    if found.logged and facts.trained_simulated is None:
+        yield Paragraph(text=words("training.devices-unknown"))
     yield Listing(rows=_training_rows(facts, words))
     if not found.logged and not starting:
         yield Missing(text=words("training.no-steps"), command=make)
@@ -147,7 +149,7 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
                 content=content,
                 alt=words(f"training.curve-{name}"),
                 caption=words(f"training.curve-{name}"),
-                simulated=bool(facts.run.simulated),
+                simulated=bool(facts.trained_simulated),
             )
             for name, content in charts.curves.items()
         ]
@@ -168,7 +170,7 @@ def _training_rows(facts: Facts, words: Words) -> Rows:
     found, run = facts.training, facts.run
     assert found
     assert run
-    simulated = bool(run.simulated)
+    simulated = bool(facts.trained_simulated)
     inputs = mapping(dig(run.manifest, "inputs"))
     rows: Rows = []
 

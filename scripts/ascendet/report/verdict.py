@@ -100,7 +100,7 @@ def _training(facts: Facts) -> Iterator[Line]:
     if facts.run is None:
         return
     common: dict[str, Any] = {"subject": "training", "section": "training"}
-    simulated = bool(facts.run.simulated)
+    simulated = bool(facts.trained_simulated)
     known = facts.training
     values: dict[str, Any] = {"step": known.step if known else 0, "of": known.of if known else 0}
     if facts.state == "finished":
