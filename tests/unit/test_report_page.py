@@ -13,7 +13,7 @@ import pytest
 import report_material as material
 from ascendet import paths
 from ascendet.report import compare, facts, page, render, report, verdict, words
-from ascendet.report.charts import Charts, _svg, _take
+from ascendet.report.charts import Charts, _count_pictures, _svg, _take
 from ascendet.report.commands import Subject
 from ascendet.report.document import Cell, Page, Table
 from ascendet.report.facts import Facts
@@ -318,6 +318,14 @@ def test_broken_findings_are_named(tmp_path: Path, content: str) -> None:
     _take(tmp_path, charts, reader, "make eval")
     assert charts.findings is None
     assert [one.section for one in reader.broken] == ["pictures"]
+
+
+def test_pictures_that_arrive_later_are_drawn_then(tmp_path: Path) -> None:
+    annotations = tmp_path / "annotations/instances_val.json"
+    material.write(annotations, {})
+    before = _count_pictures(annotations)
+    material.write(tmp_path / "val/1.png", {})
+    assert _count_pictures(annotations) == {**before, "val": 1}
 
 
 def test_pictures_stop_before_the_page_is_too_long(tmp_path: Path) -> None:
