@@ -33,7 +33,7 @@ def test_masks_boxes_and_names_are_drawn_and_nothing_else(tmp_path):
     assert np.array_equal(drawn[40, 99], drawing.colour(1))
 
 
-@pytest.mark.parametrize("text", ["thing", "消防栓 0.93", "ключ"])
+@pytest.mark.parametrize("text", ["thing", "消防栓 0.93", "ключ", "\udcd6\udcd0"])
 def test_a_name_in_any_language_is_written(text):
     drawn = drawing.draw(GREY, [Thing(label=0, text=text, box=[40, 40, 60, 40])])
     other = drawing.draw(GREY, [Thing(label=0, text=f"{text}.", box=[40, 40, 60, 40])])
@@ -91,3 +91,25 @@ def test_pictures_of_any_size_are_drawn_on():
     for shape in ((1, 1, 3), (1, 900, 3), (700, 2, 3)):
         drawn = drawing.draw(np.zeros(shape, np.uint8), [Thing(label=0, text="name", box=[0, 0, 1, 1])])
         assert drawn.shape == shape
+
+
+def test_labels_of_things_in_one_place_do_not_cover_each_other():
+    box = [40, 40, 60, 40]
+    things = [Thing(label=at, text="name", box=box) for at in range(4)]
+    drawn = drawing.draw(GREY, things)
+    alone = [drawing.draw(GREY, [thing]) for thing in things]
+    for thing, one in zip(things, alone, strict=True):
+        above = (
+            (one[:39] == drawing.colour(thing.label)).all(2).sum()
+        )  # of its label, where it has the choice
+        assert (drawn == drawing.colour(thing.label)).all(2).sum() >= above > 100
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_a_doubtful_thing_has_no_label_where_there_is_no_place(doubtful):
+    small = np.full((40, 40, 3), 60, np.uint8)
+    sure = Thing(label=0, text="name", box=[0, 0, 40, 40])
+    others = [Thing(label=1, text="other", box=[0, 0, 40, 40], doubtful=doubtful)] * 4
+    label = slice(3, 14), slice(4, 30)
+    covered = (drawing.draw(small, [*others, sure])[label] != drawing.draw(small, [sure])[label]).any()
+    assert covered != doubtful

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import doctest
 import io
 import json
 import re
@@ -10,8 +11,9 @@ import xml.etree.ElementTree
 import numpy as np
 import PIL.Image
 import pytest
+from ascendet_common import svg
 from ascendet_common.findings import __main__ as program
-from ascendet_common.findings import charts, inputs, masks, matching, numbers
+from ascendet_common.findings import charts, inputs, masks, matching, numbers, words
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -91,7 +93,9 @@ def _random(seed, *, images=12, gaps=(2, 3, 7, 90)):
             box = [*rng.integers(0, 60, 2).tolist(), *rng.integers(2, 36, 2).tolist()]
             category, crowd = int(rng.choice(gaps[:-1])), int(rng.random() < 0.15)
             form = (_polygon, _rle, _uncompressed)[int(rng.integers(3))]
-            objects.append(_object(image, category, box, crowd=crowd, form=form))
+            objects += [_object(image, category, box, crowd=crowd, form=form)] * (
+                2 if rng.random() < 0.1 else 1
+            )
             for _ in range(int(rng.integers(0, 6))):
                 near = np.clip(np.array(box) + rng.integers(-5, 6, 4) * (rng.random() < 0.8), 0, 60)
                 label = category if rng.random() < 0.75 else int(rng.choice(gaps))
@@ -131,7 +135,7 @@ def test_matches_and_precision_are_those_of_pycocotools(tmp_path, kind, seed):
     expected = _pycocotools(annotations, detections, kind)
     for at, iou in enumerate(numbers.THRESHOLDS):
         matches = matching.match(evaluation, pairs, iou)
-        right = np.zeros(len(detections), bool)
+        objects = np.full(len(detections), -1)
         seen = np.zeros(len(detections), bool)
         ignored = np.zeros(len(detections), bool)
         for part in expected.evalImgs:
@@ -140,9 +144,9 @@ def test_matches_and_precision_are_those_of_pycocotools(tmp_path, kind, seed):
             rows = np.array(part["dtIds"], int) - 1
             seen[rows] = True
             ignored[rows] = part["dtIgnore"][at].astype(bool)
-            right[rows] = (part["dtMatches"][at] > 0) & ~ignored[rows]
-        assert right.any()
-        assert np.array_equal(matches.truth >= 0, right)
+            objects[rows] = np.where(ignored[rows], -1, part["dtMatches"][at].astype(int) - 1)
+        assert (objects >= 0).any()
+        assert np.array_equal(matches.truth, objects)
         assert np.array_equal(matches.ignored, ignored | ~seen)
     assert np.array_equal(numbers.precision(evaluation, pairs), expected.eval["precision"][:, :, :, 0, -1])
 
@@ -462,8 +466,9 @@ def test_of_many_classes_the_most_confused_are_drawn(tmp_path):
 def test_charts_can_be_inlined_in_one_page(tmp_path, language):
     annotations, detections = _random(1)
     annotations["categories"][0]["name"] = '<b> & "狗"'
+    annotations["categories"][1]["name"] = "$x_1$"
     found = _findings(_with_pictures(tmp_path, annotations, detections), f"--language={language}")
-    names = set()
+    names = []
     for name in found["charts"].values():
         text = (tmp_path / "findings" / name).read_text(encoding="utf-8")
         root = xml.etree.ElementTree.fromstring(text)
@@ -472,9 +477,25 @@ def test_charts_can_be_inlined_in_one_page(tmp_path, language):
         assert any(("错误" if language == "zh" else "wrong") in word for word in words) == (
             name == "errors.svg"
         )
+        assert ("$x_1$" in words) == (name == "confusion.svg")
         assert "DejaVu" not in text
         assert not {"#000000", "#000", "black"} & set(re.findall(r"#\w+|black", text))
-        ids = re.findall(r'\bid="([^"]*)"', text)
-        assert len(ids) == len(set(ids))
-        names |= set(ids)
+        names += re.findall(r'\bid="([^"]*)"', text)
     assert names  # of clip paths
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("module", [charts, masks, svg, words])
+def test_examples_in_docstrings_are_true(module):
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)
+
+
+def test_sizes_that_are_not_stated_and_names_that_are_no_text_are_no_error(tmp_path):
+    annotations = _annotations([_object(1, 1, WHOLE, form=_rle)], categories=[(1, "\udcd6\udcd0")])
+    folder = _with_pictures(tmp_path, annotations, [_detection(1, 1, WHOLE, 0.9)])
+    for image in annotations["images"]:
+        del image["height"], image["width"]
+    found = _findings(_write(folder, annotations, [_detection(1, 1, WHOLE, 0.9)]))
+    assert (found["notes"], len(found["pictures"])) == ([], 1)
+    assert found["classes"][0]["name"] == "\\xd6\\xd0"

@@ -181,7 +181,6 @@ def test_both_names_of_an_architecture_are_understood(
     [
         (["export", "--sizes=7"], "make export MODEL=m SIZES=1024x1024,800x1344"),
         (["export", "--checkpoint=none.pth"], "make export MODEL=m SIZES=7 CHECKPOINT=<file>"),
-        (["evaluate", "--checkpoint=none.pth"], "make eval MODEL=m SIZES=7 CHECKPOINT=<file>"),
         (["om-compare", "--score=2"], "make om-compare MODEL=m SIZES=7 SCORE=0.3"),
         (["om-precision", "--bound=x"], "make om-precision MODEL=m SIZES=7 BOUND=0.002"),
         (["om-bisect", "--chunk=x"], "make om-bisect MODEL=m SIZES=7 CHUNK=50"),

@@ -85,6 +85,7 @@ def write(root: Path, **recipes: str) -> None:
         "infer": "echo 'stored in build/runs/infer: 1 pictures, results.json (1 x simulated)'",
         "eval": "cat band",
         "om-compare": "cat compared",
+        "report": "printf 'a warning\\nbuild/reports/a b/report.html\\nAccepted (4 of 4)\\n  ok box AP\\n'",
     } | recipes
     text = "".join(
         f".PHONY: {name}\n{name}:\n\t@echo ran $@ $(STACK) $(MODEL) $(DATASET) $(NPU_FALLBACK)\n\t@{recipe}\n"
@@ -135,6 +136,10 @@ def test_all_acts_run_in_order_and_show_what_came_out(root: Path, capsys: pytest
     assert shown.count("boxes: AP 0.682 is inside 0.626 to 0.722") == 2
     assert shown.count("masks: AP 0.500 is below 0.613 to 0.683") == 2
     assert shown.count("AP of boxes: OM 0.6000, PyTorch 0.6000, difference +0.0000") == 2
+    assert (
+        shown.count("      build/reports/a b/report.html\n      Accepted (4 of 4)\n        ok box AP\n") == 4
+    )
+    assert "a warning" not in shown
     assert "ran " not in shown, "what the targets print is in their logs"
     logs = root / "build/demo"
     assert (logs / "1-train.log").read_text().splitlines() == [
@@ -145,7 +150,10 @@ def test_all_acts_run_in_order_and_show_what_came_out(root: Path, capsys: pytest
     assert (
         (logs / "3-om-blendmask.log").read_text().endswith("\nran om blendmask blendmask-tiny shapes error\n")
     )
-    times = [logs.joinpath(f"1-{name}.log").stat().st_mtime_ns for name in ("env", "train", "infer", "eval")]
+    times = [
+        logs.joinpath(f"1-{name}.log").stat().st_mtime_ns
+        for name in ("env", "train", "infer", "eval", "report-vitdet")
+    ]
     assert times == sorted(times)
 
 
@@ -218,8 +226,12 @@ def test_pictures_are_drawn_half_way_while_the_training_goes_on(
         ("run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 3/4  loss 2.5\n", False),
         ("run folder: build/runs/vitdet-tiny_shapes/first\n", True),
         ("04:21:21 train 3/4  loss 2.5\n", True),
+        (
+            "run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 3/4  x\n04:21:22 validate 2/2\n",
+            True,
+        ),
     ],
-    ids=["too early", "no checkpoint", "no progress", "no run"],
+    ids=["too early", "no checkpoint", "no progress", "no run", "at its end"],
 )
 def test_nothing_is_drawn_before_there_is_a_checkpoint_of_half_the_training(
     root: Path, build: Path, log: str, checkpoint: bool

@@ -206,6 +206,14 @@ def test_constraints_hold_each_lock_by_architecture_and_our_wheels_of_both(tmp_p
         assert line.startswith(("#", "    --hash=sha256:")) or line.endswith(" \\")
 
 
+def test_architectures_of_a_release_are_those_of_its_compiled_wheels(folder: Path) -> None:
+    assert check.machines_of(folder) == []
+    for machine in ("aarch64", "x86_64"):
+        make_wheel(folder / "wheels", "cann_sim", "1", tag=f"cp311-cp311-linux_{machine}")
+    assert set(check.machines_of(folder)) == {"aarch64", "x86_64"}
+    assert check.machines_of(folder)[0] == os.uname().machine  # what needs no emulation is tried first
+
+
 # -- tampering --
 
 

@@ -94,7 +94,7 @@ def _fill(
     entries = {}
     for item in built:
         copy = folder / index.WHEELS / item.path.name
-        shutil.copyfile(item.path, copy)
+        _copy(item.path, copy)
         entry = entries[item.path.name] = index.read_wheel(copy)
         _write(folder / "audit" / f"{entry.name}.json", json.dumps(item.audit, indent=1) + "\n")
         text = provenance.statement(
@@ -114,17 +114,22 @@ def _fill(
         _write(folder / "constraints" / f"{stack.name}.txt", constraints.render(stack, pins, machines))
         locked = [(name, version) for name, version, _ in pins]
         _write(folder / "sbom" / f"{stack.name}.cdx.json", bom.write(stack, ours, locked))
-    shutil.copyfile(paths.ROOT / "LICENSE", folder / "licences" / "LICENSE")
-    shutil.copyfile(patches.HOME / "README.md", folder / "patches" / "README.md")
+    _copy(paths.ROOT / "LICENSE", folder / "licences" / "LICENSE")
+    _copy(patches.HOME / "README.md", folder / "patches" / "README.md")
     for name in patches.series_names():
         (folder / "patches" / name).mkdir()
         for path in patches.list_files(name):
-            shutil.copyfile(path, folder / "patches" / name / path.name)
+            _copy(path, folder / "patches" / name / path.name)
     sums.write(folder)
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; unlike with shutil.copyfile, an error names the disk that is written to."""
+    target.write_bytes(source.read_bytes())
 
 
 def _copy_licences(wheel: Path, folder: Path) -> None:

@@ -7,8 +7,10 @@ evaluation. A page appears without them where they cannot be made, and says why.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
+from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.report import facts as gathering
 from ascendet.report.facts import Evaluation, Facts
@@ -27,6 +30,7 @@ from ascendet.supply import assets
 from ascendet.wheels import install
 
 FINDINGS = "findings.json"
+_SOURCE = paths.WHEELS / "common"
 _CURVES = ("loss", "ap", "step")
 _LEAST = {
     "images": int,
@@ -37,9 +41,12 @@ _LEAST = {
     "charts": dict,
     "pictures": list,
 }
-_MOST = 4_000_000  # bytes of pictures and charts on a page
+_MOST = 3_000_000  # bytes of pictures and charts on a page, which are a third longer as base64
 # What has no place in a chart that is inlined into a page.
-_ACTIVE = re.compile(r"<(script|foreignobject|iframe|image)|\son\w+\s*=|javascript:", re.IGNORECASE)
+_ACTIVE = re.compile(
+    r"<(script|foreignobject|iframe|image|a|animate\w*|set)\b|<[^>]*\s(on\w+\s*=|(xlink:)?href\s*=\s*[\"'](?!#))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(kw_only=True)
@@ -72,9 +79,14 @@ def draw(facts: Facts, language: Language, score: float) -> Charts:
 
 
 def _environment(facts: Facts, made: Charts) -> Path | None:
-    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made."""
+    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made.
+
+    An environment that exists is left as it is: a training may be running in it.
+    """
+    stack = Stack.load(facts.subject.stack)
+    python = venv.stack_python(stack)
     try:
-        return install.ensure(Stack.load(facts.subject.stack))
+        return python if python.exists() else install.ensure(stack)
     except AscendetError as error:
         made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
         made.remedy = facts.subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
@@ -86,9 +98,10 @@ class DrawError(Exception):
 
 
 def _run(python: Path, module: str, *arguments: str) -> None:
-    """Run a program of the stack's environment; raise DrawError if it fails."""
+    """Run a program of ours from its source, with the environment's packages; raise DrawError if it fails."""
     command = [str(python), "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    environ = os.environ | {"PYTHONPATH": str(_SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"{module} ended with exit code {done.returncode}"])[-1]
         raise DrawError(paths.printable(last.removeprefix("error: ")))
@@ -107,7 +120,11 @@ def overlay(pair: Sequence[Facts], language: Language) -> Charts:
 
 def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, made: Charts) -> None:
     runs = [facts.run.folder for facts in trained if facts.run]
-    progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
+    try:
+        progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
+    except OSError as error:
+        made.no_curves = str(error)
+        return
     inputs = {"progress": progress, "language": language, "software": _software()}
     options = [*(f"--run={run}" for run in runs), f"--language={language}"]
     try:
@@ -123,8 +140,8 @@ def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, mad
 
 
 def _software() -> str:
-    """Return the digest of the wheel that draws, so that another one draws anew."""
-    return files.digest_tree(paths.WHEELS / "common" / "ascendet_common")
+    """Return the digest of the programs that draw, so that others draw anew."""
+    return files.digest_tree(_SOURCE / "ascendet_common")
 
 
 def _find(
@@ -144,9 +161,13 @@ def _find(
         )
         made.remedy = facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
         return
+    try:
+        digests = {"predictions": files.digest(predictions), "annotations": files.digest(annotations)}
+    except OSError as error:
+        made.no_findings = str(error)
+        return
     inputs = {
-        "predictions": files.digest(predictions),
-        "annotations": files.digest(annotations),
+        **digests,
         "images": listed["images"],
         "score": score,
         "language": language,
@@ -156,6 +177,9 @@ def _find(
     try:
         with manifest.stage("reports/.findings", inputs) as stage:
             if not stage.fresh:
+                print(
+                    f"drawing what was found in {len(listed['images']):,} images", file=sys.stderr, flush=True
+                )
                 images = stage.path / "images.json"
                 images.write_text(json.dumps(listed | {"annotations": str(annotations)}), encoding="utf-8")
                 options += [f"--images={images}", f"--out={stage.path}"]

@@ -75,9 +75,11 @@ class Subject:
     def make(self, target: str, **more: str) -> str:
         """Return the command for a target about this subject, with `more` variables ("" leaves one out).
 
-        It has the variables that the user gave to make, such as DEVICES, without those of the report alone.
+        It has the variables that the user gave to make, such as DEVICES, without those of the report alone; a training
+        starts from no checkpoint.
         """
         stack = self.stack if self.stack != makefile()[2]["STACK"] else ""
         about = {"MODEL": self.model, "DATASET": self.dataset, "STACK": stack}
-        reports = {"RUN": "", "REPORT_LANG": "", "SCORE": "", "CHECKPOINT": self.checkpoint}
+        checkpoint = "" if target == "train" else self.checkpoint
+        reports = {"RUN": "", "REPORT_LANG": "", "SCORE": "", "CHECKPOINT": checkpoint}
         return again.command(target, **about | reports | more)

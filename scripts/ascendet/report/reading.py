@@ -61,10 +61,11 @@ class Reader:
             self.note(section, file, f"{type(content).__name__}, not an object", command)
         return None
 
-    def lines(self, section: str, file: Path, command: str) -> list[Json]:
+    def lines(self, section: str, file: Path, command: str, *, complete: bool) -> list[Json]:
         """Return the objects of a file with one JSON object per line; [] if it is absent.
 
-        A last line without a newline is one that a killed process left incomplete, and is no defect.
+        Unless the file is `complete`, a last line without a newline is one that a process has not written to its end,
+        or was killed in, and is no defect.
         """
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -74,8 +75,8 @@ class Reader:
             self.note(section, file, error.strerror or str(error), command)
             return []
         rows, bad = [], 0
-        *whole, _ = text.split("\n")
-        for line in whole:
+        *whole, rest = text.split("\n")
+        for line in [*whole, rest] if complete else whole:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -85,7 +86,7 @@ class Reader:
             else:
                 bad += bool(line.strip())
         if bad:
-            self.note(section, file, f"{bad} of {len(whole)} lines are no JSON object", command)
+            self.note(section, file, f"{bad} of {len(text.splitlines())} lines are no JSON object", command)
         return rows
 
 
@@ -100,6 +101,15 @@ def dig(content: Any, *keys: str) -> Any:
             return None
         content = content.get(key)
     return content
+
+
+def mapping(value: Any) -> Json:
+    """Return an object as it is, and an empty one for everything else.
+
+    >>> mapping({"a": 1}), mapping(None), mapping([1])
+    ({'a': 1}, {}, {})
+    """
+    return value if isinstance(value, dict) else {}
 
 
 def number(value: Any) -> float | None:

@@ -65,12 +65,12 @@ class Training:
     attempts: int = 1
 
 
-def gather(run: Path, make: str, reader: Reader) -> Training:
+def gather(run: Path, make: str, reader: Reader, *, finished: bool) -> Training:
     """Return the facts of the training in a run folder; `make` is the command that trains anew."""
     file = run / folders.PROGRESS
     found = Training()
     spent: list[float] = []
-    for row in reader.lines("training", file, make):
+    for row in reader.lines("training", file, make, complete=finished):
         with reader.using("training", file, make):
             _add(found, row, spent)
     found.seconds = statistics.median(spent) if spent else None

@@ -14,6 +14,7 @@ from ascendet.report.staged import Staged
 from ascendet.run.evaluate import BANDS
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
+_OFFICIAL = "coco"  # the data set of all official figures; coco-val and coco-val200 are parts of it
 State = Literal["met", "failed", "measured", "missing"]
 
 
@@ -48,11 +49,15 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from."""
+    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from.
+
+    `valid` says that it is for the annotations asked about, `simulated` that it was measured on simulated devices.
+    """
 
     limits: Mapping[str, tuple[float, float]]
     source: str
     valid: bool
+    simulated: bool
 
 
 def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> Band | None:
@@ -62,7 +67,12 @@ def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> 
         return None
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     limits = {kind: (float(low), float(high)) for kind, (low, high) in content["AP"].items()}
-    return Band(limits=limits, source=str(content["source"]), valid=digest == content["annotations"])
+    return Band(
+        limits=limits,
+        source=str(content["source"]),
+        valid=digest == content["annotations"],
+        simulated=content["device"] == "simulated",
+    )
 
 
 def judge(facts: Facts) -> list[Line]:
@@ -95,7 +105,8 @@ def _training(facts: Facts) -> Iterator[Line]:
     values: dict[str, Any] = {"step": known.step if known else 0, "of": known.of if known else 0}
     if facts.state == "finished":
         values["seconds"] = number(facts.run.manifest.get("seconds"))
-        yield Line(**common, state="met", reason="training.finished", values=values, simulated=simulated)
+        reason = "training.finished" if values["of"] else "training.ended"
+        yield Line(**common, state="met", reason=reason, values=values, simulated=simulated)
     elif facts.state == "running":
         yield Line(**common, state="missing", reason="training.running", values=values, simulated=simulated)
     elif facts.state in ("failed", "interrupted", "stopped"):
@@ -120,7 +131,8 @@ def _evaluation(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     common: dict[str, Any] = {"subject": "evaluation", "section": "accuracy"}
     if found is None or not found.numbers:
-        yield Line(**common, state="missing", reason="evaluation.none", command=facts.subject.make("eval"))
+        reason = "evaluation.none" if found is None else "evaluation.broken"
+        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
         return
     if facts.run and not found.of_checkpoint:
         yield Line(**common, state="missing", reason="evaluation.old", command=facts.subject.make("eval"))
@@ -173,13 +185,21 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
 
 
 def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
-    """Return whether an evaluation is of all images; `make eval IMAGES=…` leaves a folder with their number."""
+    """Return whether an evaluation is of all images of its split.
+
+    `make eval` judges only those, and the folder of a part has its number in its name.
+    """
+    judged = evaluation.manifest.get("acceptance")
+    if isinstance(judged, list):
+        return bool(judged)
     stem = f"-{Path(facts.checkpoint).stem}" if facts.checkpoint else ""
     return evaluation.folder.name in ("eval", f"eval{stem}")
 
 
 def _official(facts: Facts) -> Iterator[Line]:
     official = facts.evaluation.official if facts.evaluation else None
+    if not facts.dataset.startswith(_OFFICIAL):
+        return  # nothing else can be held to the authors' figures
     if not official or not isinstance(official.get("figures"), dict):
         return
     for kind, row in official["figures"].items():
@@ -191,7 +211,7 @@ def _official(facts: Facts) -> Iterator[Line]:
                 **common,
                 state="missing",
                 reason="official.other",
-                command=facts.subject.make("eval", IMAGES=""),
+                command=facts.subject.make("eval", DATASET=_OFFICIAL, IMAGES=""),
             )
         else:
             yield Line(
@@ -205,21 +225,14 @@ def _official(facts: Facts) -> Iterator[Line]:
 
 def fallbacks(facts: Facts) -> list[str]:
     """Return the operators that the programs reported as computed on the CPU, each once."""
-    found = []
-    for result in facts.results:
-        met = result.manifest.get("cpu_fallbacks")
-        found += (
-            [str(one.get("operator")) for one in met if isinstance(one, dict)]
-            if isinstance(met, list)
-            else []
-        )
-    return list(dict.fromkeys(found))
+    met = [str(one.get("operator")) for result in facts.results for one in result.fallbacks or ()]
+    return list(dict.fromkeys(met))
 
 
 def watched(facts: Facts) -> bool:
     """Return whether any manifest says which operators ran on the CPU; NPU_FALLBACK=allow is not told of any."""
     allowed = (facts.training.settings.get("NPU_FALLBACK") if facts.training else None) == "allow"
-    return not allowed and any(isinstance(one.manifest.get("cpu_fallbacks"), list) for one in facts.results)
+    return not allowed and any(one.fallbacks is not None for one in facts.results)
 
 
 def _fallbacks(facts: Facts) -> Line:
@@ -299,9 +312,12 @@ def _converted(mine: list[Staged], facts: Facts) -> Line:
 
 def _hardware(facts: Facts) -> Line:
     common: dict[str, Any] = {"subject": "hardware", "section": "environment"}
-    if facts.simulated is False:
+    if facts.devices == {False}:
         return Line(**common, state="met", reason="hardware.real")
     target = "train" if facts.run else "eval"
     return Line(
-        **common, state="missing", reason="hardware.simulated", command=facts.subject.make(target, NPU="real")
+        **common,
+        state="missing",
+        reason="hardware.mixed" if False in facts.devices else "hardware.simulated",
+        command=facts.subject.make(target, NPU="real"),
     )
