@@ -18,7 +18,7 @@ RESUME ?=
 # make train: AMP=1 trains in mixed precision, LR=5e-5 at that learning rate instead of the recipe's.
 AMP ?=
 LR ?=
-# The run folder's name; where empty, the time it was started at, and for make curves the latest.
+# The run folder's name; where empty, the time it was started at, and for make curves and make report the latest.
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=
@@ -213,7 +213,7 @@ lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
 test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -release, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
 	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
-bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-host, -om-pipeline, -pyacl, -counters, -score, -hccl, -wheel, -image, -fetch
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-host, -om-pipeline, -pyacl, -counters, -score, -findings, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

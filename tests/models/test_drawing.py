@@ -33,7 +33,7 @@ def test_masks_boxes_and_names_are_drawn_and_nothing_else(tmp_path):
     assert np.array_equal(drawn[40, 99], drawing.colour(1))
 
 
-@pytest.mark.parametrize("text", ["thing", "消防栓 0.93", "ключ"])
+@pytest.mark.parametrize("text", ["thing", "消防栓 0.93", "ключ", "\udcd6\udcd0"])
 def test_a_name_in_any_language_is_written(text):
     drawn = drawing.draw(GREY, [Thing(label=0, text=text, box=[40, 40, 60, 40])])
     other = drawing.draw(GREY, [Thing(label=0, text=f"{text}.", box=[40, 40, 60, 40])])

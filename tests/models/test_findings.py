@@ -466,8 +466,9 @@ def test_of_many_classes_the_most_confused_are_drawn(tmp_path):
 def test_charts_can_be_inlined_in_one_page(tmp_path, language):
     annotations, detections = _random(1)
     annotations["categories"][0]["name"] = '<b> & "狗"'
+    annotations["categories"][1]["name"] = "$x_1$"
     found = _findings(_with_pictures(tmp_path, annotations, detections), f"--language={language}")
-    names = set()
+    names = []
     for name in found["charts"].values():
         text = (tmp_path / "findings" / name).read_text(encoding="utf-8")
         root = xml.etree.ElementTree.fromstring(text)
@@ -476,15 +477,25 @@ def test_charts_can_be_inlined_in_one_page(tmp_path, language):
         assert any(("错误" if language == "zh" else "wrong") in word for word in words) == (
             name == "errors.svg"
         )
+        assert ("$x_1$" in words) == (name == "confusion.svg")
         assert "DejaVu" not in text
         assert not {"#000000", "#000", "black"} & set(re.findall(r"#\w+|black", text))
-        ids = re.findall(r'\bid="([^"]*)"', text)
-        assert len(ids) == len(set(ids))
-        names |= set(ids)
+        names += re.findall(r'\bid="([^"]*)"', text)
     assert names  # of clip paths
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("module", [charts, masks, svg, words])
 def test_examples_in_docstrings_are_true(module):
     failed, tried = doctest.testmod(module)
     assert (failed, tried > 0) == (0, True)
+
+
+def test_sizes_that_are_not_stated_and_names_that_are_no_text_are_no_error(tmp_path):
+    annotations = _annotations([_object(1, 1, WHOLE, form=_rle)], categories=[(1, "\udcd6\udcd0")])
+    folder = _with_pictures(tmp_path, annotations, [_detection(1, 1, WHOLE, 0.9)])
+    for image in annotations["images"]:
+        del image["height"], image["width"]
+    found = _findings(_write(folder, annotations, [_detection(1, 1, WHOLE, 0.9)]))
+    assert (found["notes"], len(found["pictures"])) == ([], 1)
+    assert found["classes"][0]["name"] == "\\xd6\\xd0"

@@ -149,6 +149,20 @@ def test_a_bound_that_even_float32_does_not_keep_is_said(stages: dict[str, graph
     assert caught.value.loss == 0.01
 
 
+def test_a_loss_that_float32_has_too_splits_no_group(stages: dict[str, graphs.Graph]) -> None:
+    """The OM's kernels differ from ONNX Runtime's in every mode: that is no group's fault."""
+    exact, meter = Meter(LOSSES), Meter(LOSSES)
+    found = find(stages, exact, 0.01)
+    shifted = search(
+        whole_stages(stages, {}),
+        lambda choice: meter(choice) + 0.005,
+        lambda group: split(stages[group.stage], group),
+        bound=0.015,
+    )
+    assert meter.asked == exact.asked
+    assert {(stage, name) for stage, names in shifted.choice.items() for name in names} == found
+
+
 @pytest.mark.parametrize(
     ("loss", "advice", "found"),
     [(0.00104, {"BOUND": "0.0011"}, "0.0010"), (math.inf, {}, "atc refuses float32 there")],

@@ -41,21 +41,27 @@ def count(request: pytest.FixtureRequest, run_forked: RunPython) -> Any:
 FIRST_LINE = 5  # of the body, in the program that `count` runs
 
 
-def test_three_operators_are_three_launches(count: Any) -> None:
-    counters = count("y = x + x\nz = y @ y\nz.relu_()")
-    assert counters["launches"] == {"aten::add.Tensor": 1, "aten::matmul": 1, "aten::relu_": 1}
+# {level: what x + x, y @ y and z.relu_() launch}
+LAUNCHES = {
+    "aclnn": ("aclnnAdd", "aclnnMatmul", "aclnnInplaceRelu"),
+    "aten": ("aten::add.Tensor", "aten::matmul", "aten::relu_"),
+}
+
+
+@pytest.mark.parametrize("level", LAUNCHES)
+def test_three_operators_are_three_launches(count: Any, level: str) -> None:
+    counters = count("y = x + x\nz = y @ y\nz.relu_()", CANN_SIM_LEVEL=level)
+    add, matmul, relu = LAUNCHES[level]
+    assert counters["launches"] == {add: 1, matmul: 1, relu: 1}
     assert counters["host_syncs"] == counters["copies"] == []
     assert counters["cpu_fallbacks"] == {}
     matrix = "float32[4,4]"
+    read = {add: f"{matrix}, {matrix}", matmul: f"{matrix}, {matrix}"}
+    # A function's signature has what it reads, then what it writes: what it does both to is written.
+    read[relu] = matrix if level == "aten" else ""
     assert counters["signatures"] == [
-        {
-            "op": "aten::add.Tensor",
-            "signature": f"{matrix}, {matrix} -> {matrix}",
-            "count": 1,
-            "first_step": 0,
-        },
-        {"op": "aten::matmul", "signature": f"{matrix}, {matrix} -> {matrix}", "count": 1, "first_step": 0},
-        {"op": "aten::relu_", "signature": f"{matrix} -> {matrix}", "count": 1, "first_step": 0},
+        {"op": op, "signature": f"{read[op]} -> {matrix}", "count": 1, "first_step": 0}
+        for op in sorted((add, matmul, relu))
     ]
 
 
@@ -107,13 +113,21 @@ def test_explicit_waits(count: Any) -> None:
     ]
 
 
-def test_a_shape_that_depends_on_data_makes_the_host_wait(count: Any) -> None:
-    counters = count("m = x > 0\nx[m]\nx[torch.tensor([1]).npu()]\nx.nonzero()")
-    waits = {row["call"]: row["line"] for row in counters["host_syncs"] if row["call"].startswith("aten::")}
-    assert waits == {
-        "aten::index.Tensor": f"<string>:{FIRST_LINE + 1}",
-        "aten::nonzero": f"<string>:{FIRST_LINE + 3}",
-    }
+# {level: the calls that wait for the number of a mask's elements, and of those that are not zero}
+WAITS = {
+    "aclnn": ("aclrtSynchronizeStream", "aclrtSynchronizeStream"),
+    "aten": ("aten::index.Tensor", "aten::nonzero"),
+}
+
+
+@pytest.mark.parametrize("level", WAITS)
+def test_a_shape_that_depends_on_data_makes_the_host_wait(count: Any, level: str) -> None:
+    body = "m = x > 0\nx[m]\nx[torch.tensor([1]).npu()]\nx.nonzero()"
+    counters = count(body, CANN_SIM_LEVEL=level)
+    copied = f"<string>:{FIRST_LINE + 2}"  # the index, which the host has
+    waits = [(row["call"], row["line"]) for row in counters["host_syncs"] if row["line"] != copied]
+    lines = (f"<string>:{FIRST_LINE + 1}", f"<string>:{FIRST_LINE + 3}")
+    assert waits == list(zip(WAITS[level], lines, strict=True))
 
 
 def test_steps_and_the_first_appearance_of_a_signature(count: Any) -> None:
@@ -155,7 +169,7 @@ def test_an_operator_that_torch_npu_sends_to_the_cpu_is_named(count: Any) -> Non
 
 def test_counting_stops_and_starts_at_zero(count: Any) -> None:
     counters = count("x + x\ncounters.stop()\nx * x\ncounters.start()\nx - x")
-    assert counters["launches"] == {"aten::sub.Tensor": 1}
+    assert counters["launches"] == {"aclnnSub": 1}
 
 
 TRAINING = """

@@ -104,13 +104,15 @@ def test_a_collective_ends_in_hccls_own_error(run_forked: RunPython, fault: str,
     assert code in done.stdout + done.stderr
 
 
-def test_one_call_of_an_operator_is_corrupted(run_forked: RunPython) -> None:
+@pytest.mark.parametrize(("level", "name"), [("aclnn", "aclnnMatmul"), ("aten", "aten::matmul")])
+def test_one_call_of_an_operator_is_corrupted(run_forked: RunPython, level: str, name: str) -> None:
     code = """
         import torch, torch_npu
         x = torch.ones(2, 2).npu()
         print([(x @ x).cpu().sum().item() for _ in range(3)])
     """
-    assert run_forked(code, CANN_SIM_FAULT="corrupt@aten::matmul:2").stdout.strip() == "[8.0, 0.0, 8.0]"
+    done = run_forked(code, CANN_SIM_FAULT=f"corrupt@{name}:2", CANN_SIM_LEVEL=level)
+    assert done.stdout.strip() == "[8.0, 0.0, 8.0]"
 
 
 def test_a_slow_link_takes_its_time(run_forked: RunPython) -> None:
@@ -130,8 +132,10 @@ def test_a_slow_device_takes_its_factor(run_forked: RunPython) -> None:
         import time, torch, torch_npu
         x = torch.ones(700, 700).npu()
         x @ x
+        torch.npu.synchronize()
         begin = time.monotonic()
         for _ in range(5): x @ x
+        torch.npu.synchronize()
         print(time.monotonic() - begin)
     """
     plain = float(run_forked(code).stdout)

@@ -488,6 +488,33 @@ def test_scatter_nd_update() -> None:
     assert torch.equal(found.cpu(), expected)
 
 
+@pytest.mark.parametrize("weight_format", [2, 29], ids=["ND", "FRACTAL_NZ"])
+@pytest.mark.parametrize("output", [torch.float16, torch.bfloat16, torch.int32])
+def test_products_of_integers_with_scales(
+    weight_format: int, output: torch.dtype, run_forked: RunPython
+) -> None:
+    """By rows and columns, with a bias of integers; int32 is the sum alone. In a process: the format is an option."""
+    code = f"""
+        import torch, torch_npu
+        torch.npu.config.allow_internal_format = True
+        x = torch.arange(-64, 64).view(4, 32).to(torch.int8)
+        w = (torch.arange(32 * 64).view(32, 64) % 23 - 11).to(torch.int8)
+        columns, rows, bias = torch.rand(64), torch.rand(4), torch.arange(64).int()
+        whole = {output} == torch.int32
+        columns = columns.bfloat16() if {output} == torch.bfloat16 else columns
+        expected = x.int() @ w.int() + bias
+        if not whole:
+            expected = expected.float() * columns.float() * rows[:, None]
+        found = torch_npu.npu_quant_matmul(
+            x.npu(), torch_npu.npu_format_cast(w.npu(), {weight_format}), columns.npu(),
+            pertoken_scale=None if whole else rows.npu(), bias=bias.npu(), output_dtype={output},
+        )
+        print(found.dtype, torch.equal(found.cpu(), expected.to({output})))
+    """
+    done = run_forked(code, TASK_QUEUE_ENABLE="0")
+    assert done.stdout.split() == [str(output), "True"], done.stdout + done.stderr
+
+
 # -- the list --
 
 

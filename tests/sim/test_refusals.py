@@ -43,18 +43,30 @@ REFUSED = {
     "vllm-project/vllm-ascend#5297": (
         "torch.addmm(torch.ones(3).npu(), x.npu(), torch.ones(4, 3).npu())", "aclnnAddmm", "inner sizes",
     ),
+    # Three models, one message: a scale of half precision.
+    "vllm-project/vllm-ascend#6636": ("quantised(scale=torch.float16)", "aclnnQuantMatmulWeightNz", "cale.*DT_FLOAT16"),
+    "vllm-project/vllm-ascend#7443": (
+        "quantised(scale=torch.float16, by_row=True)", "aclnnQuantMatmulWeightNz", "cale.*DT_FLOAT16",
+    ),
+    "vllm-project/vllm-ascend#12907": (
+        "quantised(scale=torch.float16, rows=1)", "aclnnQuantMatmulWeightNz", "cale.*DT_FLOAT16",
+    ),
 }  # fmt: skip
 
 # On older products: {issue: (SoC, call, function, words)}
 REFUSED_OLDER = {
     "hiyouga/LlamaFactory#4165": ("Ascend910A", "x.bfloat16().npu().float()", "aclnnCast", "DT_BF16"),
-    "hiyouga/LlamaFactory#7522": (
-        "Ascend310P3",
-        "x.bfloat16().npu().to(torch.float16)",
-        "aclnnCast",
-        "DT_BF16",
+    "hiyouga/LlamaFactory#7522": ("Ascend310P3", "x.bfloat16().npu().to(torch.float16)", "aclnnCast", "DT_BF16"),
+    "vllm-project/vllm-ascend#14152": (
+        "Ascend310P3", "quantised(bias=torch.float16)", "aclnnQuantMatmulWeightNz", "bias.*DT_FLOAT16.*DT_INT32",
     ),
-}
+    "vllm-project/vllm-ascend#14792": (
+        "Ascend310P3", "quantised(bias=torch.float16, by_row=True)", "aclnnQuantMatmulWeightNz",
+        "bias.*DT_FLOAT16.*DT_INT32",
+    ),
+    # Paddle asked for it; torch_npu does with this setting.
+    "PaddlePaddle/Paddle#70866": ("Ascend310P3", "kept() @ kept().t()", "aclnnMatmul", "DT_FLOAT.*keep type"),
+}  # fmt: skip
 
 # Calls that the document or the source alone would refuse, or a rule of one branch only; d moves to a device.
 ACCEPTED = {
@@ -80,11 +92,24 @@ ACCEPTED = {
     "conditions are broadcast": "torch.where(d(x)[:1] > 0, d(x), d(x).new_zeros(()))",
     "a matrix without rows": "torch.empty(0, 3).to(d(x).device) @ d(x).t()",
 }
+# On the SoC of a refusal above, what it accepts; the values are those of test_npu_functions.py.
+ACCEPTED_OLDER = ("quantised(bias=torch.int32)", "x.npu() @ x.npu().t()")
 PRELUDE = textwrap.dedent("""
     import json, torch, torch_npu
     F = torch.nn.functional
     x = torch.arange(6.0).view(2, 3) - 2
     c, r, u = torch.complex(x, x), torch.tensor([1, 0]), torch.ones(2, dtype=torch.uint64)
+    def kept():
+        torch.npu.set_option({"ACL_PRECISION_MODE": "must_keep_origin_dtype"})
+        return x.npu()
+    def quantised(scale=torch.float32, bias=None, by_row=False, rows=4):
+        torch.npu.config.allow_internal_format = True
+        weight = torch_npu.npu_format_cast(torch.ones(32, 64, dtype=torch.int8).npu(), 29)
+        return torch_npu.npu_quant_matmul(
+            torch.ones(rows, 32, dtype=torch.int8).npu(), weight, torch.ones(64, dtype=scale).npu(),
+            pertoken_scale=torch.ones(rows).npu() if by_row else None,
+            bias=None if bias is None else torch.ones(64, dtype=bias).npu(), output_dtype=torch.float16,
+        )
     def refusal(call):
         try:
             eval(call)
@@ -122,6 +147,13 @@ def test_older_products_refusals(run_forked: RunPython, issue: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert judge(json.loads(done.stdout.splitlines()[-1]), function, words) == ""
+
+
+def test_older_products_accept_the_rest(run_forked: RunPython) -> None:
+    code = PRELUDE + f"print(json.dumps([refusal(call) for call in {ACCEPTED_OLDER}]))"
+    done = run_forked(code, TASK_QUEUE_ENABLE="0", CANN_SIM_SOC="Ascend310P3")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["computed"] * len(ACCEPTED_OLDER)
 
 
 def test_what_cards_accept_is_computed(run_forked: RunPython) -> None:

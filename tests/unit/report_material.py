@@ -265,6 +265,7 @@ def drawn(name: str = "a|b <script>.png") -> Charts:
         "shown": 410,
         "score": 0.3,
         "errors": {"bbox": {"counts": counts}},
+        "notes": ["pictures that cannot be drawn: 1 (<b>.png: No such file or directory)"],
     }
     charts = dict.fromkeys(("precision_recall", "confusion", "errors"), SVG)
     curves = dict.fromkeys(("loss", "ap", "step"), SVG)

@@ -226,8 +226,12 @@ def test_pictures_are_drawn_half_way_while_the_training_goes_on(
         ("run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 3/4  loss 2.5\n", False),
         ("run folder: build/runs/vitdet-tiny_shapes/first\n", True),
         ("04:21:21 train 3/4  loss 2.5\n", True),
+        (
+            "run folder: build/runs/vitdet-tiny_shapes/first\n04:21:21 train 3/4  x\n04:21:22 validate 2/2\n",
+            True,
+        ),
     ],
-    ids=["too early", "no checkpoint", "no progress", "no run"],
+    ids=["too early", "no checkpoint", "no progress", "no run", "at its end"],
 )
 def test_nothing_is_drawn_before_there_is_a_checkpoint_of_half_the_training(
     root: Path, build: Path, log: str, checkpoint: bool

@@ -129,6 +129,8 @@ DEVICE = {"SOC": "Ascend910B3", "FORCE": "1"}
         ("staged_om.infer", "IMAGES=a", "om-corrupt", {}, "make om"),
         ("staged_om.compare", "IMAGES=a BATCH=4", "om-differs", {"IMAGES": "a/worst.jpg"},
          "make om-bisect IMAGES=a/worst.jpg BATCH=4"),
+        ("export", "SIZES=100x90", "config-invalid", {"SIZES": "112x96"}, "make export SIZES=112x96"),
+        ("export", "BATCH=4 AIPP=1", "config-invalid", {"AIPP": ""}, "make export BATCH=4"),
         ("export", "BATCH=4", "checkpoint-mismatch", {}, "make export BATCH=4 CHECKPOINT=<file>"),
         ("export", "CHECKPOINT=x.pth", "checkpoint-unreadable", {}, "make export CHECKPOINT=<file>"),
     ],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import report_material as material
@@ -165,6 +168,41 @@ def test_a_resumed_training_is_one() -> None:
     assert found.broken == []
 
 
+def test_an_image_is_known_by_its_digest_and_labels(build: Path) -> None:
+    digest = "sha256:" + "7" * 64
+    material.add_run(inputs={"image": digest})
+    assert gather().environment.image == {"id": digest}
+    labels = {
+        "org.opencontainers.image.base.name": "cann:8.5.0",
+        "org.opencontainers.image.base.digest": "sha256:88",
+    }
+    material.write(
+        build / "image/vitdet-x86_64/k/manifest.json",
+        {"image": digest, "tag": "ascendet/vitdet", "labels": labels},
+    )
+    said = text(gather())
+    assert all(
+        known in said for known in (digest, "ascendet/vitdet", "cann:8.5.0 sha256:88", "sbom.cdx.json")
+    )
+
+
+def test_wheels_are_named_by_their_digests(build: Path) -> None:
+    material.add_run()
+    material.write(
+        build / "wheelhouse/mmcv/k/manifest.json",
+        {"outputs": {"mmcv-2.1.0.whl": "e" * 64, "audit.json": "0"}},
+    )
+    (wheel,) = gather().environment.wheels
+    assert (wheel.name, wheel.digest, wheel.file) == ("mmcv", "e" * 64, "mmcv-2.1.0.whl")
+
+
+def test_patches_are_those_of_the_stacks_wheels_with_their_reasons() -> None:
+    material.add_run()
+    patches = gather().environment.patches
+    assert {patch.upstream for patch in patches} == {"mmcv", "mmdet"}
+    assert all(patch.why for patch in patches)
+
+
 # -- broken files --
 
 FILES = {
@@ -202,6 +240,39 @@ def test_a_broken_file_is_named_in_its_section_and_the_report_appears(name: str,
         assert {one.section for one in found.broken} == {FILES[name]}
         assert all("make " in one.command and one.why for one in found.broken)
         assert "cannot be used" in str(made.sections)
+
+
+def _places(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to each value of a JSON content."""
+    for key in (
+        content
+        if isinstance(content, dict)
+        else range(min(2, len(content)))
+        if isinstance(content, list)
+        else ()
+    ):
+        yield (*place, key)
+        yield from _places(content[key], (*place, key))
+
+
+def test_a_value_of_another_type_never_stops_a_report() -> None:
+    """Every 29th of all values with every wrong one; all of them, 3,573 cases, were tried once by hand."""
+    run = material.everything()
+    cases = [
+        (file, place, wrong)
+        for file in sorted([*run.rglob("*.json"), *(run.parents[2] / "om").rglob("*.json")])
+        for place in _places(json.loads(file.read_text()))
+        for wrong in (None, 3, "x", [], {}, [3], {"a": 1}, -1.5, True)
+    ]
+    for file, place, wrong in cases[::29]:
+        before = file.read_text()
+        content = inner = json.loads(before)
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = wrong
+        material.write(file, content)
+        assert len(page.compose(gather(), Charts(), Words("en")).sections) == 9, (file, place, wrong)
+        file.write_text(before)
 
 
 def test_a_file_that_may_not_be_read_is_named() -> None:
@@ -249,13 +320,18 @@ def test_results_of_a_checkpoint_without_a_run_are_reported() -> None:
 def test_another_checkpoint_of_a_run_has_results_of_its_own() -> None:
     run = material.everything()
     other = run / "epoch_1.pth"
-    other.write_text("weights")
-    material.add_eval(run / "eval-epoch_1", box=0.1, digest="1" * 64, checkpoint=f"x/{other.name}")
+    other.write_text("weights of an epoch before")
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    material.add_eval(run / "eval-epoch_1", box=0.1, digest=digest, checkpoint=f"x/{other.name}")
     found = gather(
         subject=Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint=str(other))
     )
+    assert (found.name, found.digest) == ("first-epoch_1", digest)
     assert found.evaluation
+    assert found.evaluation.of_checkpoint
     assert found.evaluation.numbers["bbox"]["AP"] == 0.1
+    assert found.speed is None  # that is of the last checkpoint
+    assert not found.staged[0].of_checkpoint
 
 
 def test_an_evaluation_of_an_earlier_checkpoint_is_called_that() -> None:

@@ -74,6 +74,13 @@ def test_on_npus_nothing_is_called_simulated() -> None:
     assert [found.start() < band for found in re.finditer('class="sim"', text)] == [True]
 
 
+def test_a_part_on_npus_is_not_the_whole() -> None:
+    run = material.add_run(simulated=False)
+    assert lines()["hardware"].state == "met"
+    material.add_eval(run / "eval")
+    assert (lines()["hardware"].state, lines()["hardware"].reason) == ("missing", "hardware.mixed")
+
+
 @pytest.mark.parametrize(
     ("box", "state"), [(0.5, "failed"), (0.626, "met"), (0.722, "met"), (0.9, "met"), (-1.0, "measured")]
 )
@@ -91,6 +98,8 @@ def test_a_band_is_for_its_annotations_and_all_images() -> None:
     material.add_eval(run / "eval-4")
     assert lines()["accuracy.bbox"].reason == "accuracy.part"
     assert lines()["accuracy.bbox"].command == "make eval MODEL=vitdet-tiny DATASET=shapes"
+    material.add_eval(run / "eval-4", acceptance=["IMAGES was more than there are: all were evaluated"])
+    assert lines()["accuracy.bbox"].state == "met"
 
 
 @pytest.mark.parametrize(
@@ -252,6 +261,9 @@ def test_names_from_files_are_text_and_nothing_else(language: Language) -> None:
     markdown = render.to_markdown(made, Words(language))
     assert "<script" not in markdown
     assert "a\\|b &lt;script&gt;.png" in markdown
+    note = "pictures that cannot be drawn: 1 (&lt;b&gt;.png: No such file or directory)"
+    assert note in text
+    assert note in markdown
 
 
 def test_markdown_tables_have_as_many_cells_as_columns() -> None:
@@ -283,10 +295,20 @@ def test_simulated_stands_once_on_a_table_that_is_on_columns_or_on_cells() -> No
 
 
 def test_a_chart_that_could_run_code_is_refused(tmp_path: Path) -> None:
-    for text in ("<svg><script>1</script></svg>", '<svg onload="x"/>', "<svg><foreignObject/></svg>"):
+    refused = (
+        "<svg><script>1</script></svg>",
+        '<svg onload="x"/>',
+        "<svg><foreignObject/></svg>",
+        '<svg><use href="data:x"/></svg>',
+    )
+    for text in refused:
         (tmp_path / "chart.svg").write_text(text)
         with pytest.raises(ValueError, match="more than a drawing"):
             _svg(tmp_path / "chart.svg")
+    (tmp_path / "chart.svg").write_text(
+        '<svg><use xlink:href="#m"/><text>a class on it= javascript:</text></svg>'
+    )
+    assert b"a class on it=" in _svg(tmp_path / "chart.svg")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": 1}'])
@@ -296,6 +318,25 @@ def test_broken_findings_are_named(tmp_path: Path, content: str) -> None:
     _take(tmp_path, charts, reader, "make eval")
     assert charts.findings is None
     assert [one.section for one in reader.broken] == ["pictures"]
+
+
+def test_pictures_stop_before_the_page_is_too_long(tmp_path: Path) -> None:
+    rows = [{"role": "best", "file": f"{at}.jpg", "file_name": "a"} for at in range(4)]
+    for row in rows:
+        (tmp_path / row["file"]).write_bytes(bytes(1_200_000))
+    content = {
+        "images": 1,
+        "objects": 1,
+        "shown": 1,
+        "score": 0.3,
+        "errors": {},
+        "charts": {},
+        "pictures": rows,
+    }
+    material.write(tmp_path / "findings.json", content)
+    charts = Charts()
+    _take(tmp_path, charts, Reader(), "make eval")
+    assert len(charts.pictures) == 2
 
 
 # -- the stage --
@@ -342,6 +383,18 @@ def test_two_runs_are_compared(
     assert error.expected == "the run third"
     assert error.found == "first, second"
     fails("usage", run_stage, monkeypatch, "--run=first,second,third")
+
+
+def test_a_configuration_of_ones_own_is_called_like_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, build: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("MODEL: {}\n")
+    material.add_run()
+    material.home().rename(material.home().with_name("mine_shapes"))
+    run_stage(monkeypatch, "--stack=blendmask", f"--model={tmp_path}/mine.yaml")
+    text = (build / "reports/mine_shapes_first/report.md").read_text()
+    assert text.startswith("# mine on shapes\n")
+    assert f"make eval MODEL={tmp_path}/mine.yaml DATASET=shapes STACK=blendmask" in text
 
 
 def test_two_equal_runs_do_not_differ() -> None:

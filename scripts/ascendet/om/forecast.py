@@ -33,7 +33,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Print the forecast of every exported model that is asked for."""
     precision = exported.check_precision(args.precision)
-    pictures = infer.find_images(args.images, "om-forecast") if args.images else []
+    pictures = infer.find_images(args.images) if args.images else []
     aim = target.check(args, "export")
     found = exported.find(aim, exported.parse_sizes(args.sizes), exported.parse_batches(args.batch))
     aim = target.prepare(aim)

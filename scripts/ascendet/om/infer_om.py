@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Find objects with the OMs of all sizes and batches that are converted, and print the latency."""
-    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images, "infer-om")
+    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images)
     precision = exported.check_precision(args.precision)
     aim = target.check(args, "export")
     aim = replace(aim, devices=aim.devices[:1])

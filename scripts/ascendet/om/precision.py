@@ -24,8 +24,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Measure the modes, and search in PRECISION, or in fp16 where that keeps all data types."""
-    bound = proof.check_number("BOUND", args.bound, 0, 1)
-    score = proof.check_number("SCORE", args.score, 0, 1)
+    bound = proof.check_number("BOUND", args.bound, 0, 1, 0.002)
+    score = proof.check_number("SCORE", args.score, 0, 1, 0.3)
     mode = "fp16" if args.precision in _KEEP_ALL else exported.check_precision(args.precision)
     for one in proof.prepare(args):
         # Any OMs do: they tell the SoC and atc's version.

@@ -145,7 +145,7 @@ def origin(proof: Proof) -> Path | None:
     return None
 
 
-def check_number(name: str, text: str, low: float, high: float) -> float:
+def check_number(name: str, text: str, low: float, high: float, such_as: float) -> float:
     """Return a variable of make as a number; raise `usage` if it is none between `low` and `high`."""
     try:
         value = float(text)
@@ -156,7 +156,7 @@ def check_number(name: str, text: str, low: float, high: float) -> float:
             "usage",
             f"{name} must be a number from {low:g} to {high:g}",
             found=f"{name}={text}",
-            hint=f"make print-{name}",
+            hint=f"{name}={such_as:g}",
         )
     return value
 

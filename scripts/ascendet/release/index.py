@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.parser
 import hashlib
 import html
-import html.parser
 import json
 import urllib.parse
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ascendet.core import files
+from ascendet.supply import index as supply_index
 from ascendet.supply import lockfiles
 from ascendet.wheels import wheelfile
 
@@ -106,7 +106,7 @@ def read(folder: Path) -> dict[str, dict[str, str]]:
     for page in sorted((folder / SIMPLE).glob("*/index.*")):
         found: dict[str, str] = {}
         text = page.read_text(encoding="utf-8")
-        for link in _json_links(text) if page.suffix == ".json" else _html_links(text):
+        for link in _json_links(text) if page.suffix == ".json" else supply_index.links_in(text):
             target, _, digest = link.partition("#sha256=")
             if not digest:
                 raise ValueError(f"{page.parent.name}/{page.name}: {link} has no digest")
@@ -162,20 +162,3 @@ def _json_links(text: str) -> list[str]:
         return [f"{file['url']}#sha256={file['hashes']['sha256']}" for file in listed]
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a page of PEP 691: {error!r}") from error
-
-
-def _html_links(text: str) -> list[str]:
-    parser = _Links()
-    parser.feed(text)
-    return parser.found
-
-
-class _Links(html.parser.HTMLParser):
-    """Collects the `href` of all links in a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +41,12 @@ _LEAST = {
     "charts": dict,
     "pictures": list,
 }
-_MOST = 4_000_000  # bytes of pictures and charts on a page
+_MOST = 3_000_000  # bytes of pictures and charts on a page, which are a third longer as base64
 # What has no place in a chart that is inlined into a page.
-_ACTIVE = re.compile(r"<(script|foreignobject|iframe|image)|\son\w+\s*=|javascript:", re.IGNORECASE)
+_ACTIVE = re.compile(
+    r"<(script|foreignobject|iframe|image|a|animate\w*|set)\b|<[^>]*\s(on\w+\s*=|(xlink:)?href\s*=\s*[\"'](?!#))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(kw_only=True)
@@ -116,7 +120,11 @@ def overlay(pair: Sequence[Facts], language: Language) -> Charts:
 
 def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, made: Charts) -> None:
     runs = [facts.run.folder for facts in trained if facts.run]
-    progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
+    try:
+        progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
+    except OSError as error:
+        made.no_curves = str(error)
+        return
     inputs = {"progress": progress, "language": language, "software": _software()}
     options = [*(f"--run={run}" for run in runs), f"--language={language}"]
     try:
@@ -153,9 +161,13 @@ def _find(
         )
         made.remedy = facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
         return
+    try:
+        digests = {"predictions": files.digest(predictions), "annotations": files.digest(annotations)}
+    except OSError as error:
+        made.no_findings = str(error)
+        return
     inputs = {
-        "predictions": files.digest(predictions),
-        "annotations": files.digest(annotations),
+        **digests,
         "images": listed["images"],
         "score": score,
         "language": language,
@@ -165,6 +177,9 @@ def _find(
     try:
         with manifest.stage("reports/.findings", inputs) as stage:
             if not stage.fresh:
+                print(
+                    f"drawing what was found in {len(listed['images']):,} images", file=sys.stderr, flush=True
+                )
                 images = stage.path / "images.json"
                 images.write_text(json.dumps(listed | {"annotations": str(annotations)}), encoding="utf-8")
                 options += [f"--images={images}", f"--out={stage.path}"]

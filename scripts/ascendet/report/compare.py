@@ -104,9 +104,11 @@ def _different(pair: Pair) -> Iterator[tuple[str, str, str]]:
     one, other = sides
     for name in dict.fromkeys([*one, *other]):
         values = one.get(name, DASH), other.get(name, DASH)
-        if values[0] != values[1] and not name.startswith(
-            "settings.HCCL_IF_BASE_PORT"
-        ):  # chosen anew for each run
+        unknown = (
+            name.startswith("machine.") and DASH in values
+        )  # a manifest of an older version does not say it
+        chosen_anew = name == "settings.HCCL_IF_BASE_PORT"
+        if values[0] != values[1] and not unknown and not chosen_anew:
             yield name, *values
 
 

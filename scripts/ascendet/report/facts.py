@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import manifest
+from ascendet.core import files, manifest
 from ascendet.errors import AscendetError
 from ascendet.report import counters, machinery, staged, training
 from ascendet.report.commands import Subject, of_stage
@@ -21,6 +21,7 @@ from ascendet.run import folders
 from ascendet.run.score import CLASSES, IMAGES, METRICS, NAMES, PREDICTIONS
 
 KINDS = ("bbox", "segm")
+_ENDS = ("finished", "failed", "interrupted")  # states of a training that is over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,12 @@ class Result:
         found = self.manifest.get("simulated")
         return found if isinstance(found, bool) else None
 
+    @property
+    def fallbacks(self) -> list[Json] | None:
+        """The operators that were computed on the CPU, by `operator` and `line`; None if the manifest does not say."""
+        found = self.manifest.get("cpu_fallbacks")
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Result):
@@ -46,7 +53,6 @@ class Evaluation(Result):
     images: int | None
     annotations: str | None
     official: Json | None
-    fallbacks: list[Json]
     of_checkpoint: bool
 
 
@@ -81,11 +87,15 @@ class Facts:
         return sorted(filter(None, found), key=lambda one: str(one.manifest.get("started") or ""))
 
     @property
+    def devices(self) -> set[bool]:
+        """Whether simulated devices computed something (True), and whether real ones did (False)."""
+        found = [one.simulated for one in self.results] + [one.simulated for one in self.staged]
+        return {simulated for simulated in found if simulated is not None}
+
+    @property
     def simulated(self) -> bool | None:
         """Whether devices were simulated: True if any were, False if all were real, None if nothing ran on one."""
-        found = [one.simulated for one in self.results if one.simulated is not None]
-        found += [one.simulated for one in self.staged if one.simulated is not None]
-        return any(found) if found else None
+        return True in self.devices if self.devices else None
 
 
 def gather(subject: Subject, model: str, run: str) -> Facts:
@@ -113,14 +123,16 @@ def gather(subject: Subject, model: str, run: str) -> Facts:
         subject=subject,
         model=model,
         dataset=subject.dataset,
-        name=folder.name if folder else stem,
+        name="-".join(filter(None, (folder.name if folder else "", stem))),
         home=folder or home,
         environment=Environment(),
     )
     if folder:
         _read_run(facts, folder, reader)
-    beside = "" if folder and not stem else stem
-    _read_results(facts, folder or home, beside, reader)
+    if stem:
+        file = Path(checkpoint).expanduser().absolute()
+        facts.checkpoint, facts.digest = paths.shorten(file), files.digest(file) if file.is_file() else None
+    _read_results(facts, folder or home, stem, reader)
     if facts.digest is None and facts.evaluation:
         facts.digest = dig(facts.evaluation.manifest, "inputs", "checkpoint")
     facts.staged = staged.gather(subject, model, facts.digest, reader)
@@ -214,7 +226,7 @@ def _state(folder: Path, content: Json) -> str | None:
         except (AscendetError, OSError):
             return "running"
         return "stopped"
-    return state if isinstance(state, str) else None
+    return str(state) if state in _ENDS else None
 
 
 # -- results --
@@ -233,8 +245,6 @@ def _read_results(facts: Facts, folder: Path, stem: str, reader: Reader) -> None
     # All images before a part of them, then the newest.
     evaluations.sort(key=lambda one: (one.images or 0, str(one.manifest.get("started") or "")), reverse=True)
     facts.evaluation, facts.others = (evaluations[0], evaluations[1:]) if evaluations else (None, [])
-    if stem and facts.evaluation:
-        facts.checkpoint = facts.evaluation.manifest.get("checkpoint")
     suffix = f"-{stem}" if stem else ""
     facts.speed = _result("inference", folder / f"speed{suffix}", facts.subject.make("speed"), reader)
     facts.infer = _result(
@@ -273,7 +283,6 @@ def _evaluation(facts: Facts, folder: Path, reader: Reader) -> Evaluation:
     images = number(dig(inputs, "images"))
     annotations = dig(inputs, "annotations")
     official = content.get("official")
-    fallbacks = content.get("cpu_fallbacks")
     digest = dig(inputs, "checkpoint")
     name = Path(str(content.get("checkpoint") or "")).name
     same = digest == facts.digest if facts.digest and digest else name == Path(facts.checkpoint or "").name
@@ -285,7 +294,6 @@ def _evaluation(facts: Facts, folder: Path, reader: Reader) -> Evaluation:
         images=int(images) if images is not None else None,
         annotations=annotations if isinstance(annotations, str) else None,
         official=official if isinstance(official, dict) else None,
-        fallbacks=[one for one in fallbacks if isinstance(one, dict)] if isinstance(fallbacks, list) else [],
         of_checkpoint=same,
     )
 
@@ -299,6 +307,8 @@ def predictions(evaluation: Evaluation, make: str, reader: Reader) -> tuple[Path
     if listed is None or not (evaluation.folder / PREDICTIONS).is_file():
         return None
     with reader.using("pictures", evaluation.folder / IMAGES, make):
+        if not isinstance(listed["images"], list):
+            raise TypeError("images is no list")
         return evaluation.folder / PREDICTIONS, {
             "annotations": str(listed["annotations"]),
             "images": listed["images"],

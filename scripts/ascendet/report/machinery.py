@@ -14,7 +14,7 @@ from ascendet.data import datasets
 from ascendet.envs import venv
 from ascendet.errors import AscendetError
 from ascendet.report.commands import of_stage
-from ascendet.report.reading import Json, dig
+from ascendet.report.reading import Json, dig, mapping
 from ascendet.supply import patches
 
 
@@ -83,9 +83,9 @@ def gather(stack_name: str, dataset: str, manifests: Sequence[Json]) -> Environm
     for content in manifests:
         if (where := content.get("where")) and str(where) not in found.where:
             found.where.append(str(where))
-        for name, version in (dig(content, "versions") or {}).items():
+        for name, version in mapping(dig(content, "versions")).items():
             found.versions[str(name)] = str(version)
-        found.machine |= dig(content, "machine") or {}
+        found.machine |= mapping(dig(content, "machine"))
         found.data = found.data or dig(content, "inputs", "data")
         found.locks = found.locks or dig(content, "inputs", "locks")
         if image := dig(content, "inputs", "image"):
@@ -93,7 +93,7 @@ def gather(stack_name: str, dataset: str, manifests: Sequence[Json]) -> Environm
         if not found.wheels:
             found.wheels = _wheels(dig(content, "inputs", "wheels"))
     if not found.wheels and found.image is None:
-        found.wheels = _wheels((manifest.read(venv.stack_home(stack)) or {}).get("layers"))
+        found.wheels = _wheels(dig(manifest.read(venv.stack_home(stack)), "layers"))
         found.wheels_now = bool(found.wheels)
     found.patches = list(_patches(stack))
     found.data_commands = list(filter(None, [_data_command(dataset)]))
@@ -115,7 +115,7 @@ def _image(digest: str) -> Json:
     for file in (paths.BUILD / "image").glob(f"*/*/{manifest.MANIFEST}"):
         content = manifest.read(file.parent) or {}
         if content.get("image") == digest:
-            labels = dig(content, "labels") or {}
+            labels = mapping(dig(content, "labels"))
             return {
                 "id": digest,
                 "tag": content.get("tag"),
@@ -141,7 +141,7 @@ def _wheelhouse() -> dict[str, str]:
     """Return the wheel files of the wheelhouse by digest, and by the key of the folder that they are in."""
     found = {}
     for file in (paths.BUILD / "wheelhouse").glob(f"*/*/{manifest.MANIFEST}"):
-        for name, digest in (dig(manifest.read(file.parent), "outputs") or {}).items():
+        for name, digest in mapping(dig(manifest.read(file.parent), "outputs")).items():
             if str(name).endswith(".whl"):
                 found[str(digest)] = found[file.parent.name] = str(name)
     return found
@@ -155,7 +155,11 @@ def _patches(stack: Stack) -> tuple[PatchFact, ...]:
             continue
         pin = stack.upstreams.get(spec.upstream or "")
         applied = {path.name for path in patches.list_files(spec.patches, pin.version if pin else None)}
-        for patch in patches.load(spec.patches):
+        try:
+            series = patches.load(spec.patches)
+        except AscendetError:
+            continue  # make lint says what is wrong with a header
+        for patch in series:
             if patch.path.name in applied:
                 found.append(
                     PatchFact(upstream=spec.patches, name=patch.slug, subject=patch.subject, why=patch.why)

@@ -103,6 +103,15 @@ def dig(content: Any, *keys: str) -> Any:
     return content
 
 
+def mapping(value: Any) -> Json:
+    """Return an object as it is, and an empty one for everything else.
+
+    >>> mapping({"a": 1}), mapping(None), mapping([1])
+    ({'a': 1}, {}, {})
+    """
+    return value if isinstance(value, dict) else {}
+
+
 def number(value: Any) -> float | None:
     """Return a finite number as it is, and None for everything else.
 

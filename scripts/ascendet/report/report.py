@@ -41,14 +41,14 @@ def execute(args: argparse.Namespace) -> None:
     model = own.name if own else args.model
     subject = Subject(stack=args.stack, model=args.model, dataset=args.dataset, checkpoint=args.checkpoint)
     found = [facts.gather(subject, model, run) for run in _runs(args.run, model, args.dataset)]
-    if len(found) == 1:
-        made = page.compose(found[0], charts.draw(found[0], words.language, score), words)
-    else:
-        made = compare.compose((found[0], found[1]), charts.overlay(found, words.language), words)
     suffix = "" if words.language == "en" else f"_{words.language}"
     names = "_".join(one.name for one in found)
     final = paths.BUILD / "reports" / f"{model}_{args.dataset}_{names}{suffix}"
     with replacing(final) as folder:
+        if len(found) == 1:
+            made = page.compose(found[0], charts.draw(found[0], words.language, score), words)
+        else:
+            made = compare.compose((found[0], found[1]), charts.overlay(found, words.language), words)
         render.write(made, words, folder)
     print(paths.shorten(final / render.HTML))
     print("\n".join(render.terminal(made, _LINES)))

@@ -148,8 +148,7 @@ def _waits(facts: Facts, words: Words) -> Iterator[Block]:
     met = [
         (str(one.get("operator")), str(one.get("line")))
         for result in facts.results
-        for one in result.manifest.get("cpu_fallbacks") or ()
-        if isinstance(one, dict)
+        for one in result.fallbacks or ()
     ]
     if met:
         rows = [

@@ -17,7 +17,7 @@ from ascendet.report.document import (
     Table,
 )
 from ascendet.report.facts import KINDS, Facts
-from ascendet.report.formats import DASH, ap, brief, fixed, mega, signed
+from ascendet.report.formats import DASH, brief, fixed, mega, signed
 from ascendet.report.staged import Comparison, Conversion, Staged, Sweep
 from ascendet.report.words import Words
 
@@ -220,4 +220,4 @@ def loss_of_ap(facts: Facts) -> tuple[str, bool] | None:
     if not found:
         return None
     value, simulated = min(found)
-    return ap(max(0.0, -value)) if value > -0.0005 else signed(value, 4), simulated
+    return fixed(max(0.0, -value), 4), simulated

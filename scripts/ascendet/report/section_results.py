@@ -35,8 +35,12 @@ def accuracy(facts: Facts, words: Words) -> Section:
 
 def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
     found, make = facts.evaluation, facts.subject.make("eval")
-    if found is None or not found.numbers:
+    if found is None:
         yield Missing(text=words("accuracy.none"), command=make)
+        return
+    if not found.numbers:
+        if not any(one.section == "accuracy" for one in facts.broken):
+            yield Missing(text=words("accuracy.unreadable"), command=make)
         return
     if facts.run and not found.of_checkpoint:
         yield Missing(text=words("accuracy.old"), command=make)
@@ -119,7 +123,7 @@ def _judged(facts: Facts, found: Evaluation, words: Words) -> Iterator[Block]:
                 Cell(text=ap(found.numbers[kind]["AP"]), simulated=simulated),
                 Cell(
                     text=words("accuracy.band-to", low=ap(low), high=ap(high)),
-                    simulated="cann_sim" in limits.source,
+                    simulated=limits.simulated,
                 ),
                 Cell(text=limits.source),
             ]
@@ -222,6 +226,8 @@ def _errors(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         "objects": f"{found['objects']:,}",
     }
     yield Paragraph(text=words("errors.text", **values))
+    for note in found.get("notes", []):  # what was left out, in the page's language
+        yield Paragraph(text=paths.printable(str(note)))
     names = ("correct", "class", "place", "both", "duplicate", "background", "missed")
     rows = [
         [

@@ -21,7 +21,7 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import Facts
 from ascendet.report.formats import duration, fixed, moment
-from ascendet.report.reading import dig, number
+from ascendet.report.reading import dig, mapping, number
 from ascendet.report.words import Words
 
 Rows = list[tuple[str, list[Cell]]]
@@ -167,7 +167,7 @@ def _training_rows(facts: Facts, words: Words) -> Rows:
     assert found
     assert run
     simulated = bool(run.simulated)
-    inputs = dig(run.manifest, "inputs") or {}
+    inputs = mapping(dig(run.manifest, "inputs"))
     rows: Rows = []
 
     def add(key: str, text: str | None, *, marked: bool = False, code: bool = False) -> None:

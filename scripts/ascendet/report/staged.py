@@ -13,6 +13,7 @@ from ascendet.om.precision import RESULT
 from ascendet.report.commands import Subject, of_stage
 from ascendet.report.reading import Json, Reader, dig, number
 
+_PAIRS = ("count", "only_om", "only_pytorch", "box", "score", "mask")
 _CHECK = "export_check.json"  # written by the family's export program
 
 
@@ -198,7 +199,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                         for side in ("om", "pytorch", "delta")
                     },
                     score=float(sides["score_thr"]),
-                    pairs={key: float(value) for key, value in content["pairs"]["from_score_thr"].items()},
+                    pairs={key: float(content["pairs"]["from_score_thr"][key]) for key in _PAIRS},
                     ap=_ap(content.get("AP")),
                     pictures=len(content["pictures"]),
                     rungs=[
@@ -227,7 +228,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                     simulated=one.simulated,
                     reference={str(kind): float(value) for kind, value in content["reference"].items()},
                     modes=[
-                        {"mode": str(row["mode"]), "AP": row["AP"], "loss": number(row.get("loss"))}
+                        {"mode": str(row["mode"]), "AP": _aps(row["AP"]), "loss": number(row.get("loss"))}
                         for row in content["modes"]
                     ],
                     mode=str(content["mode"]),
@@ -245,6 +246,11 @@ def _ap(content: Any) -> Json | None:
         side: {kind: float(content[side][kind]) for kind in content["difference"]}
         for side in ("om", "pytorch", "difference")
     }
+
+
+def _aps(content: Json | None) -> Json | None:
+    """Return AP by kind, or None for a mode that atc refused."""
+    return {str(kind): float(value) for kind, value in content.items()} if content is not None else None
 
 
 def _search(content: Any) -> Json | None:

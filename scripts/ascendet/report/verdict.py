@@ -49,11 +49,15 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from."""
+    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from.
+
+    `valid` says that it is for the annotations asked about, `simulated` that it was measured on simulated devices.
+    """
 
     limits: Mapping[str, tuple[float, float]]
     source: str
     valid: bool
+    simulated: bool
 
 
 def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> Band | None:
@@ -63,7 +67,12 @@ def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> 
         return None
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     limits = {kind: (float(low), float(high)) for kind, (low, high) in content["AP"].items()}
-    return Band(limits=limits, source=str(content["source"]), valid=digest == content["annotations"])
+    return Band(
+        limits=limits,
+        source=str(content["source"]),
+        valid=digest == content["annotations"],
+        simulated=content["device"] == "simulated",
+    )
 
 
 def judge(facts: Facts) -> list[Line]:
@@ -176,7 +185,13 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
 
 
 def is_whole(facts: Facts, evaluation: Evaluation) -> bool:
-    """Return whether an evaluation is of all images; `make eval IMAGES=…` leaves a folder with their number."""
+    """Return whether an evaluation is of all images of its split.
+
+    `make eval` judges only those, and the folder of a part has its number in its name.
+    """
+    judged = evaluation.manifest.get("acceptance")
+    if isinstance(judged, list):
+        return bool(judged)
     stem = f"-{Path(facts.checkpoint).stem}" if facts.checkpoint else ""
     return evaluation.folder.name in ("eval", f"eval{stem}")
 
@@ -210,21 +225,14 @@ def _official(facts: Facts) -> Iterator[Line]:
 
 def fallbacks(facts: Facts) -> list[str]:
     """Return the operators that the programs reported as computed on the CPU, each once."""
-    found = []
-    for result in facts.results:
-        met = result.manifest.get("cpu_fallbacks")
-        found += (
-            [str(one.get("operator")) for one in met if isinstance(one, dict)]
-            if isinstance(met, list)
-            else []
-        )
-    return list(dict.fromkeys(found))
+    met = [str(one.get("operator")) for result in facts.results for one in result.fallbacks or ()]
+    return list(dict.fromkeys(met))
 
 
 def watched(facts: Facts) -> bool:
     """Return whether any manifest says which operators ran on the CPU; NPU_FALLBACK=allow is not told of any."""
     allowed = (facts.training.settings.get("NPU_FALLBACK") if facts.training else None) == "allow"
-    return not allowed and any(isinstance(one.manifest.get("cpu_fallbacks"), list) for one in facts.results)
+    return not allowed and any(one.fallbacks is not None for one in facts.results)
 
 
 def _fallbacks(facts: Facts) -> Line:
@@ -304,9 +312,12 @@ def _converted(mine: list[Staged], facts: Facts) -> Line:
 
 def _hardware(facts: Facts) -> Line:
     common: dict[str, Any] = {"subject": "hardware", "section": "environment"}
-    if facts.simulated is False:
+    if facts.devices == {False}:
         return Line(**common, state="met", reason="hardware.real")
     target = "train" if facts.run else "eval"
     return Line(
-        **common, state="missing", reason="hardware.simulated", command=facts.subject.make(target, NPU="real")
+        **common,
+        state="missing",
+        reason="hardware.mixed" if False in facts.devices else "hardware.simulated",
+        command=facts.subject.make(target, NPU="real"),
     )

@@ -127,7 +127,8 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
             else again.complete("CHECKPOINT=<file>", MAKE_TARGETS[program])
         )
     if name.startswith("config-"):
-        return f"edit it, then: {_again(program, log)}"
+        # It is make's variables that ask too much, where there is advice.
+        return _again(program, log, advice) if advice else f"edit it, then: {_again(program, log)}"
     if name == "image-damaged":
         return f"repair or remove it; {_after_repair(program, log)}"
     if name == "om-differs" and MAKE_TARGETS[program] == "om-compare":

@@ -92,7 +92,7 @@ class State:
         digest = hashlib.sha256()
         for library in ("libcann_sim_compute.so", "libopapi.so"):
             digest.update((cann_sim.home() / "lib64" / library).read_bytes())
-        level = os.environ.get("CANN_SIM_LEVEL", "aten")
+        level = os.environ.get("CANN_SIM_LEVEL", "aclnn")
         self._header = {**self.pair, "cann_sim": digest.hexdigest()[:16], "level": level}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._known: dict[Job, dict[str, Any]] = {}

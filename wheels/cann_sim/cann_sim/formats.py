@@ -12,7 +12,7 @@ import sys
 
 OPTION = "ALLOW_INTERNAL_FORMAT"  # torch.npu.config.allow_internal_format
 
-if os.environ.get("CANN_SIM_LEVEL", "") not in ("", "aten"):
+if os.environ.get("CANN_SIM_LEVEL") != "aten":
     torch_npu = sys.modules.get("torch_npu")
     if torch_npu is not None and not torch_npu._C._npu_getOption(OPTION):
         torch_npu._C._npu_setOption({OPTION: "disable"})

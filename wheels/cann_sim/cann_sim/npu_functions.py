@@ -74,10 +74,11 @@ def functions() -> Iterator[Function]:
             yield Function(name, "computes", (), "")
             continue
         by_name, aclnn = asks.get(name, ((), ("unknown",)))
-        # Where an aclnn function is missing, torch_npu takes its older operator by ACL name, if it has one.
-        gone = tuple(each for each in by_name if each not in acl_operators())
-        if aclnn and not (by_name and not gone):
-            gone += tuple(each for each in aclnn if not _exported(each))
+        # torch_npu takes its older operator by ACL name, if it has one, where an aclnn function is missing.
+        gone = tuple(each for each in aclnn if not _exported(each))
+        if gone or not aclnn:
+            names_gone = tuple(each for each in by_name if each not in acl_operators())
+            gone = names_gone + gone if names_gone or not by_name else ()
         if not gone:
             yield Function(name, "computes", (), "")
         else:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from ascendet_common.images import Pixels
+from ascendet_common.images import Pixels, printable
 
 _OPACITY = 0.4  # of a mask
 _DASH, _SPACE = 6, 4  # pixels of a dashed line, per pixel of its width
@@ -142,7 +142,7 @@ def _label(pen: ImageDraw.ImageDraw, thing: Thing, box: _Box, taken: list[_Box],
     """Write a thing's text at its box, where no other label is; a doubtful one's is left out if there is no place."""
     width, height = pen.im.size
     font = _font(thing.text, max(11, round(max(width, height) / 40)))
-    text = thing.text if font[1] else f"#{thing.label + 1}"
+    text = printable(thing.text) if font[1] else f"#{thing.label + 1}"
     _, _, right, bottom = pen.textbbox((0, 0), text, font=font[0])
     wide, high = right + 6, bottom + 4
     x0, y0, x1, y1 = box

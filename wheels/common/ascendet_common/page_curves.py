@@ -43,6 +43,7 @@ _WORDS = {
 _HEIGHT = 230.0  # of a chart, in the SVG's units
 _COLOURS = (svg.BLUE, svg.ORANGE, svg.GREEN, svg.PURPLE, "#a98a12", "#c4504b", "#4aa3b5")
 _STYLES = ("-", (0, (4, 1.5)))  # of the first run, and of the second
+_MARKERS = ("o", "s")
 _DOTTED = (0, (1, 1.6))
 
 
@@ -55,6 +56,7 @@ class Line:
     colour: str
     style: object = "-"
     width: float = 1.6
+    marker: str = "o"
 
 
 def draw(runs: Sequence[tuple[str, Curves]], language: str, folder: Path) -> None:
@@ -62,7 +64,7 @@ def draw(runs: Sequence[tuple[str, Curves]], language: str, folder: Path) -> Non
     words = _WORDS[language]
     losses: list[Line] = []
     aps: list[Line] = []
-    for (name, curves), style in zip(runs, _STYLES, strict=False):
+    for (name, curves), style, marker in zip(runs, _STYLES, _MARKERS, strict=False):
         prefix = f"{name}: " if len(runs) > 1 else ""
         for at, (loss, points) in enumerate(curves.losses.items()):
             if loss == "loss":
@@ -73,7 +75,8 @@ def draw(runs: Sequence[tuple[str, Curves]], language: str, folder: Path) -> Non
             elif len(runs) == 1:
                 losses.append(Line(label=loss, points=points, colour=_COLOURS[(at - 1) % len(_COLOURS)]))
         for at, (kind, points) in enumerate(curves.aps.items()):
-            aps.append(Line(label=prefix + words[kind], points=points, colour=_COLOURS[at % 2], style=style))
+            label, colour = prefix + words[kind], _COLOURS[at % 2]
+            aps.append(Line(label=label, points=points, colour=colour, style=style, marker=marker))
     _draw(losses, None, words["loss"], folder / "loss.svg", words["step"])
     first = runs[0][1]
     alone = len(runs) == 1
@@ -108,14 +111,15 @@ def _draw(
         right = 0.86 if second else 0.985
         figure.subplots_adjust(left=0.115, right=right, top=1 - top / height, bottom=36 / height)
         for line in lines:
-            marked = "o" if limits or len(line.points) == 1 else None
+            marked = line.marker if limits or len(line.points) == 1 else None
             axes.plot(
                 *zip(*line.points, strict=True),
                 color=line.colour,
                 linestyle=line.style,
                 linewidth=line.width,
                 marker=marked,
-                markersize=4,
+                markersize=4.5,
+                markerfacecolor=line.colour if line.marker == _MARKERS[0] else "none",
                 label=line.label,
             )
         axes.set(xlabel=across, ylabel=up, ylim=limits or (0, None))

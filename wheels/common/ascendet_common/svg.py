@@ -27,10 +27,10 @@ SIZE = 10.0  # of text
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "ascendet",
     "font.family": "sans-serif",
     "font.size": SIZE,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $a$
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
@@ -71,8 +71,8 @@ def inches(points: float) -> float:
 def to_svg(figure: Figure, label: str) -> str:
     """Return a figure as SVG and close it.
 
-    It has no prolog and no metadata, names no font that a reader may not have, and no `id` stands twice in a page with
-    several charts but where the content is equal. Equal figures give equal text.
+    It has no prolog and no metadata, names no font that a reader may not have, and has no `id` of a chart with another
+    label, so that a page can have them all. Equal figures give equal text.
 
     Parameters
     ----------
@@ -82,7 +82,8 @@ def to_svg(figure: Figure, label: str) -> str:
         What the chart shows, for those who cannot see it.
     """
     buffer = io.StringIO()
-    with warnings.catch_warnings():
+    # Names of clip paths and markers are digests; the label makes them differ between charts.
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": label}):
         warnings.filterwarnings(
             "ignore", message="Glyph", category=UserWarning
         )  # Chinese ones, which the page has
@@ -91,7 +92,8 @@ def to_svg(figure: Figure, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>|<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    used = set(re.findall(r'(?:href="|url\()#(\w+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(r"(?:'[^';\"]*', )+sans-serif", "sans-serif", text)
     head, _, rest = text.partition(">")
     return f'{head} role="img" aria-label="{html.escape(label)}">{rest}'

@@ -33,7 +33,7 @@ from staged_om.ladder import RUNGS, Divergence, Rung, climb, first_broken, first
 from staged_om.meta import Meta
 from staged_om.onnx_runner import Runner, onnx_stages, torch_stages
 from staged_om.pairs import match, summarize
-from staged_om.reference import open_detector, torch_modules
+from staged_om.reference import has_model, open_detector, torch_modules
 from staged_om.schedule import run_batch
 from staged_om.session import Session
 
@@ -218,10 +218,17 @@ class Paths:
     oms: Mapping[str, Path]
 
     def rungs(self, inputs: Inputs, *, checkpoint: bool) -> dict[str, Callable[[], list[Detections]]]:
-        """Return how each rung detects objects; those of PyTorch only where there is a checkpoint."""
+        """Return how each rung detects objects; those of PyTorch only where there is a checkpoint.
+
+        Without a model at the exported size the wrappers, which compute in PyTorch, are the lowest rung.
+        """
         made: dict[str, Callable[[], list[Detections]]] = {}
-        if checkpoint:
+        if checkpoint and not has_model(self.meta):
+            size = f"{self.meta.height} x {self.meta.width}"
+            progress.write("note", text=f"no model takes {size} pictures: the wrappers are the lowest rung")
+        elif checkpoint:
             made["pytorch"] = lambda: list(map(open_detector(self.meta), inputs.pictures))
+        if checkpoint:
             made["wrappers"] = lambda: detect_all(self.runner("wrappers"), inputs)
         made["onnx"] = lambda: detect_all(self.runner("onnx"), inputs)
         if self.meta.host.get("aipp"):

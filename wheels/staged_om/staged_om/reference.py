@@ -38,6 +38,15 @@ def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     return detect
 
 
+def has_model(meta: Meta) -> bool:
+    """Return whether there is a model at the exported size: a ViT has positions of one size, which others resize.
+
+    A family whose models do not take every size says so by `export.has_model(meta)`.
+    """
+    export = _module(meta, "export")
+    return bool(export.has_model(meta)) if hasattr(export, "has_model") else True
+
+
 def torch_modules(meta: Meta) -> dict[str, Callable[..., Any]]:
     """Return the modules that were exported, by stage, with the weights of CHECKPOINT."""
     _stay_on_the_cpu()

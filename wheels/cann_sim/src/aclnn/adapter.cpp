@@ -167,20 +167,45 @@ c10::IValue evaluate(const Word &word, const Value *values, const c10::Argument 
     }
 }
 
-// An in-place or structured operator: what it wrote has the size it had.
-void call_in_place(const Prepared &prepared, torch::jit::Stack &stack) {
-    const auto &arguments = prepared.op->schema().arguments();
-    c10::SmallVector<std::pair<at::Tensor, std::vector<int64_t>>, 3> written;
-    for (size_t i = 0; i < arguments.size(); ++i) {
-        if (arguments[i].alias_info() != nullptr && arguments[i].alias_info()->isWrite() && stack[i].isTensor() &&
-            stack[i].toTensor().defined()) {
-            written.emplace_back(stack[i].toTensor(), stack[i].toTensor().sizes().vec());
+// The first of an operator's inputs of that size.
+const at::Tensor *input_like(const torch::jit::Stack &stack, const at::Tensor &out) {
+    for (const c10::IValue &value : stack) {
+        if (value.isTensor() && value.toTensor().defined() && value.toTensor().sizes() == out.sizes()) {
+            return &value.toTensor();
         }
     }
+    return nullptr;
+}
+
+// An in-place or structured operator: what it wrote has the size it had.
+void call_in_place(const Prepared &prepared, torch::jit::Stack &stack) {
+    struct Written {
+        at::Tensor given, used;
+        std::vector<int64_t> sizes;
+    };
+    const auto &arguments = prepared.op->schema().arguments();
+    c10::SmallVector<Written, 3> written;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+        if (arguments[i].alias_info() == nullptr || !arguments[i].alias_info()->isWrite() || !stack[i].isTensor() ||
+            !stack[i].toTensor().defined()) {
+            continue;
+        }
+        const at::Tensor given = stack[i].toTensor();
+        // torch_npu's results are contiguous. The CPU computes with vectors, which round otherwise, only where the
+        // input lies as the result does: as at level aten, where the result takes the input's strides.
+        const at::Tensor *like = arguments[i].is_out() && given.is_contiguous() ? input_like(stack, given) : nullptr;
+        if (like != nullptr && !like->is_contiguous() && like->is_non_overlapping_and_dense()) {
+            stack[i] = at::empty_strided(given.sizes(), like->strides(), given.options());
+        }
+        written.push_back({given, stack[i].toTensor(), given.sizes().vec()});
+    }
     prepared.op->callBoxed(&stack);
-    for (const auto &[result, sizes] : written) {
-        TORCH_CHECK(result.sizes() == at::IntArrayRef(sizes), "a result of shape ", result.sizes(),
+    for (const auto &[given, used, sizes] : written) {
+        TORCH_CHECK(used.sizes() == at::IntArrayRef(sizes), "a result of shape ", used.sizes(),
                     " for an output of shape ", at::IntArrayRef(sizes));
+        if (!used.is_same(given)) {
+            given.copy_(used);
+        }
     }
 }
 

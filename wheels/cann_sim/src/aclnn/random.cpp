@@ -1,27 +1,23 @@
-// aclnn functions that draw random numbers. torch_npu passes its generator's seed and Philox offset, and each call draws from
-// a CPU generator seeded with both, as at level aten: neither a card's numbers nor the CPU's.
+// aclnn functions that draw random numbers. torch_npu passes its generator's seed and Philox offset; the numbers are those of
+// level aten (compute/random.h).
 
 #include "compute/pch.h"
 
 #include "aclnn/adapter.h"
-
-#include <ATen/CPUGeneratorImpl.h>
+#include "compute/random.h"
 
 namespace cann_sim {
 
 namespace {
 
-at::Generator make_generator(uint64_t seed, uint64_t offset) {
-    return at::make_generator<at::CPUGeneratorImpl>(seed ^ ((offset / 4 + 1) * 0x9E3779B97F4A7C15ULL));
-}
 // v: seed, offset
 at::Generator generator(const Value *v) {
-    return make_generator(static_cast<uint64_t>(v[0].i), static_cast<uint64_t>(v[1].i));
+    return generator_of(static_cast<uint64_t>(v[0].i), static_cast<uint64_t>(v[1].i));
 }
 // v: seed and offset as tensors, and what is added to the offset
 at::Generator generator_of_tensors(const Value *v) {
-    return make_generator(static_cast<uint64_t>(tensor(v[0]).item<int64_t>()),
-                          static_cast<uint64_t>(tensor(v[1]).item<int64_t>() + v[2].i));
+    return generator_of(static_cast<uint64_t>(tensor(v[0]).item<int64_t>()),
+                        static_cast<uint64_t>(tensor(v[1]).item<int64_t>() + v[2].i));
 }
 
 void uniform(const Value *v) { tensor(v[0]).uniform_(v[1].d, v[2].d, generator(v + 3)); }
@@ -37,7 +33,13 @@ void randperm(const Value *v) { write(v[3], at::randperm(v[0].i, generator(v + 1
 // (mean, std, seed, offset, out); each of the first two a tensor or a number
 void normal_of(const Value *v) {
     at::Tensor out = tensor(v[4]);
-    const at::Tensor drawn = at::empty(out.sizes(), out.options()).normal_(0, 1, generator(v + 2));
+    const bool numbers = v[0].kind != Value::kTensor && v[1].kind != Value::kTensor;
+    const at::Tensor drawn =
+        at::empty(out.sizes(), out.options()).normal_(numbers ? v[0].d : 0, numbers ? v[1].d : 1, generator(v + 2));
+    if (numbers) {
+        out.copy_(drawn);
+        return;
+    }
     const at::Tensor scaled = v[1].kind == Value::kTensor ? drawn.mul(tensor(v[1])) : drawn.mul(v[1].d);
     out.copy_(v[0].kind == Value::kTensor ? scaled.add(tensor(v[0])) : scaled.add(v[0].d));
 }

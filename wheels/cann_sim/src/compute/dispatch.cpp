@@ -9,7 +9,6 @@
 
 #include "compute/compute.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
@@ -19,6 +18,7 @@
 
 #include "compute/kernels.h"
 #include "compute/levels.h"
+#include "compute/random.h"
 #include "compute/task_queue.h"
 #include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -180,8 +180,6 @@ private:
         cann_sim::entry_of(cpu_op_).lookup(kCpu).callBoxed(cpu_op_, kCpu, stack);
     }
 
-    // Random numbers: the device's generator (seed and Philox offset, which torch.npu.get_rng_state saves) seeds a
-    // CPU generator per call. The numbers are therefore neither a card's nor the CPU's for the same seed.
     void call_random(torch::jit::Stack *stack, size_t base, c10::Device device) {
         at::Generator npu = at_npu::detail::getDefaultNPUGenerator(device.index());
         if (generator_ >= 0) {
@@ -190,23 +188,17 @@ private:
                 npu = given.toGenerator();
             }
         }
-        uint64_t seed;
-        {
-            const std::lock_guard<std::mutex> lock(npu.mutex());
-            const uint64_t offset = npu.get_offset();
-            seed =
-                npu.current_seed() ^ ((offset / 4 + 1) * 0x9E3779B97F4A7C15ULL);  // golden-ratio step, as in SplitMix64
-            npu.set_offset(offset + 4);
-        }
+        const Draw draw = Draw::next(npu);
+        const at::Generator drawn = generator_of(draw.seed, draw.offset);
         if (generator_ >= 0) {
-            (*stack)[base + generator_] = at::make_generator<at::CPUGeneratorImpl>(seed);
+            (*stack)[base + generator_] = drawn;
             call(stack);
             return;
         }
         // No generator argument (native_dropout, rand_like): lend the default one and put its state back.
         at::Generator host = at::detail::getDefaultCPUGenerator();
         const at::Generator saved = host.clone();
-        host.set_current_seed(seed);
+        host.set_current_seed(drawn.current_seed());
         try {
             call(stack);
         } catch (...) {

@@ -13,18 +13,18 @@ enum class Choice { kAten, kAclnn, kAll };
 Choice chosen() {
     static const Choice choice = [] {
         const char *value = std::getenv("CANN_SIM_LEVEL");
-        if (value == nullptr || *value == '\0' || std::strcmp(value, "aten") == 0) {
-            return Choice::kAten;
-        }
-        if (std::strcmp(value, "aclnn") == 0) {
+        if (value == nullptr || *value == '\0' || std::strcmp(value, "aclnn") == 0) {
             return Choice::kAclnn;
+        }
+        if (std::strcmp(value, "aten") == 0) {
+            return Choice::kAten;
         }
         if (std::strcmp(value, "all") == 0) {
             return Choice::kAll;
         }
         std::fprintf(stderr,
                      "error[cann-sim-config]: CANN_SIM_LEVEL=%s is no level\n"
-                     "  expected: aten (the CPU's kernels), aclnn (torch_npu's own where they pass) or all\n"
+                     "  expected: aclnn (torch_npu's own kernels where they pass), aten (the CPU's) or all\n"
                      "  next:     unset CANN_SIM_LEVEL\n",
                      value);
         std::exit(90);

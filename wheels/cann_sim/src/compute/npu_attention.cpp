@@ -6,11 +6,10 @@
 
 #include "compute/pch.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-
 #include <cmath>
 
 #include "compute/compute.h"
+#include "compute/random.h"
 #include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 
 namespace cann_sim {
@@ -142,25 +141,12 @@ at::Tensor widened(const at::Tensor &tensor, const Attention &a) {
 
 at::Tensor narrowed(const at::Tensor &tensor, const Attention &a) { return tensor.narrow(-1, 0, a.value.size(-1)); }
 
-// What the device's generator (torch.npu.get_rng_state) hands to one call with dropout; the gradient gets it back.
-struct Seed {
-    int64_t seed = 0, offset = 0;
-
-    static Seed next(c10::Device device) {
-        at::Generator npu = at_npu::detail::getDefaultNPUGenerator(device.index());
-        const std::lock_guard<std::mutex> lock(npu.mutex());
-        const Seed drawn{static_cast<int64_t>(npu.current_seed()), static_cast<int64_t>(npu.get_offset())};
-        npu.set_offset(npu.get_offset() + 4);
-        return drawn;
-    }
-};
-
 // softmax(scale q k^T + bias) in at least float32, and the mask of dropout, 0 or 1 / keep_prob.
 struct Weights {
     at::Tensor query, key, value, softmax, mask;
 };
 
-Weights weights(const Attention &a, double scale, double keep, const Seed &drawn) {
+Weights weights(const Attention &a, double scale, double keep, const Draw &drawn) {
     const at::ScalarType type = at::promoteTypes(a.query.scalar_type(), at::kFloat);
     Weights w{a.query.to(type), a.key.to(type), a.value.to(type), {}, {}};
     at::Tensor scores = at::matmul(w.query * scale, w.key.transpose(-2, -1));
@@ -171,9 +157,7 @@ Weights weights(const Attention &a, double scale, double keep, const Seed &drawn
         scores.masked_fill_(at::ones(scores.sizes().slice(2), scores.options().dtype(at::kBool)).triu_(1), -INFINITY);
     }
     w.softmax = at::_safe_softmax(scores, -1);
-    const uint64_t mixed =
-        static_cast<uint64_t>(drawn.seed) ^ ((static_cast<uint64_t>(drawn.offset) / 4 + 1) * 0x9E3779B97F4A7C15ULL);
-    w.mask = at::empty_like(w.softmax).bernoulli_(keep, at::make_generator<at::CPUGeneratorImpl>(mixed)).div_(keep);
+    w.mask = at::empty_like(w.softmax).bernoulli_(keep, generator_of(drawn.seed, drawn.offset)).div_(keep);
     return w;
 }
 
@@ -185,14 +169,14 @@ void attention(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const double scale = given["scale"].toDouble();
     const double keep = given["keep_prob"].toDouble();
     const Attention a = prepare(given, scale);
-    Seed drawn;
+    Draw drawn;  // the gradient gets it back
     at::Tensor output, log_sum;
     if (keep == 1.) {
         std::tie(output, log_sum) = at::_scaled_dot_product_flash_attention_for_cpu(a.query, a.key, widened(a.value, a),
                                                                                     0., a.causal, a.bias, scale);
         output = narrowed(output, a);
     } else {
-        drawn = Seed::next(device);
+        drawn = Draw::next(at_npu::detail::getDefaultNPUGenerator(device.index()));
         const Weights w = weights(a, scale, keep, drawn);
         output = at::matmul(w.softmax * w.mask, w.value).to(a.query.scalar_type());
         log_sum = at::zeros(w.softmax.sizes().slice(0, 3), at::kFloat);  // the gradient forms the softmax anew
@@ -203,8 +187,9 @@ void attention(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     const at::Tensor sum = at::ones_like(maximum);
     torch::jit::drop(*stack, op.schema().arguments().size());
     torch::jit::push(*stack, wrap_on_npu(from_bnsd(output, layout), device), wrap_on_npu(maximum, device),
-                     wrap_on_npu(sum, device), wrap_on_npu(at::empty({0}, a.query.options()), device), drawn.seed,
-                     drawn.offset, keep == 1. ? int64_t{0} : a.query.numel() / a.query.size(-1) * a.key.size(2));
+                     wrap_on_npu(sum, device), wrap_on_npu(at::empty({0}, a.query.options()), device),
+                     static_cast<int64_t>(drawn.seed), static_cast<int64_t>(drawn.offset),
+                     keep == 1. ? int64_t{0} : a.query.numel() / a.query.size(-1) * a.key.size(2));
 }
 
 void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
@@ -229,7 +214,9 @@ void attention_grad(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
             a.causal, a.bias, scale);
         grad_value = narrowed(grad_value, a);
     } else {
-        const Weights w = weights(a, scale, keep, {given["seed"].toInt(), given["offset"].toInt()});
+        const Weights w =
+            weights(a, scale, keep,
+                    {static_cast<uint64_t>(given["seed"].toInt()), static_cast<uint64_t>(given["offset"].toInt())});
         const at::Tensor grad_out = grad.to(w.query.scalar_type());
         const at::Tensor through = at::matmul(grad_out, w.value.transpose(-2, -1)) * w.mask;
         const at::Tensor grad_scores = w.softmax * (through - (through * w.softmax).sum(-1, true)) * scale;

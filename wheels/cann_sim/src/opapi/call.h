@@ -78,9 +78,9 @@ struct Argument {
     bool written;
 };
 
-// What CANN demands of two tensors together; indices of arguments.
+// What CANN demands of two tensors together, or (kKeepType) of a tensor and cubeMathType; indices of arguments.
 struct Relation {
-    enum Kind : uint8_t { kSameShape, kSameDtype, kBroadcast, kCastable, kInner } kind;
+    enum Kind : uint8_t { kSameShape, kSameDtype, kBroadcast, kCastable, kInner, kKeepType } kind;
     uint8_t first, second;
     bool certain;
 };

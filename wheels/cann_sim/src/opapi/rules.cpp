@@ -168,12 +168,27 @@ bool holds(Relation::Kind kind, const aclTensor &a, const aclTensor &b) {
         case Relation::kBroadcast: return can_broadcast(a.sizes, b.sizes);
         case Relation::kCastable: return can_cast(a.dtype, b.dtype);
         case Relation::kInner: return can_multiply(a.sizes, b.sizes);
+        case Relation::kKeepType: break;  // of one tensor: keeps_type
     }
     return true;
 }
 
+// cubeMathType 0 keeps the data type: matrix units before the A2 do not multiply float32. torch_npu passes it there for
+// ACL_PRECISION_MODE must_keep_origin_dtype.
+int check_kept_type(const Function &function, const Relation &relation, const Value &x, int64_t cube_math_type) {
+    if (!is_older() || cube_math_type != 0 || x.is_null() || x.tensor()->dtype != ACL_FLOAT) {
+        return 0;
+    }
+    return judge(relation.certain, function,
+                 std::string(function.arguments[relation.first].name) + " has data type DT_FLOAT, which " +
+                     config().soc + " does not multiply with cubeMathType 0 (keep type)");
+}
+
 int check_relation(const Function &function, const Relation &relation, const Value *values) {
     const Value &x = values[relation.first], &y = values[relation.second];
+    if (relation.kind == Relation::kKeepType) {
+        return check_kept_type(function, relation, x, y.i);
+    }
     if (x.kind != Value::kTensor || y.kind != Value::kTensor || is_left_out(x.tensor()) || is_left_out(y.tensor())) {
         return 0;
     }
@@ -192,6 +207,7 @@ int check_relation(const Function &function, const Relation &relation, const Val
         case Relation::kBroadcast: why = "the shapes of " + names + " do not broadcast: " + shapes; break;
         case Relation::kCastable: why = "between " + names + " there is no cast: " + types; break;
         case Relation::kInner: why = "the inner sizes of " + names + " must be equal, not of " + shapes; break;
+        case Relation::kKeepType: break;
     }
     return judge(relation.certain, function, why);
 }

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from ascendet_common import data
 from ascendet_common.findings import masks
 from ascendet_common.findings.masks import FindingsError, shorten
+from ascendet_common.images import printable
 
 Json = dict[str, Any]
 Ints = npt.NDArray[np.int64]
@@ -122,7 +123,7 @@ def read(predictions: Path, images: Path) -> Evaluation:
     try:
         entries = {entry["id"]: entry for entry in content["images"] if entry["id"] in ids}
         classes = {category["id"]: at for at, category in enumerate(content["categories"])}
-        names = list(data.classes_of(content))
+        names = [printable(name) for name in data.classes_of(content)]
         annotated = [item for item in content["annotations"] if item["image_id"] in entries]
         objects = [item for item in annotated if item["category_id"] in classes]
     except (KeyError, TypeError) as error:
@@ -228,9 +229,9 @@ def _found(
 
 
 def _count_other_sizes(found: Found, images: Sequence[Json]) -> int:
-    sizes = [[image["height"], image["width"]] for image in images] if found.masks else []
+    sizes = [[image.get("height"), image.get("width")] for image in images]
     rows = zip(found.image.tolist(), found.masks or (), strict=False)
-    return sum(list(mask["size"]) != sizes[image] for image, mask in rows)
+    return sum(list(mask["size"]) != sizes[image] for image, mask in rows if None not in sizes[image])
 
 
 def _ints(values: Any) -> Ints:

@@ -86,9 +86,8 @@ def are_whole(masks: Sequence[Json]) -> npt.NDArray[np.bool_]:
         return lengths > 0
     owner = np.repeat(np.arange(len(masks)), lengths)
     wrong = (codes < 0) | (codes > 63)
-    wrong[np.cumsum(lengths[lengths > 0]) - 1] |= (
-        codes[np.cumsum(lengths[lengths > 0]) - 1] & 32 > 0
-    )  # goes on nowhere
+    final = np.cumsum(lengths[lengths > 0]) - 1
+    wrong[final] |= codes[final] & 32 > 0  # a number that goes on where its text ends
     # Numbers: where they begin and end, and each character's place in its own.
     ends = np.flatnonzero((codes & 32 == 0) | (np.diff(owner, append=-1) != 0))
     begins = np.append(0, ends[:-1] + 1)
