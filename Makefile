@@ -18,7 +18,7 @@ RESUME ?=
 # make train: AMP=1 trains in mixed precision, LR=5e-5 at that learning rate instead of the recipe's.
 AMP ?=
 LR ?=
-# The run folder's name; where empty, the time it was started at, and for make curves the latest.
+# The run folder's name; where empty, the time it was started at, and for make curves and make report the latest.
 RUN ?=
 # The checkpoint to evaluate, where empty the latest training's last one; or, for make train, to start from.
 CHECKPOINT ?=
@@ -41,6 +41,8 @@ KEEP_DTYPE ?=
 STAGE ?=
 CHUNK ?=
 BOUND ?= 0.002
+# make report: its language, en or zh; where empty, the locale's.
+REPORT_LANG ?=
 # Where wheels' sources are looked for first: a folder of archives and bare git repositories.
 SOURCE_MIRROR ?=
 # The wheel file to audit; JSON=1 prints the report for machines.
@@ -90,6 +92,8 @@ IN_IMAGE = --stack '$(STACK)' --soc '$(SOC)' --arch '$(ARCH)' --base-image '$(BA
 TARGET = $(IN_IMAGE) --run-in '$(RUN_IN)' --model $(call quoted,MODEL) --devices '$(DEVICES)' \
 	--dataset $(call quoted,DATASET) $(if $(filter file,$(origin DATASET)),--dataset-by-default)
 OF_SIZES = --sizes $(call quoted,SIZES) --batch $(call quoted,BATCH)
+# Everything, but for what the command line or the environment names.
+RELEASED = --stack '$(if $(filter command environment,$(origin STACK)),$(STACK))' --machine '$(ARCH)'
 CONVERTED = --precision $(call quoted,PRECISION) --keep-dtype $(call quoted,KEEP_DTYPE) $(if $(FORCE),--force)
 PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 
@@ -97,8 +101,8 @@ PROVEN = $(CONVERTED) --images $(call quoted,IMAGES) $(if $(JSON),--json)
 .PHONY: help doctor demo test
 help: ## This list
 	@awk -f scripts/help.awk $(firstword $(MAKEFILE_LIST))
-demo: ## Everything from nothing: environment, wheels, data, training on 2 devices, COCO numbers
-	@$(MAKE) doctor env cann-sim mmcv-wheel install data train eval MODEL=vitdet-tiny DATASET=shapes NPU_FALLBACK=error
+demo: ## Everything from nothing, in acts: ViTDet and BlendMask trained on 2 devices, pictures, numbers, OM, reports; STACK=vitdet for one
+	@$(PY) demo $(if $(filter command environment,$(origin STACK)),--stack '$(STACK)')
 test: ## Linters and all test suites, or TESTS=…; ends with the slowest tests, each suite's time, the counts
 	@$(PY) test --stack '$(STACK)' --tests $(call quoted,TESTS)
 doctor: ## Check this machine; every problem is listed with its fix
@@ -189,15 +193,27 @@ om-bisect: ## The first node of STAGE whose value in the OM is wrong, and why; C
 om-precision: ## The fewest operators that must stay float32 to keep AP within BOUND; continues where it was; JSON=1
 	@$(PY) om-precision $(TARGET) $(OF_SIZES) $(PROVEN) --bound '$(BOUND)' --score '$(SCORE)'
 
+##@ Reports
+.PHONY: report
+report: ## One page (HTML, Markdown) about the latest training, RUN or CHECKPOINT, with a verdict; RUN=a,b compares; REPORT_LANG=zh
+	@$(PY) report --stack '$(STACK)' --model $(call quoted,MODEL) --dataset $(call quoted,DATASET) --run $(call quoted,RUN) --checkpoint $(call quoted,CHECKPOINT) --language '$(REPORT_LANG)' --score '$(SCORE)'
+
+##@ Release
+.PHONY: release check-release
+release: ## All stacks' wheels for both architectures as a package index, with SBOM and provenance; STACK='vitdet blendmask' ARCH=x86_64
+	@$(PY) release $(RELEASED)
+check-release: ## Verify it, install each stack from it into an empty environment, import and smoke-test (minutes)
+	@$(PY) check-release $(RELEASED)
+
 ##@ Development
 .PHONY: docs lint clean
 docs: ## Write the pages of docs/ that are made from tables: errors, settings
 	@$(PY) docs
 lint: ## Style, types, shell scripts, generated files
 	@$(PY) test lint --stack '$(STACK)'
-test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
+test-%: ## One suite: test-unit, -fetch, -image, -models, -sim, -wheel, -release, -mmcv, -detectron2, -npu_ops, -blendmask, -om, -npu, -examples; TESTS=… for a part of it
 	@$(PY) test '$*' --stack '$(STACK)' --tests $(call quoted,TESTS)
-bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-host, -om-pipeline, -pyacl, -counters, -score, -hccl, -wheel, -image, -fetch
+bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pipeline, -om, -om-host, -om-pipeline, -pyacl, -counters, -score, -findings, -hccl, -wheel, -image, -fetch
 	@$(PY) bench '$*' --stack '$(STACK)'
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
+from ascendet.core import again
 from ascendet.core.options import Parser
 from ascendet.errors import EXIT_CODES, AscendetError
 
@@ -97,8 +98,22 @@ STAGES: dict[str, StageCommand] = {
     "om-precision": StageCommand(
         "om.precision", "tools", "find the fewest operators that must stay float32 to keep AP"
     ),
+    "report": StageCommand(
+        "report.report", "tools", "write a page with everything known of a run, and a verdict"
+    ),
+    "release": StageCommand(
+        "release.release", "tools", "put the stacks' audited wheels into one folder that is a package index"
+    ),
+    "check-release": StageCommand(
+        "release.check", "tools", "verify a release, install each stack from it, smoke-test it"
+    ),
     "sim-coverage": StageCommand(
         "dev.sim_coverage", "host", "compare torch's operator database on the simulated NPU with the CPU"
+    ),
+    "demo": StageCommand(
+        "dev.demo",
+        "host",
+        "train, evaluate and export the models in acts, from nothing, and show the results",
     ),
     "docs": StageCommand(
         "dev.docs", "host", "write the pages of docs/ that are generated from tables, or check them"
@@ -106,6 +121,8 @@ STAGES: dict[str, StageCommand] = {
     "test": StageCommand("dev.test", "tools", "run the linters and the test suites"),
     "bench": StageCommand("dev.bench", "tools", "run a benchmark in the stack's environment"),
 }
+# The make target of a stage that has another name, of the packages run and om.
+_TARGETS = {"evaluate": "eval"}
 
 
 class StageModule(Protocol):
@@ -125,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv)
     except AscendetError as error:
         sys.stdout.flush()
+        stage = STAGES.get(argv[0]) if argv else None
+        if stage and stage.module.startswith(("run.", "om.")):
+            error.hint = again.complete(error.hint, _TARGETS.get(argv[0], argv[0]))
         sys.stderr.write(error.render(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
         return error.exit_code
     except KeyboardInterrupt:

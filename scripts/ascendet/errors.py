@@ -6,8 +6,10 @@ each means, its usual cause and its remedy; `make docs` writes docs/troubleshoot
 
 from __future__ import annotations
 
+import re
+
 # Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, configurations,
-# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM.
+# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM, 102-109 release, 110 reports.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -99,6 +101,9 @@ EXIT_CODES: dict[str, int] = {
     "acl-failed": 99,
     "om-no-detections": 100,
     "om-differs": 101,
+    "release-invalid": 102,
+    "release-damaged": 103,
+    "report-unwritable": 110,
 }
 
 # Errors of programs that run without the tool, and the code that each ends with; None where the program continues and
@@ -164,3 +169,29 @@ class AscendetError(Exception):
                 lines.append(f"  {label:<9} {first}")
                 lines += [f"{'':12}{line}" for line in rest]
         return "\n".join(lines) + "\n"
+
+    @classmethod
+    def read(cls, text: str) -> AscendetError | None:
+        r"""Return the error that a program rendered at the end of `text`, its output, or None.
+
+        >>> error = AscendetError.read("a line\nerror[usage]: no device\n  found:    8\n            9\n  next:     x\n")
+        >>> error.name, error.what, error.expected, error.found, error.hint
+        ('usage', 'no device', None, '8\n9', 'x')
+        >>> AscendetError.read("error[usage]: no device\n  next:     x\nTraceback (most recent call last):")
+        """
+        found = re.search(r"^error\[([a-z0-9-]+)\]: (.*)((?:\n  .*)*)\s*\Z", text, re.MULTILINE)
+        if not found or found[1] not in EXIT_CODES:
+            return None
+        fields: dict[str, list[str]] = {}
+        label = ""
+        for line in found[3].splitlines()[1:]:
+            label = line[2:12].strip() or label
+            fields.setdefault(label, []).append(line[12:])
+        texts = {label: "\n".join(lines) for label, lines in fields.items()}
+        return cls(
+            found[1],
+            found[2],
+            expected=texts.get("expected:"),
+            found=texts.get("found:"),
+            hint=texts.get("next:", ""),
+        )

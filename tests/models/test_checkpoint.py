@@ -110,6 +110,13 @@ def test_weights_of_another_backbone_are_refused(tmp_path, change, message):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_backbone_that_was_not_fetched_has_a_name(tmp_path):
+    model = _vit(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "mae.pth")))
+    with pytest.raises(CheckpointError, match=r"mae.pth has not been fetched") as caught:
+        model.init_weights()
+    assert (caught.value.name, caught.value.expected) == ("checkpoint-missing", str(tmp_path / "mae.pth"))
+
+
 # --- what is safe --------------------------------------------------------------------------------------------
 
 

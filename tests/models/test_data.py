@@ -236,19 +236,19 @@ def test_an_evaluation_of_other_classes_is_refused(renamed, checkpoint, tmp_path
 
 
 def test_detection_takes_the_checkpoint_s_classes(renamed, checkpoint, tmp_path):
-    assert Trained(renamed("dog", "cat", "cow"), str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
+    assert Trained(renamed("dog", "cat", "cow"), str(checkpoint)).classes == ("dog", "cat", "cow")
     with pytest.raises(
         CheckpointError, match=r"not one of this model: it has 3 classes .*, the data set has 1 \(dog"
     ):
         Trained(renamed("dog"), str(checkpoint))
     cfg = renamed("dog")
     shutil.rmtree(tmp_path / "mine")  # no data set is needed
-    assert Trained(cfg, str(checkpoint)).meta["classes"] == ("dog", "cat", "cow")
+    assert Trained(cfg, str(checkpoint)).classes == ("dog", "cat", "cow")
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content["state_dict"], tmp_path / "bare.pth")
     with pytest.raises(DataError, match="does not say its classes"):
         Trained(cfg, str(tmp_path / "bare.pth"))
-    assert Trained(renamed("x", "y", "z"), str(tmp_path / "bare.pth")).meta["classes"] == ("x", "y", "z")
+    assert Trained(renamed("x", "y", "z"), str(tmp_path / "bare.pth")).classes == ("x", "y", "z")
 
 
 def test_a_checkpoint_of_another_model_is_no_start(renamed, tmp_path, monkeypatch):

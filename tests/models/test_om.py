@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -293,10 +294,17 @@ def test_another_size_resizes_positions_as_vitdet_does(checkpoint, tmp_path):
     assert len(found.boxes)
 
 
+def test_a_model_has_one_size(exported):
+    meta = exported[3]
+    assert export.has_model(meta)
+    assert not export.has_model(replace(meta, width=192))
+
+
 @pytest.mark.parametrize("size", [(100, 128), (128, 120)])
 def test_a_size_that_is_no_multiple_is_refused(size):
-    with pytest.raises(export.SizeError, match="cannot take pictures of this size"):
+    with pytest.raises(export.SizeError, match="cannot take pictures of this size") as caught:
         export.Exported(_config(), _model(_config()), Options(size=size))
+    assert caught.value.advice == {"SIZES": f"{-(-size[0] // 16) * 16}x128"}
 
 
 def test_a_graph_that_computes_something_else_is_refused_and_has_no_file(checkpoint, tmp_path, monkeypatch):
@@ -348,7 +356,9 @@ def truth(exported, tmp_path_factory):
     """What the model itself finds in each picture."""
     cfg, file, _, _ = exported
     trained = Trained(copy.deepcopy(cfg), file)
-    return [trained.detect(picture, "x", Watch(lambda: None))[0].pred_instances for picture in _pictures(cfg)]
+    return [
+        trained.predict(picture, "x", Watch(lambda: None)).cpu().pred_instances for picture in _pictures(cfg)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["PyTorch", "ONNX Runtime"])

@@ -234,9 +234,9 @@ def family(faults: Faults) -> dict[str, ModuleType]:
         made.__dict__.update(content)
         return made
 
-    def detect(picture: np.ndarray, _name: str, _watch: Any) -> tuple[None, list[dict[str, Any]]]:
+    def detect(picture: np.ndarray, _name: str, _watch: Any) -> list[dict[str, Any]]:
         found = detect_by_torch(picture)
-        return None, [
+        return [
             {
                 "category": CLASSES[int(label)],
                 "score": float(score),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,9 @@ from ascendet.run import score
 from conftest import hand_made
 from pycocotools import mask as coco_mask
 from staged_om.ap import average_precision, coco_results
-from staged_om.compare import compare, keep_top1_per_label, lost_pictures, report
+from staged_om.compare import Paths, compare, keep_top1_per_label, lost_pictures, report
 from staged_om.host import Detections
+from staged_om.inputs import Inputs
 from staged_om.meta import Meta
 from staged_om.pairs import box_iou, match, summarize
 
@@ -94,6 +98,25 @@ def test_the_best_of_each_label_is_kept_and_of_equals_the_first() -> None:
 def test_of_several_pictures_each_keeps_its_best() -> None:
     one = found((CAT, 0.9, 0))
     assert report([one, one], [one, NOTHING], score_thr=0.3)["delta"]["after_dedup"] == 1
+
+
+@pytest.mark.parametrize(
+    ("attributes", "lowest"),
+    [({}, "pytorch"), ({"has_model": True}, "pytorch"), ({"has_model": False}, "wrappers")],
+)
+def test_where_no_model_takes_the_size_the_wrappers_are_the_lowest_rung(
+    attributes: dict[str, bool], lowest: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    export: Any = types.ModuleType("handmade.export")
+    for name, value in attributes.items():
+        setattr(export, name, lambda _, value=value: value)
+    monkeypatch.setitem(sys.modules, "handmade", types.ModuleType("handmade"))
+    monkeypatch.setitem(sys.modules, "handmade.export", export)
+    device: Any = None
+    paths = Paths(device=device, meta=hand_made(), steps=(), folder=tmp_path, oms={})
+    inputs = Inputs(names=(), pictures=(), truth=None, digest="d")
+    assert next(iter(paths.rungs(inputs, checkpoint=True))) == lowest
+    assert list(paths.rungs(inputs, checkpoint=False)) == ["onnx"]
 
 
 # -- pairs --

@@ -18,8 +18,6 @@ from fake_acl import FakeAcl
 from PIL import Image
 from staged_om import infer
 from staged_om.device import Device
-from staged_om.draw import draw
-from staged_om.host import Detections
 
 
 def exported(tmp_path: Path, **changed: Any) -> infer.Export:
@@ -158,22 +156,3 @@ def test_the_program_reads_the_command_line_and_the_family_of_the_metadata(
     monkeypatch.setattr(sys, "argv", ["infer", f"--om={folder}", f"--images={tmp_path / 'images.json'}"])
     infer.main()
     assert len(json.loads((tmp_path / "results.json").read_text())["images"]) == 2
-
-
-def test_masks_boxes_and_names_are_drawn_from_a_score_on(tmp_path: Path) -> None:
-    from pycocotools import mask as coco_mask
-
-    masks = np.zeros((60, 80, 2), np.uint8, order="F")
-    masks[10:30, 10:30, 0] = masks[30:50, 40:70, 1] = 1
-    found = Detections(
-        boxes=np.array([[10, 10, 30, 30], [40, 30, 70, 50]], np.float32),
-        scores=np.array([0.9, 0.2], np.float32),
-        labels=np.array([0, 0]),
-        masks=coco_mask.encode(masks),
-    )
-    pixels = np.zeros((60, 80, 3), np.uint8)
-    draw(pixels, found, ("thing",), 0.3, tmp_path / "drawn.png")
-    drawn = cv2.imread(str(tmp_path / "drawn.png"))
-    assert pixels.sum() == 0
-    assert drawn[20:28, 12:28].min(axis=(0, 1)).max() > 50
-    assert drawn[35:50, 45:70].sum() == 0

@@ -117,6 +117,27 @@ def test_a_rung_that_finds_nothing_is_broken_whatever_else_holds() -> None:
     assert rungs[-1].broken["detections"] == (0.0, 1.0)
 
 
+def detections(scores: np.ndarray) -> Detections:
+    """Return objects far from each other with these scores."""
+    corners = np.arange(len(scores), dtype=np.float32)[:, None] * 20
+    boxes = np.hstack([corners, corners, corners + 10, corners + 10])
+    return Detections(boxes=boxes, scores=scores.astype(np.float32), labels=np.zeros(len(scores), np.int64))
+
+
+@pytest.mark.parametrize(("count", "broken"), [(20, {"score"}), (150, set())])
+def test_one_pair_of_a_hundred_decides_nothing(count: int, broken: set[str]) -> None:
+    """Where two boxes of an object are nearly equal, a last bit decides which suppression keeps, with its score."""
+    below, above = np.full(count, 0.8), np.full(count, 0.8)
+    above[3] = 0.6
+    rungs, _ = climb(
+        {"om-origin": lambda: [detections(below)], "om": lambda: [detections(above)]},
+        meta=META,
+        score_thr=0.3,
+    )
+    assert set(rungs[-1].broken) == broken
+    assert rungs[-1].facts()["pairs"]["score"] == pytest.approx(0.2)
+
+
 def test_rungs_may_be_left_out() -> None:
     plan = ladder()
     rungs, _ = climb({name: plan[name] for name in ("onnx", "om")}, meta=META, score_thr=0.0)

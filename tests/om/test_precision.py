@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import types
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,10 +15,14 @@ from onnx import TensorProto, helper
 from staged_om import graph as graphs
 from staged_om.memory import Memory
 from staged_om.precision import (
+    RESULT,
+    SWEEP,
     Group,
     NotReachable,
+    NotWithin,
     cost,
     keep_file,
+    run,
     search,
     split,
     time_left,
@@ -140,6 +147,40 @@ def test_a_bound_that_even_float32_does_not_keep_is_said(stages: dict[str, graph
     with pytest.raises(NotReachable) as caught:
         search(whole_stages(stages, {}), lambda _: 0.01, lambda group: [group], bound=0.002)
     assert caught.value.loss == 0.01
+
+
+def test_a_loss_that_float32_has_too_splits_no_group(stages: dict[str, graphs.Graph]) -> None:
+    """The OM's kernels differ from ONNX Runtime's in every mode: that is no group's fault."""
+    exact, meter = Meter(LOSSES), Meter(LOSSES)
+    found = find(stages, exact, 0.01)
+    shifted = search(
+        whole_stages(stages, {}),
+        lambda choice: meter(choice) + 0.005,
+        lambda group: split(stages[group.stage], group),
+        bound=0.015,
+    )
+    assert meter.asked == exact.asked
+    assert {(stage, name) for stage, names in shifted.choice.items() for name in names} == found
+
+
+@pytest.mark.parametrize(
+    ("loss", "advice", "found"),
+    [(0.00104, {"BOUND": "0.0011"}, "0.0010"), (math.inf, {}, "atc refuses float32 there")],
+)
+def test_where_no_set_is_enough_the_smallest_bound_is_named(
+    stages: dict[str, graphs.Graph], tmp_path: Path, loss: float, advice: dict[str, str], found: str
+) -> None:
+    known = [types.SimpleNamespace(name=name, keep_fp32=()) for name in stages]
+    evaluator: Any = types.SimpleNamespace(
+        meta=types.SimpleNamespace(stages=known),
+        reference={"bbox": 0.5},
+        seconds=[],
+        measure=lambda *_: {"AP": {"bbox": 0.5}, "loss": loss},
+    )
+    with pytest.raises(NotWithin) as caught:
+        run(evaluator, stages, "fp16", 0.0002, tmp_path)
+    assert (caught.value.advice, caught.value.found) == (advice, found)
+    assert len(json.loads((tmp_path / RESULT).read_text())["modes"]) == len(SWEEP)
 
 
 def test_of_equally_harmful_groups_the_dearer_one_is_freed() -> None:

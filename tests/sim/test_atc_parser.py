@@ -128,9 +128,9 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         "E13014",
     ),
     "a size of zero": (with_shape_of_zero(), "E13025"),
-    "NonZero": (non_zero(), "E10055"),
-    "NonMaxSuppression": (one_node("NonMaxSuppression", (1, 9, 4), (1, 2, 9)), "E10055"),
-    "an open size without --input_shape": (convolution(height="size"), "E10055"),
+    "NonZero": (non_zero(), "SIM001"),
+    "NonMaxSuppression": (one_node("NonMaxSuppression", (1, 9, 4), (1, 2, 9)), "SIM001"),
+    "an open size without --input_shape": (convolution(height="size"), "SIM001"),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from atc_graphs import by_name, dtype_of, floats, graph, lowered, node, reference, run
-from cann_sim.atc.errors import AtcError
+from cann_sim.atc.errors import AtcError, block
 from cann_sim.atc.lowering import Lowered
 from cann_sim.atc.precision import Precision
 from onnx import TensorProto
@@ -271,6 +271,7 @@ def test_convolutions_of_310p_are_half_in_every_mode_and_refused_in_origin() -> 
     with pytest.raises(AtcError, match="Conv2D") as caught:
         lowered(convolution(), "origin", "310P")
     assert caught.value.code == "EZ3003"
+    assert "force_fp16 takes" in block(caught.value)
     assert dtype_of(lowered(convolution(), "origin", "910B"), "c") == "float32"
 
 

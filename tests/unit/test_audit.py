@@ -17,6 +17,7 @@ from ascendet import paths
 from ascendet.core.spec import Spec
 from ascendet.errors import AscendetError
 from ascendet.wheels import audit, elf, wheelfile
+from elftools.elf.elffile import ELFFile
 
 OPS = list(Spec.load("mmcv").audit.operators)
 PAIR = {"torch": "2.8.0", "torch_npu": "2.8.0"}
@@ -109,10 +110,10 @@ def make(tmp_path: Path, against: elf.Provider) -> Make:
             "-l:libtorch_npu.so",
             *options,
         )
-        info = "mmcv-2.1.0+npu2.8.0.dist-info"
+        info = "mmcv-2.1.0+npu.torch2.8.0.dist-info"
         files = {
             "mmcv/__init__.py": b"",
-            f"{info}/METADATA": wheelfile.metadata({"name": "mmcv"}, "2.1.0+npu2.8.0"),
+            f"{info}/METADATA": wheelfile.metadata({"name": "mmcv"}, "2.1.0+npu.torch2.8.0"),
             f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
             **(extra or {}),
         }
@@ -120,7 +121,7 @@ def make(tmp_path: Path, against: elf.Provider) -> Make:
             files[f"mmcv/_ext{SUFFIX}"] = edit(path.read_bytes())
         if built is not None:
             files["mmcv/_built_against.json"] = json.dumps(built).encode()
-        return wheelfile.write(tmp_path, "mmcv", "2.1.0+npu2.8.0", tag, files)
+        return wheelfile.write(tmp_path, "mmcv", "2.1.0+npu.torch2.8.0", tag, files)
 
     return make
 
@@ -251,6 +252,25 @@ def test_needed(make: Make, against: elf.Provider, tmp_path: Path) -> None:
 def test_search_paths(make: Make, against: elf.Provider, kind: str) -> None:
     found = broken(audit.audit(make("-Wl,-rpath,$ORIGIN/lib", f"-Wl,{kind}"), against))
     assert found == {"search-paths": "$ORIGIN/lib"}
+
+
+def test_search_paths_that_wheel_toml_names_are_allowed(tmp_path: Path) -> None:
+    path = compile_library(tmp_path / "lib.so", "int x() { return 1; }", "-Wl,-rpath,$ORIGIN/../lib64")
+    with path.open("rb") as file:
+        library = ELFFile(file)
+        assert elf.search_paths("lib.so", library, ["$ORIGIN/../lib64"]).ok
+        assert not elf.search_paths("lib.so", library, ["$ORIGIN/.."]).ok
+
+
+def test_library_may_need_another_one_of_its_wheel(make: Make, against: elf.Provider, tmp_path: Path) -> None:
+    """As cann_sim's do: it is found there, with its symbols, and nowhere else."""
+    own = compile_library(tmp_path / "libown.so", "int own() { return 1; }", "-Wl,-soname,libown.so")
+    options = {"source": "int own();\n" + SOURCE.replace("return puts", "return own() + puts")}
+    assert {"needed", "symbols"} <= set(broken(audit.audit(make(str(own), **options), against)))
+    whole = make(str(own), **options, extra={"mmcv/lib/libown.so": own.read_bytes()})
+    report = audit.audit(whole, against)
+    assert broken(report) == {}
+    assert report["symbols"]["_Z3ownv"] == "libown.so (the wheel)"
 
 
 def test_stripped(make: Make, against: elf.Provider, tmp_path: Path) -> None:

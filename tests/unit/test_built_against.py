@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ascendet import paths
 
-BUILT = {"version": "2.1.0+npu2.8.0", "torch": "2.8.0", "torch_npu": "2.8.0"}
+BUILT = {"version": "2.1.0+npu.torch2.8.0", "torch": "2.8.0", "torch_npu": "2.8.0"}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_other_pair_is_refused_before_loading(
     done = run(site, code, **installed)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert "ImportError: error[wheel-mismatch]: mmcv 2.1.0+npu2.8.0" in done.stderr
+    assert "ImportError: error[wheel-mismatch]: mmcv 2.1.0+npu.torch2.8.0" in done.stderr
     assert "expected: torch 2.8.0, torch_npu 2.8.0\n" in done.stderr
     assert f"found:    {found}\n" in done.stderr
     assert "next:     pip install torch==2.8.0 torch_npu==2.8.0" in done.stderr

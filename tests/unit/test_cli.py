@@ -174,3 +174,28 @@ def test_both_names_of_an_architecture_are_understood(
     option = "--machine" if stage is cross.add_machine_option else "--arch"
     (found,) = {value for value in vars(parser.parse_args([option, name])).values() if "64" in str(value)}
     assert found == "aarch64"
+
+
+@pytest.mark.parametrize(
+    ("words", "next_command"),
+    [
+        (["export", "--sizes=7"], "make export MODEL=m SIZES=1024x1024,800x1344"),
+        (["export", "--checkpoint=none.pth"], "make export MODEL=m SIZES=7 CHECKPOINT=<file>"),
+        (["om-compare", "--score=2"], "make om-compare MODEL=m SIZES=7 SCORE=0.3"),
+        (["om-precision", "--bound=x"], "make om-precision MODEL=m SIZES=7 BOUND=0.002"),
+        (["om-bisect", "--chunk=x"], "make om-bisect MODEL=m SIZES=7 CHUNK=50"),
+        (["infer-om", "--images= "], "make infer-om MODEL=m SIZES=7 IMAGES='a.jpg folder pictures/*.png'"),
+    ],
+)
+def test_the_next_command_is_a_whole_one(
+    words: list[str], next_command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "w -- MODEL=m SIZES=7")
+    monkeypatch.setenv("NPU", "sim")
+    monkeypatch.setattr(cli, "_enter_tools", lambda _: None)
+    target = ["--model=vitdet-tiny", "--dataset=shapes", "--devices=0"]
+    assert (
+        cli.main([*words, *target])
+        == EXIT_CODES["checkpoint-missing" if "--checkpoint=none.pth" in words else "usage"]
+    )
+    assert capsys.readouterr().err.splitlines()[-1].split("next:")[1].strip() == next_command

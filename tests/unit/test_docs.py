@@ -265,6 +265,14 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("suffix", ["", ".zh-CN"])
+def test_the_readme_has_the_lines_of_the_release_page_which_its_suite_runs(suffix: str) -> None:
+    (lines,) = re.findall(
+        r"^```sh\n(python3\.11 -m venv .*?)^```", read(paths.ROOT / f"README{suffix}.md"), re.M | re.S
+    )
+    assert f"```sh\n{lines}```" in read(paths.ROOT / f"docs/release{suffix}.md")
+
+
 def test_pages_for_users_are_there_in_chinese() -> None:
     assert {english.stem for _, english in PAIRS} >= {
         *("README", "training", "container", "air-gapped", "data", "annotations"),

@@ -20,6 +20,7 @@ from ascendet.errors import AscendetError
 from ascendet.machine import host, needs
 from ascendet.supply import lock
 from ascendet.wheels import wheelfile
+from conftest import fails
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 STACK = Stack.load("vitdet")
@@ -152,13 +153,26 @@ def test_too_small_disk_is_refused_before_the_start(
     assert not (build / "venv/some").exists()
 
 
+def test_a_further_environment_needs_less_disk_as_stacks_share_most_packages(
+    build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needs, "DISK_GIB", dict.fromkeys(("x86_64", "aarch64"), 2**50))
+    monkeypatch.setattr(needs, "FURTHER_GIB", 2**49)
+    for name in ("tools", "broken", "other"):
+        (build / "venv" / name).mkdir(parents=True)
+    manifest.write(build / "venv/tools", {})
+    assert fails("disk-full", make, build / "venv/some", locked).expected == f"{2**50:.1f} GiB free"
+    manifest.write(build / "venv/other", {})
+    assert fails("disk-full", make, build / "venv/some", locked).expected == f"{2**49:.1f} GiB free"
+
+
 def test_uvs_failure_is_named(build: Path, locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uv = build / "venv/tools/bin/uv"
     uv.parent.mkdir(parents=True)
     uv.write_text("#!/bin/sh\nexit 3\n")
     uv.chmod(0o755)
     monkeypatch.setattr(needs, "DISK_GIB", {})
-    monkeypatch.setattr(venv, "_uv_environ", dict)
+    monkeypatch.setattr(venv, "uv_environ", dict)
     with pytest.raises(AscendetError) as caught:
         make(build / "venv/some", locked)
     assert caught.value.name == "install-failed"
@@ -172,11 +186,11 @@ def test_what_pip_was_told_about_indexes_holds_for_uv(monkeypatch: pytest.Monkey
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://mirror.example/simple")
     monkeypatch.setenv("PIP_FIND_LINKS", "/one /two")
-    environ = venv._uv_environ()
+    environ = venv.uv_environ()
     assert environ["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
     assert environ["UV_FIND_LINKS"] == "/one,/two"
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://own.example/simple")
-    assert venv._uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
+    assert venv.uv_environ()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
 
 
 def fake_tree(home: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,42 @@ from ascendet.errors import AscendetError
 from ascendet.run import folders
 from ascendet.run.target import Target
 from conftest import fails, make_run
+
+NO_PROCESS = 2**22 + 1  # above the largest pid
+
+
+def test_what_a_killed_tool_left_is_removed_and_what_is_at_work_is_not(tmp_path: Path) -> None:
+    final = tmp_path / "made"
+    names = [f"made-{NO_PROCESS}", f"made-{NO_PROCESS}-old", f"made-{os.getppid()}", f"made-{NO_PROCESS + 1}"]
+    dead, old, alive, outlived = (tmp_path / f".tmp-{name}" for name in names)
+    other = tmp_path / f".tmp-made-fp16-{NO_PROCESS}"
+    for folder in (dead, old, alive, outlived, other):
+        folder.mkdir()
+    with (outlived / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with folders.replacing(final, "x.log") as work:
+            (work / "result").touch()
+    assert sorted(tmp_path.iterdir()) == sorted([alive, outlived, other, final])
+
+
+def test_of_two_tools_at_once_the_last_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = tmp_path / "made"
+    rename = Path.rename
+
+    def between(self: Path, target: Path) -> Path:
+        """Let another process finish between the removal of the old folder and the renaming."""
+        if target == final and not final.exists():
+            monkeypatch.setattr(Path, "rename", rename)
+            final.mkdir()
+            (final / "theirs").touch()
+        return rename(self, target)
+
+    final.mkdir()
+    monkeypatch.setattr(Path, "rename", between)
+    with folders.replacing(final, "x.log") as work:
+        (work / "ours").touch()
+    assert [file.name for file in final.iterdir()] == ["ours"]
+    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_latest_moves_in_one_step(aim: Target) -> None:
@@ -92,6 +129,42 @@ def test_state_is_kept_true(aim: Target) -> None:
         with pytest.raises(AscendetError), folders.keeping_state(run, {"key": "k"}):
             raise AscendetError(name, "what", hint="next")
         assert (manifest.read(run) or {})["state"] == state
+
+
+@pytest.mark.parametrize("name", ["config-invalid", "config-unsupported", "checkpoint-missing"])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_training_that_is_refused_leaves_no_run_and_hides_none(
+    aim: Target, name: str, earlier: bool
+) -> None:
+    before = make_run(aim, "1", "finished") if earlier else None
+    if before:
+        folders.link_latest(before)
+    run = folders.new_run(aim, "2")
+
+    def refused() -> None:
+        with folders.withdrawing(run), folders.keeping_state(run, {"key": "k"}):
+            assert (aim.home / "latest").resolve() == run
+            raise AscendetError(name, "what", hint="next")
+
+    fails(name, refused)
+    assert not run.exists()
+    assert folders.all_runs(aim) == ([before] if before else [])
+    assert (aim.home / "latest").is_symlink() == earlier
+    if before:
+        assert folders.find_checkpoint(aim, "") == before / "epoch_3.pth"
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("run-failed", False), ("config-invalid", True)])
+def test_a_training_that_began_or_failed_is_kept(aim: Target, name: str, checkpoint: bool) -> None:
+    run = make_run(aim, "2", "interrupted") if checkpoint else folders.new_run(aim, "2")
+
+    def failed() -> None:
+        with folders.withdrawing(run), folders.keeping_state(run, {"key": "k"}):
+            raise AscendetError(name, "what", hint="next")
+
+    fails(name, failed)
+    assert folders.all_runs(aim) == [run]
+    assert (aim.home / "latest").resolve() == run
 
 
 def test_the_manifest_names_what_was_computed_on_the_cpu(aim: Target) -> None:

@@ -13,7 +13,20 @@ from ascendet import cli, paths
 SOURCE = paths.ROOT / "scripts/ascendet"
 # From the ground up: a package imports its own modules and those of packages that stand before it. What lies in no
 # package is the frame: `errors` and `paths` below all of them, `cli` and `__main__` above.
-FLOORS = ["core", "machine", "supply", "envs", "wheels", "data", "containers", "run", "om", "dev"]
+FLOORS = [
+    "core",
+    "machine",
+    "supply",
+    "envs",
+    "wheels",
+    "data",
+    "containers",
+    "run",
+    "om",
+    "report",
+    "release",
+    "dev",
+]
 FRAME = {"__init__", "errors", "paths"}
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in sorted(SOURCE.rglob("*.py"))

@@ -146,6 +146,17 @@ def test_inference_takes_what_is_converted_and_says_what_there_is_otherwise(aim:
     assert "Ascend910B3-origin" in str(error.found)
 
 
+def test_pictures_do_not_go_to_models_of_different_trainings(aim: Target) -> None:
+    exports = [make_export(aim, 64, 64, 1), make_export(aim, 96, 96, 4)]
+    for one in exports:
+        make_om(one)
+    assert len(infer_om.find_oms(exports, "Ascend910B3", "origin")) == 2
+    exports[1].meta["checkpoint_sha256"] = "d" * 64
+    error = fails("om-mixed-builds", infer_om.find_oms, exports, "Ascend910B3", "origin")
+    assert error.hint == "make export SIZES=64x64,96x96 BATCH=1,4"
+    assert infer_om.find_oms(exports[1:], "Ascend910B3", "origin")
+
+
 def test_info_says_what_headers_and_records_hold(aim: Target) -> None:
     one = make_export(aim, 64, 64, 1)
     assert info.show(info.describe(one)).endswith("no OM: make om")
@@ -186,4 +197,5 @@ def test_atcs_error_is_taken_from_its_log() -> None:
     assert convert.message(log + "E16005: The model has 2 domains\n        Solution: one\n").startswith(
         "E16005"
     )
+    assert convert.message(log + "SIM001: [PID: 1] Not_Simulated cann_sim\n").startswith("SIM001: ")
     assert convert.message("nothing\n") == ""

@@ -100,6 +100,10 @@ def test_an_operator_without_an_npu_kernel_may_be_let_pass(script: Path, tmp_pat
         ("config-unsupported", "edit it, then: make train"),
         ("config-invalid", "edit it, then: make train"),
         ("checkpoint-missing", "make weights, or CHECKPOINT=<file>"),
+        (
+            "image-damaged",
+            "repair or remove it; then make data again: a data set that was taken in must first be removed",
+        ),
     ],
 )
 def test_what_a_configuration_asks_in_vain_has_a_next_command(
@@ -108,6 +112,43 @@ def test_what_a_configuration_asks_in_vain_has_a_next_command(
     content = {"name": name, "what": "it says"}
     script.write_text(f"echo '{json.dumps(content)}' >{tmp_path}/error.json\nexit 1\n")
     assert fails(name, execute, tmp_path).hint == hint
+
+
+DEVICE = {"SOC": "Ascend910B3", "FORCE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("started", "given", "name", "advice", "hint"),
+    [
+        ("infer", "IMAGES=a BAD=refuse", "image-damaged", {}, "make infer IMAGES=a BAD=skip leaves it out"),
+        ("staged_om.infer", "BAD=refuse", "image-damaged", {}, "make infer-om BAD=skip leaves it out"),
+        ("staged_om.infer", "IMAGES=a", "image-damaged", {}, "then: make infer-om IMAGES=a"),
+        ("staged_om.compare", "IMAGES=a", "image-damaged", {}, "then: make om-compare IMAGES=a"),
+        ("staged_om.infer", "SOC=A FORCE=1", "om-other-soc", DEVICE, "infer-om SOC=Ascend910B3 FORCE=1"),
+        ("staged_om.infer", "IMAGES=a SCORE=0.1 BATCH=4", "om-mixed-builds", {}, "make om BATCH=4"),
+        ("staged_om.infer", "IMAGES=a", "om-corrupt", {}, "make om"),
+        ("staged_om.compare", "IMAGES=a BATCH=4", "om-differs", {"IMAGES": "a/worst.jpg"},
+         "make om-bisect IMAGES=a/worst.jpg BATCH=4"),
+        ("export", "SIZES=100x90", "config-invalid", {"SIZES": "112x96"}, "make export SIZES=112x96"),
+        ("export", "BATCH=4 AIPP=1", "config-invalid", {"AIPP": ""}, "make export BATCH=4"),
+        ("export", "BATCH=4", "checkpoint-mismatch", {}, "make export BATCH=4 CHECKPOINT=<file>"),
+        ("export", "CHECKPOINT=x.pth", "checkpoint-unreadable", {}, "make export CHECKPOINT=<file>"),
+    ],
+)  # fmt: skip
+def test_a_failure_of_an_om_ends_in_a_command_that_leads_on(
+    started: str,
+    given: str,
+    name: str,
+    advice: dict[str, str],
+    hint: str,
+    script: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", f"w -- {given}")
+    content = {"name": name, "what": "it says", "advice": advice}
+    script.write_text(f"echo '{json.dumps(content)}' >{tmp_path}/error.json\nexit 1\n")
+    assert fails(name, execute, tmp_path, started).hint.endswith(hint)
 
 
 def test_an_error_of_an_earlier_attempt_is_not_told_again(script: Path, tmp_path: Path) -> None:

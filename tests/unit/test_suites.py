@@ -45,6 +45,20 @@ def test_help_names_every_suite() -> None:
     assert named[1].split(", -") == list(SUITES)
 
 
+def test_a_test_that_hangs_ends_with_the_stacks_of_its_threads(tmp_path: Path) -> None:
+    suite = suites.Suite(name="om", python="stack", patience=1)
+    (tmp_path / "test_hang.py").write_text(
+        "import threading\n\n\ndef test_that_waits_for_ever():\n    threading.Event().wait()\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", *suite.options, "test_hang.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "Timeout (0:00:01)!" in done.stderr
+    assert "in test_that_waits_for_ever" in done.stderr
+    assert SUITES["om"].options
+    assert SUITES["wheel"].options == [], "which compiles"
+
+
 def test_tests_are_found_in_their_suite() -> None:
     text = """tests/sim/test_runs.py 'tests/unit/test_errors.py::test_of[two words]' tests/sim"""
     assert suites.parse_tests(text) == {

@@ -7,9 +7,12 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from ascendet import paths
+from ascendet.containers import container
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.run import target
@@ -51,16 +54,37 @@ def test_every_model_has_a_configuration(aim: Target, model: str) -> None:
     assert aim.family.config(model).is_file()
 
 
-def test_soc_name_is_read_from_npu_smi(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        ("910B3", "Ascend910B3"),
+        ("9391", "Ascend910_9391"),
+        ("Ascend310P3", "Ascend310P3"),
+        ("-", "Ascend NPU"),
+    ],
+)
+def test_soc_name_is_read_from_npu_smi(shown: str, name: str, tmp_path: Path) -> None:
     smi = tmp_path / "npu-smi"
     smi.write_text(
-        "#!/bin/sh\necho '| NPU   Name | Health |'\necho '| 0     910B3               | OK      | 90.0 |'\n"
+        f"#!/bin/sh\necho '| NPU   Name | Health |'\necho '| 0     {shown}               | OK      | 90.0 |'\n"
     )
     smi.chmod(0o755)
-    assert target.soc_name({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == "Ascend910B3"
+    assert target.soc_name({"PATH": f"{tmp_path}:{os.environ['PATH']}"}) == name
 
 
 def test_settings_of_the_run_time_have_the_same_names_everywhere() -> None:
     text = (paths.ROOT / "scripts/runtime.sh").read_text()
     names = re.findall(r"^ +default (\w+)", text, re.MULTILINE)
     assert set(target.RUNTIME) | {"PYTHONUNBUFFERED"} == set(names)
+
+
+def test_tensorboard_is_the_environments_or_else_the_images(aim: Target, build: Path) -> None:
+    assert target.tensorboard(aim).endswith(
+        "build/venv/vitdet/bin/tensorboard --logdir "
+        f"{paths.shorten(build / 'runs/vitdet-tiny_shapes')} --port 6006"
+    )
+    built = SimpleNamespace(image=SimpleNamespace(tag="ascendet-vitdet:1"))
+    shown = target.tensorboard(replace(aim, container=cast(container.Container, built)))
+    assert shown.startswith("docker run --rm --publish=127.0.0.1:6006:6006 ")
+    assert f"source={build}/runs/vitdet-tiny_shapes,target=/runs,readonly" in shown
+    assert shown.endswith("/opt/ascendet/venv/bin/tensorboard ascendet-vitdet:1 --logdir=/runs --bind_all")

@@ -20,8 +20,10 @@ from typing import Any
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "opapi"))
 import generate  # the tables of aclnn functions
+from cann_sim import __version__
 
 SOURCE = Path(__file__).parent / "src"
 CXX = [*(["ccache"] if shutil.which("ccache") else []), os.environ.get("CXX", "g++")]
@@ -76,6 +78,11 @@ def package_folder(distribution: str, module: str) -> Path:
     return Path(str(found)).resolve()
 
 
+def public_version(distribution: str) -> str:
+    """Return the version of an installed distribution without its local part: +cpu has the same interface."""
+    return importlib.metadata.version(distribution).partition("+")[0]
+
+
 def run(command: list[str | Path]) -> None:
     """Run a compiler command; the compiler prints its own errors."""
     subprocess.run([str(word) for word in command], check=True)
@@ -100,6 +107,9 @@ class BuildTree(build_py):
     def compile_sources(self, objects: Path) -> None:
         """Compile every source; those of the libraries over ATen use a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
+        # Messages hold the names of sources and headers, but must not hold the folders of this machine.
+        flags = [*FLAGS, f"-ffile-prefix-map={SOURCE}=cann_sim"]
+        flags += [f"-ffile-prefix-map={folder.parent}=site-packages" for folder in (torch, torch_npu)]
         # Foreign headers are system headers: their warnings are not ours.
         acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
@@ -120,12 +130,12 @@ class BuildTree(build_py):
                 include = [*acl, "-isystem", sysconfig.get_path("include")]
             jobs = heavy if library in headers else light
             for source in sources_of(library, objects):
-                words = [*CXX, *FLAGS, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
+                words = [*CXX, *flags, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             # Start with the headers: the sources of these libraries need them precompiled.
             precompiled = [
-                pool.submit(run, [*CXX, *FLAGS, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"])
+                pool.submit(run, [*CXX, *flags, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"])
                 for header in headers.values()
             ]
             submitted = [pool.submit(run, job) for job in light]
@@ -184,4 +194,9 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build_py": BuildTree}, distclass=BinaryDistribution)
+setup(
+    version=f"{__version__}+npu.torch{public_version('torch_npu')}",
+    install_requires=[f"{name}=={public_version(name)}" for name in ("torch", "torch_npu")],
+    cmdclass={"build_py": BuildTree},
+    distclass=BinaryDistribution,
+)

@@ -41,6 +41,7 @@ _DRIVER = (
 )
 _USER = 1000  # the image's user, used if the caller is root
 SCRIPTS = "/opt/ascendet/scripts"
+VENV = "/opt/ascendet/venv"
 
 
 @dataclass(frozen=True, kw_only=True)

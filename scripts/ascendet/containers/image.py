@@ -30,7 +30,7 @@ SIMULATED = (
 
 
 # Locked packages that are only needed for building and testing, and are left out of images.
-_LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
+LEFT_OUT = {"iniconfig", "ninja", "pip", "pluggy", "pytest", "wheel"}
 
 
 _SHOWN = r"^#\d+ (\[[^\]]*\d+/\d+\]|CACHED|DONE|ERROR|exporting)|^ERROR"
@@ -233,7 +233,7 @@ def make_context(stack: Stack, machine: str) -> Path:
             # setuptools builds source distributions without any other package.
             for name, chosen in (
                 ("build.txt", {"setuptools"}),
-                ("packages.txt", lockfiles.pins(locked).keys() - _LEFT_OUT),
+                ("packages.txt", lockfiles.pins(locked).keys() - LEFT_OUT),
             ):
                 text = lockfiles.part(locked, chosen)
                 Path(folder, "context", name).write_text(text, encoding="utf-8")

@@ -19,13 +19,30 @@ def command(target: str, **changed: str) -> str:
     >>> command("eval")
     'make eval'
     """
-    _, _, given = os.environ.get("MAKEFLAGS", "").partition("-- ")
-    variables: dict[str, str] = {}
-    for word in shlex.split(given.replace("$$", "$")):
-        name, equals, value = word.partition("=")
-        if equals and re.fullmatch(r"[A-Z_]+", name):
-            variables[name] = value
-    variables |= changed
+    variables = given() | changed
     return " ".join(
         ["make", target, *(f"{name}={shlex.quote(value)}" for name, value in variables.items() if value)]
     )
+
+
+def given() -> dict[str, str]:
+    """Return the variables that the user gave to make on its command line."""
+    _, _, text = os.environ.get("MAKEFLAGS", "").partition("-- ")
+    variables: dict[str, str] = {}
+    for word in shlex.split(text.replace("$$", "$")):
+        name, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"[A-Z_]+", name):
+            variables[name] = value
+    return variables
+
+
+def complete(hint: str, target: str) -> str:
+    """Return a hint as a command: one that is only a variable is completed, any other is returned as it is.
+
+    >>> complete("SIZES=1024x1024,800x1344", "export"), complete("make train, or CHECKPOINT=<file>", "export")
+    ('make export SIZES=1024x1024,800x1344', 'make train, or CHECKPOINT=<file>')
+    """
+    name, equals, _ = hint.partition("=")
+    if not (equals and re.fullmatch(r"[A-Z_]+", name)):
+        return hint
+    return f"{command(target, **{name: ''})} {hint}"

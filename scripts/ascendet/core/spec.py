@@ -42,10 +42,13 @@ class Audit:
         The beginning of the shared library's path in the wheel; None for a wheel without one.
     operators
         NPU operators: functions that the shared library must define.
+    search_paths
+        Search paths that the wheel's libraries may have, relative to them.
     """
 
     extension: str | None = None
     operators: tuple[str, ...] = ()
+    search_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,9 @@ class Spec:
             environ=table.pop("env", {}),
             native=native,
             audit=Audit(
-                extension=promised.pop("extension", None), operators=tuple(promised.pop("operators", ()))
+                extension=promised.pop("extension", None),
+                operators=tuple(promised.pop("operators", ())),
+                search_paths=tuple(promised.pop("search_paths", ())),
             ),
             environment=table.pop("environment", False),
             family=table.pop("family", None),

@@ -23,6 +23,7 @@ Table = Mapping[str, Any]
 HOME = paths.ROOT / "docs"
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 _COMMAND = "make docs"
+_ELSEWHERE = 1000  # sorts programs without the tool behind all codes
 # Headings of docs/troubleshooting.md, by the first code of each group.
 _GROUPS = {
     10: ("Machine, variables, devices", "机器、变量、设备"),
@@ -30,7 +31,10 @@ _GROUPS = {
     60: ("Data and downloads", "数据与下载"),
     70: ("Training, evaluation, inference", "训练、评估、推理"),
     80: ("Images and containers", "镜像与容器"),
-    99: ("Programs without the tool", "独立运行的程序"),
+    91: ("Staged OM", "分段 OM"),
+    102: ("Releases", "发布"),
+    110: ("Reports", "报告"),
+    _ELSEWHERE: ("Programs without the tool", "独立运行的程序"),
 }
 _WORDS = {
     "en": {
@@ -134,7 +138,7 @@ def _troubleshooting(table: Table, language: Language) -> str:
     words, lines = _WORDS[language], _head("errors", "troubleshooting", language)
     group = 0
     for name, code in [*EXIT_CODES.items(), *ELSEWHERE.items()]:
-        first = max(start for start in _GROUPS if start <= (99 if name in ELSEWHERE else code or 0))
+        first = max(start for start in _GROUPS if start <= (_ELSEWHERE if name in ELSEWHERE else code or 0))
         if first != group:
             group = first
             lines += ["", f"## {_GROUPS[group][LANGUAGES.index(language)]}"]

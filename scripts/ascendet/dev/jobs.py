@@ -21,7 +21,6 @@ _MARK = "ASCENDET_JOB"
 _KILLS = 250
 _LOOK = 0.5  # seconds
 _ASKED = (signal.SIGTERM, signal.SIGHUP)  # by another process, which the terminal's own job knows nothing of
-_GRACE = 20.0  # seconds for pytest to end its fixtures: a Docker engine, network namespaces
 
 
 def count_slots() -> int:
@@ -40,6 +39,9 @@ class Job:
         Where its output goes; None leaves it on the terminal.
     waits
         Whether it runs beside the others without taking one of their places.
+    group
+        Whether an interrupt goes to all processes of its group, as a terminal's does: make waits for its programs to
+        end, and does not tell them to.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Job:
     cwd: Path
     log: Path | None
     waits: bool = False
+    group: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,12 @@ class Outcome:
 class Pool:
     """Runs as many jobs at once as there are `slots`, and those that wait beside them.
 
-    Use it in a `with` statement: whatever ends the block, the jobs end with it.
+    Use it in a `with` statement: whatever ends the block, the jobs end with it. They have `grace` seconds for that: by
+    default what pytest may need for its fixtures, a Docker engine, network namespaces.
     """
 
     slots: int
+    grace: float = 20.0
     _running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _futures: list[Future[None]] = field(default_factory=list)
@@ -155,12 +160,12 @@ class Pool:
             self._stopped = True
             for job, process in self._running.values():
                 if job.log or asked:
+                    # Not send_signal(), which would take the exit code from wait4().
+                    interrupt = os.killpg if job.group else os.kill
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(
-                            process.pid, signal.SIGINT
-                        )  # send_signal() would take the exit code from wait4()
+                        interrupt(process.pid, signal.SIGINT)
         with contextlib.suppress(KeyboardInterrupt):
-            deadline = time.monotonic() + _GRACE
+            deadline = time.monotonic() + self.grace
             while self._running and time.monotonic() < deadline:
                 time.sleep(0.1)
         with self._lock:

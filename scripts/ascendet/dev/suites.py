@@ -29,6 +29,9 @@ class Suite:
         Whether each file runs in its own process, so that several run at the same time: for suites that take minutes.
     long
         The files of such a suite that take longest. They start first, so that no file runs alone at the end.
+    patience
+        Seconds that one test may take, also on a machine with much else to do; 0: any. Then the process ends with the
+        stacks of all threads: for suites whose tests could wait for each other's threads for ever.
     wheel
         The wheel that the tests are about: `make test` leaves the suite out for a stack without it.
     when
@@ -41,8 +44,16 @@ class Suite:
     waits: bool = False
     apart: bool = False
     long: tuple[str, ...] = ()
+    patience: int = 0
     wheel: str = ""
     when: Literal["always", "real NPUs", "named"] = "always"
+
+    @property
+    def options(self) -> list[str]:
+        """Options of pytest that only this suite has."""
+        if not self.patience:
+            return []
+        return ["-o", f"faulthandler_timeout={self.patience}", "-o", "faulthandler_exit_on_timeout=true"]
 
     @property
     def folder(self) -> Path:
@@ -87,11 +98,12 @@ _ALL = (
         ),
     ),
     Suite(name="wheel", python="stack", wheel="mmcv"),
+    Suite(name="release", python="tools", wheel="vitdet"),
     Suite(name="mmcv", python="stack", wheel="mmcv"),
     Suite(name="detectron2", python="stack", wheel="detectron2"),
     Suite(name="npu_ops", python="stack", wheel="npu_ops"),
     Suite(name="blendmask", python="stack", wheel="blendmask"),
-    Suite(name="om", python="stack", wheel="staged_om"),
+    Suite(name="om", python="stack", wheel="staged_om", patience=600),
     Suite(name="npu", python="stack", when="real NPUs"),
     Suite(name="examples", python="stack", when="named"),  # installs packages that nothing else needs
 )

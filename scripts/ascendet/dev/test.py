@@ -194,7 +194,7 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         command = [str(python), "-m", "pytest", "--quiet", "--no-header", "-o", "junit_family=xunit1"]
         job = Job(
             name=name,
-            command=[*command, f"--junitxml={report}", *words],
+            command=[*command, *suite.options, f"--junitxml={report}", *words],
             environ=environ,
             cwd=paths.ROOT,
             log=report.with_suffix(".log"),

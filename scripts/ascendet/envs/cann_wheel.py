@@ -16,20 +16,21 @@ from ascendet.envs import venv
 from ascendet.supply import lockfiles
 
 NAME = "cann_sim"
+_DATE = "315532800"  # of all members, so that builds are equal: 1980, the earliest in a zip archive
 
 
 def digest() -> str:
-    """Return the digest of the sources of cann_sim, without the pages that are generated with it."""
-    return files.digest_tree(paths.WHEELS / NAME, without={"COVERAGE.md", "DIFFERENCES.md"})
+    """Return the digest of the sources of cann_sim, without what is generated with it or about it."""
+    return files.digest_tree(paths.WHEELS / NAME, without={"COVERAGE.md", "DIFFERENCES.md", "wheel.toml"})
 
 
-def find_inputs(stack: Stack) -> dict[str, object]:
+def find_inputs(stack: Stack, machine: str = platform.machine()) -> dict[str, object]:
     """Return the inputs that the wheel depends on: its sources, the torch pair, the architecture."""
     return {
         "source": digest(),
         "stack": {"torch": stack.torch, "torch_npu": stack.torch_npu, "python": stack.python},
-        "lock": files.digest(lockfiles.torch_lock(stack, platform.machine())),
-        "machine": platform.machine(),
+        "lock": files.digest(lockfiles.torch_lock(stack, machine)),
+        "machine": machine,
     }
 
 
@@ -52,9 +53,8 @@ def compile_wheel(stack: Stack, output: Path, environ: Mapping[str, str]) -> Pat
         command = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}", "wheel", "--no-build-isolation"]
         command += ["--no-deps", "--no-index", "--wheel-dir", str(output), str(copy)]
         # torch must not load torch_npu here, which needs the CANN libraries that are being built.
-        complete = (
-            {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-        )
+        complete = {"MAX_JOBS": str(os.cpu_count() or 1)} | os.environ
+        complete |= {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "SOURCE_DATE_EPOCH": _DATE}
         complete["PATH"] = f"{venv.stack_home(stack) / 'bin'}{os.pathsep}{complete['PATH']}"
         process.run(
             command,

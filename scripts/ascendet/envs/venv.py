@@ -134,19 +134,21 @@ def _missing(content: Mapping[str, object], layers: Mapping[str, Layer]) -> list
 
 def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     tools = home == tools_home()
-    interpreter = _interpreter(python)
+    base_python = interpreter(python)
     if home.exists():
         print(f"{paths.shorten(home)}: creating it again: its locks changed or it is incomplete", flush=True)
         shutil.rmtree(home)
     else:
         print(f"{paths.shorten(home)}: creating it", flush=True)
     if not tools:
-        files.check_space(home.parent, needs.disk_gib() * 2**30)
-    command = [interpreter, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
+        others = [other for other in home.parent.iterdir() if other not in (home, tools_home())]
+        further = any(manifest.read(other) is not None for other in others)
+        files.check_space(home.parent, needs.disk_gib(further=further) * 2**30)
+    command = [base_python, "-m", "venv", str(home)] + ([] if tools else ["--without-pip"])
     process.run(
         command,
         error="install-failed",
-        what=f"{interpreter} cannot create a virtual environment",
+        what=f"{base_python} cannot create a virtual environment",
         hint=f"install python{python}-venv (Debian, Ubuntu), or make doctor",
     )
     inside = home / "bin" / "python"
@@ -186,8 +188,8 @@ def _pip_install(python: Path, requirements: list[str]) -> None:
     _install([*command, *requirements], python, environ)
 
 
-def uv_install(python: Path, arguments: list[str]) -> None:
-    """Run `uv pip install --no-deps` for the interpreter `python`.
+def uv_install(python: Path, arguments: list[str], environ: Mapping[str, str] | None = None) -> None:
+    """Run `uv pip install --no-deps` for the interpreter `python`, with additional environment variables.
 
     uv downloads and unpacks in parallel, and links files from its cache: torch's 6 GB take 40 s, not 120, and a second
     environment takes 1 s. A file in an environment is therefore the cache's file: replace it, never write to it.
@@ -198,7 +200,7 @@ def uv_install(python: Path, arguments: list[str]) -> None:
         `install-failed`, `disk-full`.
     """
     command = [str(tools_home() / "bin" / "uv"), "pip", "install", f"--python={python}", "--no-deps"]
-    _install([*command, *arguments], python, _uv_environ())
+    _install([*command, *arguments], python, {**uv_environ(), **(environ or {})})
 
 
 def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> None:
@@ -226,7 +228,7 @@ _UV_NAMES = {
 }
 
 
-def _uv_environ() -> dict[str, str]:
+def uv_environ() -> dict[str, str]:
     """Return the environment variables for uv, with pip's settings under uv's names if the user has not set these."""
     found = {
         uv: ",".join(value.split()) if uv == "UV_FIND_LINKS" else " ".join(value.split())
@@ -248,7 +250,7 @@ def pip_settings() -> dict[str, str]:
     return index.settings(tools_pip())
 
 
-def _interpreter(version: str) -> str:
+def interpreter(version: str) -> str:
     """Return an interpreter of exactly this minor version, for which the wheels in the locks are built."""
     if "{}.{}".format(*sys.version_info[:2]) == version:
         return str(getattr(sys, "_base_executable", sys.executable))

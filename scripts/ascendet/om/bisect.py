@@ -19,9 +19,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Search in the OMs of the mode asked for."""
-    chunk = int(proof.check_number("CHUNK", args.chunk or "0", 0, 10_000))
+    chunk = int(proof.check_number("CHUNK", args.chunk or "0", 0, 10_000, 50))
     for one in proof.prepare(args):
-        _, asked = proof.oms(one, args)
+        asked = proof.asked(one, args)
         work = one.one.folder / f"bisect-{asked.name}"
         one.run("bisect", work, [f"--om={asked}", f"--stage={args.stage}", f"--chunk={chunk}"])
         content = json.loads((work / RESULT).read_text(encoding="utf-8"))

@@ -24,12 +24,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Compare; an error names what breaks, and the result is stored all the same."""
-    score = proof.check_number("SCORE", args.score, 0, 1)
+    score = proof.check_number("SCORE", args.score, 0, 1, 0.3)
     for one in proof.prepare(args):
         checkpoint = folders.find_checkpoint(one.aim, args.checkpoint)
         origin, asked = proof.oms(one, args)
         work = one.one.folder / f"compare-{asked.name}"
-        more = [] if asked == origin else [f"--origin={origin}"]
+        more = [f"--origin={origin}"] if origin and origin != asked else []
         try:
             one.run("compare", work, [f"--om={asked}", *more, f"--score={score}"], checkpoint)
         finally:

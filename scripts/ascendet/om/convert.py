@@ -22,7 +22,7 @@ from ascendet.run.target import Target
 _LOG = "atc.log"
 _FUSION_RESULT = "fusion_result.json"  # what atc leaves in its current folder
 # Where atc's messages begin: one of its codes, or the line that it ends with.
-_MESSAGE = re.compile(r"^\[?(E[A-Z]?\d{4,5}|ATC run failed|error)", re.MULTILINE)
+_MESSAGE = re.compile(r"^\[?(E[A-Z]?\d{4,5}|SIM\d{3}|ATC run failed|error)", re.MULTILINE)
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -201,5 +201,5 @@ def message(log: str) -> str:
     'E16005: one operator set only\n  cause'
     """
     starts = list(_MESSAGE.finditer(log))
-    coded = [found for found in starts if found[1].startswith("E")] or starts
+    coded = [found for found in starts if found[1].startswith(("E", "SIM"))] or starts
     return "\n".join(log[coded[0].start() :].strip().splitlines()[:8]) if coded else ""

@@ -121,7 +121,7 @@ def find(aim: Target, sizes: Sequence[Size], batches: Sequence[int]) -> list[Exp
             f"{aim.model} on {aim.dataset} is not exported" + (" like this" if known else ""),
             expected=", ".join(folder_name(aim, size, batch) for size, batch in absent) or None,
             found=", ".join(one.folder.name for one in known) or f"nothing in {paths.shorten(home())}",
-            hint=again.command("export"),
+            hint=again.command("export", IMAGES="", SCORE="", BAD=""),
         )
     return found
 

@@ -6,11 +6,12 @@ import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ascendet.core import process
+from ascendet.core import again, process
 from ascendet.envs import activation, venv
+from ascendet.errors import AscendetError
 from ascendet.om import exported, soc
 from ascendet.om.exported import Exported, Keep
 from ascendet.run import folders, infer, program, target
@@ -32,7 +33,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> None:
     """Print the forecast of every exported model that is asked for."""
     precision = exported.check_precision(args.precision)
-    pictures = infer.find_images(args.images, "om-forecast") if args.images else []
+    pictures = infer.find_images(args.images) if args.images else []
     aim = target.check(args, "export")
     found = exported.find(aim, exported.parse_sizes(args.sizes), exported.parse_batches(args.batch))
     aim = target.prepare(aim)
@@ -79,20 +80,23 @@ def table(aim: Target, one: Exported, chip: str, precision: str, keep: Keep) -> 
             nodes = exported.kept_nodes(stage, keep)
             file = Path(folder, f"{stage['name']}{exported.KEEP_SUFFIX}")
             file.write_text("".join(f"{node}\n" for node in nodes), encoding="utf-8")
-            shown = process.ask(
-                [
-                    *(
-                        venv.stack_python(aim.stack),
-                        "-m",
-                        "cann_sim.atc.forecast",
-                        one.folder / stage["file"],
-                    ),
-                    *(f"--soc={chip}", f"--precision-mode={precision}"),
-                    *([f"--keep-dtype={file}"] if nodes else []),
-                    *([f"--activations={known}"] if known.is_file() else []),
-                ],
-                env=environ,
-            )
-            # What atc refuses cannot be forecast; atc says why.
-            parts.append(f"no forecast of {stage['name']}" if shown is None else shown.rstrip())
+            command = [
+                *(venv.stack_python(aim.stack), "-m", "cann_sim.atc.forecast", one.folder / stage["file"]),
+                *(f"--soc={chip}", f"--precision-mode={precision}"),
+                *([f"--keep-dtype={file}"] if nodes else []),
+                *([f"--activations={known}"] if known.is_file() else []),
+            ]
+            parts.append(_of_stage(command, environ, stage["name"]))
+    if not known.is_file():
+        asked = f"{again.command('om-forecast', IMAGES='', SCORE='', BAD='')} IMAGES=<pictures>"
+        parts.append(f"what overflows in fp16 is known after: {asked}")
     return "\n\n".join(parts)
+
+
+def _of_stage(command: process.Command, environ: Mapping[str, str], stage: str) -> str:
+    """Return the forecast of a stage, or why there is none: what atc would refuse cannot be forecast."""
+    try:
+        shown = process.run(command, what=f"no forecast of {stage}", hint="", env=environ)
+    except AscendetError as error:
+        return f"no forecast of {stage}: {(error.found or '').removeprefix('no forecast: ')}"
+    return shown.rstrip()

@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Find objects with the OMs of all sizes and batches that are converted, and print the latency."""
-    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images, "infer-om")
+    score, pictures = infer.check_options(args.score, args.bad), infer.find_images(args.images)
     precision = exported.check_precision(args.precision)
     aim = target.check(args, "export")
     aim = replace(aim, devices=aim.devices[:1])
@@ -92,10 +92,12 @@ def find_oms(found: list[Exported], chip: str, precision: str) -> list[Path]:
     Raises
     ------
     AscendetError
-        `om-missing`: none is converted for this SoC in this precision mode.
+        `om-missing`: none is converted for this SoC in this precision mode. `om-mixed-builds`: they are of different
+        checkpoints.
     """
     oms = [one.om_folder(chip, precision) for one in found]
     there = [folder for folder in oms if (folder / exported.RECORD).is_file()]
+    _check_one_checkpoint([one for one, folder in zip(found, oms, strict=True) if folder in there])
     if not there:
         others = [paths.shorten(folder) for one in found for folder in one.om_folders()]
         raise AscendetError(
@@ -106,6 +108,22 @@ def find_oms(found: list[Exported], chip: str, precision: str) -> list[Path]:
             hint=again.command("om", IMAGES="", SCORE="", BAD=""),
         )
     return there
+
+
+def _check_one_checkpoint(found: list[Exported]) -> None:
+    """Raise `om-mixed-builds` if pictures would go to models of different trainings, by their sizes."""
+    if len({one.meta["checkpoint_sha256"] for one in found}) > 1:
+        sizes = dict.fromkeys(f"{one.size[0]}x{one.size[1]}" for one in found)
+        batches = dict.fromkeys(str(one.batch) for one in found)
+        raise AscendetError(
+            "om-mixed-builds",
+            "the exported models are of different checkpoints",
+            expected="one checkpoint, or SIZES and BATCH of one",
+            found="\n".join(f"{one.folder.name}: {one.meta['checkpoint']}" for one in found),
+            hint=again.command(
+                "export", SIZES=",".join(sizes), BATCH=",".join(batches), IMAGES="", SCORE="", BAD=""
+            ),
+        )
 
 
 def _keep_partial(work: Path, final: Path) -> None:

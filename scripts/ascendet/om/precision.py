@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ascendet import paths
-from ascendet.om import exported, proof
+from ascendet.om import convert, exported, proof
 
 RESULT = "precision.json"
 # Modes that keep all data types: nothing is to be searched in them.
@@ -24,14 +24,17 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> None:
     """Measure the modes, and search in PRECISION, or in fp16 where that keeps all data types."""
-    bound = proof.check_number("BOUND", args.bound, 0, 1)
-    score = proof.check_number("SCORE", args.score, 0, 1)
+    bound = proof.check_number("BOUND", args.bound, 0, 1, 0.002)
+    score = proof.check_number("SCORE", args.score, 0, 1, 0.3)
     mode = "fp16" if args.precision in _KEEP_ALL else exported.check_precision(args.precision)
     for one in proof.prepare(args):
-        origin, _ = proof.oms(one, argparse.Namespace(**vars(args) | {"precision": "origin"}))
+        # Any OMs do: they tell the SoC and atc's version.
+        om = proof.origin(one) or convert.convert(one.aim, one.one, one.choice, mode)
         work = one.one.folder / f"precision-{one.choice.soc}-{mode}"
         one.run(
-            "precision", work, [f"--om={origin}", f"--mode={mode}", f"--bound={bound}", f"--score={score}"]
+            "precision",
+            work,
+            [f"--om={om}", f"--mode={mode}", f"--bound={bound}", f"--score={score}"],
         )
         content = json.loads((work / RESULT).read_text(encoding="utf-8"))
         proof.show(one, content, [*lines(content), f"KEEP_DTYPE={paths.shorten(work)}"], work)

@@ -86,6 +86,8 @@ def prepare(args: argparse.Namespace) -> list[Proof]:
             "files": [str(file) for file in pictures],
             "image_ids": ids,
             "annotations": str(annotations) if annotations else None,
+            # A picture or an annotation that changed makes another folder: pictures are stored there as they were.
+            "sha256": [files.digest(file) for file in (*pictures, *([annotations] if annotations else []))],
         }
         digest = hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:8]
         folder = one.folder / f"inputs-{digest}"
@@ -120,16 +122,30 @@ def list_pictures(aim: Target, text: str) -> tuple[list[Path], list[Any], Path |
     return [folder / split / one["file_name"] for one in images], [one["id"] for one in images], annotations
 
 
-def oms(proof: Proof, args: argparse.Namespace) -> tuple[Path, Path]:
-    """Convert what is not yet, and return the folders of the OMs in the mode `origin` and in the one asked for."""
+def oms(proof: Proof, args: argparse.Namespace) -> tuple[Path | None, Path]:
+    """Convert what is not yet; return the folders of the OMs in `origin` (see `origin`) and in the mode asked for."""
+    folder = asked(proof, args)
+    return (folder if args.precision == "origin" else origin(proof)), folder
+
+
+def asked(proof: Proof, args: argparse.Namespace) -> Path:
+    """Convert what is not yet, and return the folder of the OMs in the mode asked for."""
     keep = exported.read_keep(args.keep_dtype, [stage["name"] for stage in proof.one.stages])
-    origin = convert.convert(proof.aim, proof.one, proof.choice, "origin")
-    if args.precision == "origin":
-        return origin, origin
-    return origin, convert.convert(proof.aim, proof.one, proof.choice, args.precision, keep)
+    return convert.convert(proof.aim, proof.one, proof.choice, args.precision, keep)
 
 
-def check_number(name: str, text: str, low: float, high: float) -> float:
+def origin(proof: Proof) -> Path | None:
+    """Convert in the mode `origin`, or return None where atc refuses that: 310P has no float32 convolution."""
+    try:
+        return convert.convert(proof.aim, proof.one, proof.choice, "origin")
+    except AscendetError as error:
+        if error.name != "atc-failed":
+            raise
+    print(f"without OMs in the mode origin, which atc refuses for {proof.choice.soc}", flush=True)
+    return None
+
+
+def check_number(name: str, text: str, low: float, high: float, such_as: float) -> float:
     """Return a variable of make as a number; raise `usage` if it is none between `low` and `high`."""
     try:
         value = float(text)
@@ -140,7 +156,7 @@ def check_number(name: str, text: str, low: float, high: float) -> float:
             "usage",
             f"{name} must be a number from {low:g} to {high:g}",
             found=f"{name}={text}",
-            hint=f"make print-{name}",
+            hint=f"{name}={such_as:g}",
         )
     return value
 

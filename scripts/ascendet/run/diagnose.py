@@ -124,21 +124,29 @@ def _hint(name: str, program: str, log: Path, advice: dict[str, str]) -> str:
         return (
             f"write the name of an older checkpoint into {note}"
             if program == "train"
-            else "CHECKPOINT=<file>"
+            else again.complete("CHECKPOINT=<file>", MAKE_TARGETS[program])
         )
     if name.startswith("config-"):
-        return f"edit it, then: {_again(program, log)}"
+        # It is make's variables that ask too much, where there is advice.
+        return _again(program, log, advice) if advice else f"edit it, then: {_again(program, log)}"
     if name == "image-damaged":
-        return "repair or remove it; " + (
-            f"{again.command('infer', BAD='skip')} leaves it out"
-            if program == "infer"
-            else "then make data again: a data set that was taken in must first be removed"
-        )
+        return f"repair or remove it; {_after_repair(program, log)}"
     if name == "om-differs" and MAKE_TARGETS[program] == "om-compare":
-        return again.command("om-bisect")
+        return again.command("om-bisect", SCORE="", **advice)
+    if name in ("om-missing", "om-mixed-builds", "om-corrupt"):
+        return again.command("om", IMAGES="", SCORE="", BAD="")
     if name == "data-invalid":
         return f"{again.command('data-check')}, or another DATASET"
     return _again(program, log, advice)
+
+
+def _after_repair(program: str, log: Path) -> str:
+    """Return what to do after a picture was repaired or removed."""
+    if program in ("train", "predict", "speed"):
+        return "then make data again: a data set that was taken in must first be removed"
+    if again.given().get("BAD") == "refuse":
+        return f"{again.command(MAKE_TARGETS[program], BAD='skip')} leaves it out"
+    return f"then: {_again(program, log)}"
 
 
 def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:

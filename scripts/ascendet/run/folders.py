@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -123,18 +125,17 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
     """Yield a temporary folder, which replaces `final` at the end of the block.
 
     After a failure only its log is kept, as `<final>-failed.log`, and the error's hint names it. `name` gives the
-    final folder's name where only the finished folder tells it.
+    final folder's name where only the finished folder tells it. Of two processes at once, the last one's folder stays.
     """
-    work = final.with_name(f".tmp-{final.name}-{os.getpid()}")
+    work = final.with_name(f"{files.TEMP}{final.name}-{os.getpid()}")
+    _remove_abandoned(final)
     with files.disk_errors(final.parent):
         try:
             work.mkdir(parents=True)
             yield work
             if name:
                 final = final.with_name(name(work))
-            if final.exists():
-                shutil.rmtree(final)
-            work.rename(final)
+            _put(work, final)
         except AscendetError as error:
             if error.name in _LOGGED and (work / log).exists():
                 kept = final.with_name(f"{final.name}-failed.log")
@@ -143,6 +144,35 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
             raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _put(work: Path, final: Path) -> None:
+    """Rename a folder to its final name, in the place of what is there, which another process may change meanwhile."""
+    old = work.with_name(f"{work.name}-old")
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(old)
+        try:
+            work.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(final: Path) -> None:
+    """Remove unfinished folders of tools that were killed; a program that outlived its tool still holds the lock."""
+    start = f"{files.TEMP}{final.name}-"
+    for folder in final.parent.glob(f"{glob.escape(start)}*"):
+        pid = folder.name.removeprefix(start).removesuffix("-old")
+        if not pid.isdecimal() or Path("/proc", pid).exists():
+            continue
+        with contextlib.suppress(AscendetError):
+            check_not_busy(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 # -- the runs of a training --
@@ -241,6 +271,28 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
         found=f"{len(all_runs(target))} runs in {paths.shorten(target.home)}",
         hint=again.command("train", RESUME=""),
     )
+
+
+@contextlib.contextmanager
+def withdrawing(run: Path) -> Iterator[None]:
+    """Let `latest` point to a run; remove it again if the block's program refuses it before it began.
+
+    A configuration or a file to start from that is refused leaves nothing to resume, and must not hide the run before.
+    """
+    latest = run.parent / "latest"
+    before = latest.resolve() if latest.is_symlink() else None
+    new = not any(run.iterdir())
+    link_latest(run)
+    try:
+        yield
+    except AscendetError as error:
+        if new and (error.name.startswith("config-") or error.name == "checkpoint-missing"):
+            shutil.rmtree(run)
+            if before and before.is_dir():
+                link_latest(before)
+            else:
+                latest.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import again, files, manifest
+from ascendet.core import files, manifest
 from ascendet.data import datasets
 from ascendet.errors import AscendetError
 from ascendet.run import folders, latency, program, target
@@ -80,10 +80,8 @@ def execute(args: argparse.Namespace) -> None:
     print(f"stored in {paths.shorten(final)}: {len(results['images'])} pictures, {RESULTS} ({line})")
 
 
-def find_images(text: str, make: str = "infer") -> list[Path]:
+def find_images(text: str) -> list[Path]:
     """Return the files that `text` names, without repetition: files, the pictures in folders, matches of glob patterns.
-
-    `make` is the target of the next command in errors.
 
     Raises
     ------
@@ -96,7 +94,7 @@ def find_images(text: str, make: str = "infer") -> list[Path]:
             "usage",
             "IMAGES must be files, folders or glob patterns",
             found="IMAGES is empty",
-            hint=f"make {make} IMAGES='a.jpg folder pictures/*.png'",
+            hint="IMAGES='a.jpg folder pictures/*.png'",
         )
     found: list[Path] = []
     for word in words:
@@ -112,7 +110,7 @@ def find_images(text: str, make: str = "infer") -> list[Path]:
                 f"IMAGES={paths.printable(word)} names no picture",
                 expected=f"a file, a folder or a glob pattern with {', '.join(sorted(_SUFFIXES))}",
                 found="a folder without pictures" if path.is_dir() else "no such file or folder",
-                hint=f"{again.command(make, IMAGES='')} IMAGES=<file, folder or glob pattern>",
+                hint="IMAGES=<file, folder or glob pattern>",
             )
         found += pictures
     return list(dict.fromkeys(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from ascendet.core.stack import Stack, load_all
 from ascendet.data import datasets
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
-from ascendet.machine import devices, host
+from ascendet.machine import devices, engine, host, identity
 from ascendet.run import family
 from ascendet.supply import assets
 from ascendet.wheels import install
@@ -189,6 +190,18 @@ def environ(target: Target, work_dir: Path) -> dict[str, str]:
     )
 
 
+def tensorboard(target: Target) -> str:
+    """Return the command that shows all runs of the model on the data set: the environment's, or the image's."""
+    board = venv.stack_home(target.stack) / "bin/tensorboard"
+    if target.container is None or board.exists():
+        return f"{paths.shorten(board)} --logdir {shlex.quote(paths.shorten(target.home))} --port 6006"
+    mount = shlex.quote(f"--mount=type=bind,source={target.home},target=/runs,readonly")
+    return (
+        f"{engine.command_name()} run --rm --publish=127.0.0.1:6006:6006 {mount} "
+        f"--entrypoint={container.VENV}/bin/tensorboard {target.container.image.tag} --logdir=/runs --bind_all"
+    )
+
+
 # -- facts for the manifest --
 
 
@@ -214,6 +227,7 @@ def facts(target: Target, where: str) -> dict[str, object]:
     """Return the facts that the manifest of every run has; `where` is the line that `describe` returns."""
     return {
         "where": where,
+        "machine": identity.describe(target.npu),
         "versions": versions(target.stack),
         "simulated": target.npu == "sim",
         **({"config": target.own.texts} if target.own else {}),
@@ -238,4 +252,7 @@ def soc_name(environ: Mapping[str, str]) -> str:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         shown = ""
     found = re.search(r"^\|\s*\d+\s+(?:Ascend)?(\d{3}\w*)\s*\|", shown, re.MULTILINE)
-    return f"Ascend{found[1]}" if found else "Ascend NPU"
+    if not found:
+        return "Ascend NPU"
+    # A3 shows a number of four digits; its SoC is Ascend910 and that number.
+    return f"Ascend910_{found[1]}" if re.fullmatch(r"9\d{3}", found[1]) else f"Ascend{found[1]}"

@@ -79,7 +79,7 @@ def execute(args: argparse.Namespace) -> None:
         program.execute(started)
         print("trained: node 0 has the checkpoint")
         return
-    folders.link_latest(run)
+    print(f"to watch it: {target.tensorboard(aim)} (over ssh: docs/training.md#tensorboard)", flush=True)
     facts = {
         "stage": "train",
         "key": manifest.digest_inputs(inputs),
@@ -87,7 +87,7 @@ def execute(args: argparse.Namespace) -> None:
         "devices": list(aim.devices),
         **target.facts(aim, line),
     }
-    with folders.keeping_state(run, facts):
+    with folders.withdrawing(run), folders.keeping_state(run, facts):
         program.execute(started)
     checkpoint = folders.last_checkpoint(run)
     assert checkpoint is not None, "a training that succeeds writes a checkpoint"

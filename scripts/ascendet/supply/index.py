@@ -64,9 +64,18 @@ def links(index: str, project: str) -> list[str]:
     page = f"{index.rstrip('/')}/{project}/"
     response = requests.get(page, timeout=60)
     response.raise_for_status()
+    return [urllib.parse.urljoin(page, link) for link in links_in(response.text)]
+
+
+def links_in(page: str) -> list[str]:
+    """Return the `href` of all links in an HTML page.
+
+    >>> links_in('<a href="a-1.whl#sha256=0">a-1.whl</a> <a>none</a>')
+    ['a-1.whl#sha256=0']
+    """
     parser = _Links()
-    parser.feed(response.text)
-    return [urllib.parse.urljoin(page, link) for link in parser.found]
+    parser.feed(page)
+    return parser.found
 
 
 def find_link(configured: Mapping[str, str], project: str, file_name: str) -> str:

@@ -13,7 +13,7 @@ import io
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from elftools.common.exceptions import ELFError
@@ -95,19 +95,20 @@ def audit(path: Path, against: Provider) -> dict[str, Any]:
         *_built_against(wheel, against, ours),
         _extension(ours, list(libraries), broken),
     ]
-    right = {}
+    right: dict[str, ELFFile] = {}
     for name, library in libraries.items():
         rules.append(elf.machine(name, library, against))
         if rules[-1].ok:
             right[name] = library
+    own = {PurePosixPath(name).name: library for name, library in right.items()}
     for name, library in right.items():
         rules += [
             elf.versions(name, library, policy["versions"]),
-            elf.needed(name, library, policy["needed"]),
-            elf.search_paths(name, library),
+            elf.needed(name, library, {**policy["needed"], "the wheel": list(own)}),
+            elf.search_paths(name, library, ours.audit.search_paths if ours else ()),
             elf.stripped(name, library),
             elf.build_paths(name, wheel.files[name], policy["paths"]["forbidden"]),
-            elf.symbols(name, library, against, policy["needed"]["system"], symbols),
+            elf.symbols(name, library, against, own, policy["needed"]["system"], symbols),
         ]
         if ours and ours.audit.operators and _is_extension(name, ours):
             rules.append(elf.npu_ops(library, ours))

@@ -14,6 +14,7 @@ import platform
 import shutil
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ascendet import paths
@@ -38,14 +39,13 @@ def execute(args: argparse.Namespace) -> None:
     """Build for the architecture, run the smoke tests in its emulation, and record their output."""
     stack = Stack.load(args.stack)
     env.ensure_base(stack)
-    emulator = process.require(f"qemu-{args.machine}-static", "qemu-user-static")
-    process.require("mmdebstrap", "mmdebstrap")
+    process.require(f"qemu-{args.machine}-static", "qemu-user-static")
     for spec in map(Spec.load, stack.wheels):
         if spec.native:
             built = wheel.build(spec.name, stack, args.machine)
-            root = _ensure_root(args.machine)
+            root = ensure_root(args.machine)
             started = time.monotonic()
-            shown = _smoke_test(spec, stack, args.machine, built, root, emulator)
+            shown = _smoke_test(spec, stack, args.machine, built, root)
             print(shown, end="")
             record = spec.home / f"{args.machine.upper()}.md"
             page = _record(spec, stack, args.machine, built, shown, time.monotonic() - started)
@@ -53,8 +53,9 @@ def execute(args: argparse.Namespace) -> None:
             print(f"recorded in {paths.shorten(record)}")
 
 
-def _ensure_root(machine: str) -> Path:
+def ensure_root(machine: str) -> Path:
     """Return a Debian root file system of an architecture; its packages are unpacked, but not configured."""
+    process.require("mmdebstrap", "mmdebstrap")
     inputs = {"packages": _PACKAGES, "machine": machine}
     with manifest.stage(f"cross/root-{machine}", inputs) as stage:
         if not stage.fresh:
@@ -86,7 +87,7 @@ def _ensure_root(machine: str) -> Path:
     return stage.final / "root"
 
 
-def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path, emulator: str) -> str:
+def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path) -> str:
     """Run a wheel's smoke test under emulation and return its output."""
     tree = cross.ensure_cann_sim(stack, machine)
     site = cross.ensure_site(stack, machine)
@@ -94,22 +95,33 @@ def _smoke_test(spec: Spec, stack: Stack, machine: str, built: Path, root: Path,
     unpacked = paths.BUILD / "cross" / f"{spec.name}-{machine}-{wheels}"
     with zipfile.ZipFile(built) as archive:
         archive.extractall(unpacked)  # trusted: we built this wheel
-    environ = activation.source_set_env(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
-    variables = {
-        "PYTHONHOME": str(root / "usr"),
-        "PYTHONPATH": os.pathsep.join(map(str, (unpacked, site, tree.parents[1]))),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "LD_LIBRARY_PATH": str(tree / "lib64"),
-    }
-    command = [emulator, "-L", str(root), str(root / "usr/bin" / f"python{stack.python}")]
+    command, environ = emulation(stack, machine, root, [unpacked, site], tree)
     return process.run(
         [*command, str(spec.home / "smoke.py")],
-        env=environ | variables,
+        env=environ,
         error="smoke-failed",
         what=f"the smoke test of {spec.name} failed under emulation of {machine}",
         hint=f"less {paths.shorten(spec.home / 'smoke.py')}",
     )
+
+
+def emulation(
+    stack: Stack, machine: str, root: Path, sites: Sequence[Path], tree: Path
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command of an architecture's Python under emulation, and the environment for its programs.
+
+    `root` is its root file system, `sites` its folders of packages, `tree` its simulated CANN.
+    """
+    emulator = process.require(f"qemu-{machine}-static", "qemu-user-static")
+    environ = activation.source_set_env(tree, {**os.environ, "ASCEND_HOME_PATH": str(tree)})
+    environ |= {
+        "PYTHONHOME": str(root / "usr"),
+        "PYTHONPATH": os.pathsep.join(map(str, (*sites, tree.parents[1]))),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "LD_LIBRARY_PATH": str(tree / "lib64"),
+    }
+    return [emulator, "-L", str(root), str(root / "usr/bin" / f"python{stack.python}")], environ
 
 
 def _record(spec: Spec, stack: Stack, machine: str, built: Path, shown: str, seconds: float) -> str:

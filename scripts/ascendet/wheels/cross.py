@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -65,30 +64,34 @@ def ensure_site(stack: Stack, machine: str) -> Path:
     return stage.final / "site"
 
 
-def ensure_cann_sim(stack: Stack, machine: str) -> Path:
-    """Cross-compile the simulated CANN for an architecture, if needed, and return its tree."""
+def build_cann_sim(stack: Stack, machine: str) -> Path:
+    """Build the wheel of the simulated CANN for an architecture, unless it is built, and return its path."""
+    if machine == platform.machine():
+        return cann_wheel.build(stack)
     compiler = toolchain.find(machine)
-    site = ensure_site(stack, machine)
-    inputs = {
-        "source": cann_wheel.digest(),
-        "site": site.parent.name,
-        "compiler": compiler.identity,
-    }
-    with manifest.stage(f"cross/cann_sim-{machine}", inputs) as stage:
+    inputs = {**cann_wheel.find_inputs(stack, machine), "compiler": compiler.identity}
+    with manifest.stage(f"wheelhouse/{cann_wheel.NAME}", inputs, cached=True) as stage:
         if not stage.fresh:
-            with tempfile.TemporaryDirectory(prefix="cann_sim-") as folder:
-                # sysconfig's variable for cross builds; setup.py finds the torch pair on PYTHONPATH.
-                environ = {
-                    "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
-                    "CXX": compiler.command,
-                    "PYTHONPATH": str(site),
-                }
-                built = cann_wheel.compile_wheel(stack, Path(folder), environ)
-                with zipfile.ZipFile(built) as archive:
-                    archive.extractall(stage.path)  # trusted: we have just built this wheel
+            # sysconfig's variable for cross builds; setup.py finds the torch pair on PYTHONPATH.
+            environ = {
+                "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+                "CXX": compiler.command,
+                "PYTHONPATH": str(ensure_site(stack, machine)),
+            }
+            cann_wheel.compile_wheel(stack, stage.path, environ)
+            stage.record(stack=stack.name, simulated=False)
+    return next(stage.final.glob("*.whl"))
+
+
+def ensure_cann_sim(stack: Stack, machine: str) -> Path:
+    """Unpack the simulated CANN for an architecture, if needed, and return its tree."""
+    built = build_cann_sim(stack, machine)
+    with manifest.stage(f"cross/cann_sim-{machine}", {"wheel": files.digest(built)}) as stage:
+        if not stage.fresh:
+            with zipfile.ZipFile(built) as archive:
+                archive.extractall(stage.path)  # trusted: we built this wheel
             for name in ("bin/npu-smi", "set_env.sh"):  # zipfile does not restore the mode
                 (stage.path / "cann_sim/tree" / name).chmod(0o755)
-            stage.record(stack=stack.name)
     return stage.final / "cann_sim" / "tree"
 
 

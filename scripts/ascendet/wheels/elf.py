@@ -112,13 +112,15 @@ def needed(name: str, library: ELFFile, allowed: Mapping[str, Sequence[str]]) ->
     )
 
 
-def search_paths(name: str, library: ELFFile) -> Rule:
-    """Check that the library has no search path, which would be a folder of the machine that built it."""
-    found = [*_dynamic(library, "DT_RPATH"), *_dynamic(library, "DT_RUNPATH")]
+def search_paths(name: str, library: ELFFile, allowed: Sequence[str]) -> Rule:
+    """Check that the library has no search path but those in `allowed`: others are of the machine that built it."""
+    found = [
+        path for tag in ("DT_RPATH", "DT_RUNPATH") for path in _dynamic(library, tag) if path not in allowed
+    ]
     return Rule(
         "search-paths",
         not found,
-        ", ".join(found) or "no RPATH, no RUNPATH",
+        ", ".join(found) or f"no RPATH, no RUNPATH{' but those of its wheel.toml' if allowed else ''}",
         "patchelf --remove-rpath, or link without -rpath",
     )
 
@@ -148,11 +150,19 @@ def build_paths(name: str, content: bytes, forbidden: Sequence[str]) -> Rule:
 
 
 def symbols(
-    name: str, library: ELFFile, against: Provider, system: Sequence[str], symbols: dict[str, str]
+    name: str,
+    library: ELFFile,
+    against: Provider,
+    own: Mapping[str, ELFFile],
+    system: Sequence[str],
+    symbols: dict[str, str],
 ) -> Rule:
-    """Check that each undefined symbol has a provider, and add the providers to `symbols`."""
+    """Check that each undefined symbol has a provider, and add the providers to `symbols`.
+
+    `own` holds the wheel's libraries by file name, which are found before those of other projects.
+    """
     needed = _dynamic(library, "DT_NEEDED")
-    search = _Search(against, [item for item in needed if item not in system])
+    search = _Search(against, own, [item for item in needed if item not in system])
     missing = []
     for symbol, version, origin in _undefined(library):
         if version is not None:
@@ -194,25 +204,32 @@ def npu_ops(library: ELFFile, ours: Spec) -> Rule:
 class _Search:
     """Looks symbols up as the dynamic linker does: in the named libraries, then in the libraries that these need."""
 
-    def __init__(self, against: Provider, names: Sequence[str]) -> None:
+    def __init__(self, against: Provider, own: Mapping[str, ELFFile], names: Sequence[str]) -> None:
         self.libraries: list[tuple[str, ELFFile]] = []
         queue, seen = list(names), set(names)
         while queue:
             name = queue.pop(0)
-            for brings, folder in against.folders.items():
-                path = folder / name
-                if path.exists():
-                    library = ELFFile(path.open("rb"))
-                    self.libraries.append((f"{name} ({brings})", library))
-                    new = [item for item in _dynamic(library, "DT_NEEDED") if item not in seen]
-                    seen.update(new)
-                    queue += new
-                    break
+            brings, library = _open(name, against, own)
+            if library is not None:
+                self.libraries.append((f"{name} ({brings})", library))
+                new = [item for item in _dynamic(library, "DT_NEEDED") if item not in seen]
+                seen.update(new)
+                queue += new
         self.libraries.append((f"python ({against.python})", ELFFile(against.interpreter.open("rb"))))
 
     def find(self, symbol: str) -> str | None:
         """Return the provider of a symbol, such as `libc10.so (torch)`, or None."""
         return next((name for name, library in self.libraries if _defines(library, symbol)), None)
+
+
+def _open(name: str, against: Provider, own: Mapping[str, ELFFile]) -> tuple[str, ELFFile | None]:
+    """Return who brings a library, and the library; None if nobody does."""
+    if name in own:
+        return "the wheel", own[name]
+    for brings, folder in against.folders.items():
+        if (folder / name).exists():
+            return brings, ELFFile((folder / name).open("rb"))
+    return "", None
 
 
 def _defines(library: ELFFile, name: str) -> bool:

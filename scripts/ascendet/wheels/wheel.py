@@ -21,7 +21,7 @@ from ascendet import paths
 from ascendet.core import files, manifest, options, process
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack, Upstream
-from ascendet.envs import activation, cann_wheel, env, venv
+from ascendet.envs import activation, env, venv
 from ascendet.errors import AscendetError
 from ascendet.supply import patches, sources
 from ascendet.wheels import audit, cross, elf, native, toolchain, wheelfile
@@ -99,11 +99,7 @@ def build(name: str, stack: Stack, machine: str | None = None) -> Path:
     """
     spec = Spec.load(name)
     if spec.environment:
-        if machine not in (None, platform.machine()):
-            raise AscendetError(
-                "usage", f"ARCH must be this machine's for {name}", found=machine, hint=f"make {name}-wheel"
-            )
-        return cann_wheel.build(stack)
+        return cross.build_cann_sim(stack, machine or platform.machine())
     if not spec.native:
         return _build_pure(spec, stack)  # the same for every architecture
     return _build_native(spec, stack, cross.target(stack, machine or platform.machine()))
@@ -123,7 +119,10 @@ def build_into(folder: Path, name: str, stack: Stack) -> Path:
 
 
 def _version(spec: Spec, stack: Stack) -> str:
-    return spec.version.format(torch_npu=stack.torch_npu)
+    """Return the wheel's version, with the local part of its source's, such as main: equal names are equal bytes."""
+    pin = _upstream(spec, stack)
+    local = pin.version.partition("+")[2] if pin else ""
+    return ".".join(filter(None, [spec.version.format(torch_npu=stack.torch_npu), local]))
 
 
 def _upstream(spec: Spec, stack: Stack) -> Upstream | None:
@@ -313,13 +312,14 @@ def _compile(
     python = f"cp{stack.python.replace('.', '')}"
     tag = f"{python}-{python}-linux_{target.machine}"
     info = f"{spec.name}-{version}.dist-info"
+    pair = [f"torch=={stack.torch}", f"torch_npu=={stack.torch_npu}"]
     licences = [path for name in _LICENCES if (path := tree / name).exists()]
     members = {member: (tree / name).read_bytes() for member, name in recorded["files"].items()}
     built_against = json.dumps(_built_against(spec, stack, compiler), indent=1) + "\n"
     members |= {
         f"{package}/_built_against.json": built_against.encode(),
         f"{package}/{library.name}": library.read_bytes(),
-        f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version),
+        f"{info}/METADATA": wheelfile.metadata(recorded["metadata"], version, requires=pair),
         f"{info}/WHEEL": wheelfile.wheel_metadata(tag, pure=False),
         f"{info}/top_level.txt": f"{package.partition('/')[0]}\n".encode(),
         **{f"{info}/licenses/{path.name}": path.read_bytes() for path in licences},

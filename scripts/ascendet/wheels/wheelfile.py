@@ -116,8 +116,8 @@ def read(path: Path) -> Wheel:
     )
 
 
-def metadata(arguments: Mapping[str, object], version: str) -> bytes:
-    """Return the text of METADATA for the arguments that a setup.py passes to `setup()`.
+def metadata(arguments: Mapping[str, object], version: str, *, requires: Iterable[str] = ()) -> bytes:
+    """Return the text of METADATA for the arguments that a setup.py passes to `setup()`, and further requirements.
 
     >>> print(metadata({"name": "x", "install_requires": ["regex;sys_platform=='win32'"]}, "1").decode(), end="")
     Metadata-Version: 2.1
@@ -133,10 +133,11 @@ def metadata(arguments: Mapping[str, object], version: str) -> bytes:
         ("Home-page", arguments.get("url")),
         ("Author", arguments.get("author")),
         ("Author-email", arguments.get("author_email")),
+        ("License", arguments.get("license")),
         ("Keywords", arguments.get("keywords")),
         *(("Classifier", item) for item in _strings(arguments.get("classifiers"))),
         ("Requires-Python", arguments.get("python_requires")),
-        *(("Requires-Dist", item) for item in _strings(arguments.get("install_requires"))),
+        *(("Requires-Dist", item) for item in [*_strings(arguments.get("install_requires")), *requires]),
     ]
     return "".join(f"{name}: {value}\n" for name, value in fields if value).encode()
 

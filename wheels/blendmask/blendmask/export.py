@@ -87,6 +87,7 @@ class Exported:
                 name="config-invalid",
                 expected=f"multiples of {divisor} px",
                 found=f"{size[0]} x {size[1]}",
+                advice={"SIZES": "x".join(str(-(-side // divisor) * divisor) for side in size)},
             )
         self.cfg, self.model, self.size, self.batch, self.aipp = cfg, model, size, batch, aipp
         self.everywhere = AT_BOXES in without

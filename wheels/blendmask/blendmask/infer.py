@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -27,9 +26,6 @@ from ascendet_common.images import ImageError, Pixels
 from ascendet_common.options import add_infer_options
 from ascendet_common.watch import Watch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
 
 from blendmask import checkpoint, launch
 from blendmask.mapper import Mapper
@@ -74,8 +70,8 @@ class Trained:
             raise DataError(f"the checkpoint does not say its classes, and there is no data set {root}")
         return stated or here
 
-    def detect(self, pixels: Pixels, name: str, watch: Watch) -> tuple[Instances, Detections]:
-        """Return the detections in a picture.
+    def detect(self, pixels: Pixels, name: str, watch: Watch) -> Detections:
+        """Return per object in a picture what `Detector.detect` returns.
 
         Parameters
         ----------
@@ -85,12 +81,6 @@ class Trained:
             What the image is called.
         watch
             Gets the milliseconds of all stages but `read`; the copy to the device is in `device`.
-
-        Returns
-        -------
-        instances, detections
-            detectron2's objects; and per object `category`, `score`, `bbox` [x, y, width, height] in pixels,
-            `segmentation` (compressed RLE), by falling score.
 
         Raises
         ------
@@ -108,24 +98,13 @@ class Trained:
         with watch("device"):
             (result,) = self.model([sample])
         with watch("postprocess"):
-            found = [
+            return [
                 {
                     "category": row["category_id"],
                     **{key: row[key] for key in ("score", "bbox", "segmentation")},
                 }
                 for row in describe(result["instances"], None, self.classes)
             ]
-        return result["instances"], found
-
-
-def draw(pixels: Pixels, instances: Instances, classes: Sequence[str], score: float, file: Path) -> None:
-    """Write a picture with the objects from a score on, by detectron2's visualizer."""
-    canvas = Visualizer(pixels[..., ::-1], Metadata(name="drawn", thing_classes=list(classes)))
-    drawn = canvas.draw_instance_predictions(instances[instances.scores >= score]).get_image()
-    done, content = cv2.imencode(file.suffix, drawn[..., ::-1])
-    if not done:
-        raise RuntimeError(f"OpenCV cannot write {file.suffix}")
-    file.write_bytes(content.tobytes())
 
 
 def build_detector(cfg: CfgNode) -> Detector:
@@ -135,7 +114,6 @@ def build_detector(cfg: CfgNode) -> Detector:
     return Detector(
         classes=model.classes,
         detect=model.detect,
-        draw=lambda pixels, found, score, file: draw(pixels, found, model.classes, score, file),
         synchronize=synchronize,
     )
 

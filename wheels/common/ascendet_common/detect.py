@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascendet_common import progress
+from ascendet_common import drawing, progress
 from ascendet_common.images import ImageError, Pixels, printable, read
 from ascendet_common.watch import Watch, summarize
 
@@ -22,19 +22,31 @@ class Detector:
     classes
         Their names.
     detect
-        Takes pixels, the picture's name and a watch, which gets the milliseconds of all stages but `read`. Returns
-        something to draw, and per object `category`, `score`, `bbox` [x, y, width, height] in pixels and `segmentation`
-        (compressed RLE), by falling score. Raises ImageError.
-    draw
-        Takes pixels, what `detect` gave to draw, the lowest score to draw, and the file to write.
+        Takes pixels, the picture's name and a watch, which gets the milliseconds of all stages but `read`. Returns per
+        object `category`, `score`, `bbox` [x, y, width, height] in pixels and `segmentation` (compressed RLE), by
+        falling score. Raises ImageError.
     synchronize
         Waits until the device has finished what it was given.
     """
 
     classes: Sequence[str]
-    detect: Callable[[Pixels, str, Watch], tuple[Any, Detections]]
-    draw: Callable[[Pixels, Any, float, Path], None]
+    detect: Callable[[Pixels, str, Watch], Detections]
     synchronize: Callable[[], object]
+
+
+def draw(pixels: Pixels, found: Detections, classes: Sequence[str], file: Path) -> None:
+    """Write a picture with masks, boxes, classes and scores of its detections, the best ones on top."""
+    labels = {name: label for label, name in enumerate(classes)}
+    things = [
+        drawing.Thing(
+            label=labels[one["category"]],
+            text=f"{one['category']} {one['score']:.2f}",
+            box=one["bbox"],
+            mask=one.get("segmentation"),
+        )
+        for one in sorted(found, key=lambda one: float(one["score"]))
+    ]
+    drawing.write(drawing.draw(pixels, things), file)
 
 
 def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float, bad: str) -> dict[str, Any]:
@@ -56,7 +68,7 @@ def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float
                 watch = Watch(detector.synchronize)
                 with watch("read"):
                     pixels = read(file)
-                drawable, found = detector.detect(pixels, shown, watch)
+                found = detector.detect(pixels, shown, watch)
                 calls.append(watch.spent)
         except ImageError as error:
             if bad == "refuse":
@@ -65,8 +77,8 @@ def detect_all(detector: Detector, files: Sequence[str], out: Path, score: float
             progress.write("note", text=f"skipped: {error}")
             continue
         picture = f"pictures/{number:04d}-{Path(shown).stem}.jpg"
-        detector.draw(pixels, drawable, score, out / picture)
         kept = [item for item in found if item["score"] >= score]
+        draw(pixels, kept, detector.classes, out / picture)
         height, width = pixels.shape[:2]
         results.append(
             {

@@ -15,18 +15,24 @@ from pathlib import Path
 from ascendet_common import progress
 
 _AP = {"bbox": "box AP", "segm": "mask AP"}
+Points = list[tuple[int, float]]
 
 
 @dataclass(kw_only=True)
 class Curves:
-    """Points (step, value) by name: `losses` and the learning rate while training, `aps` from validation."""
+    """Points (step, value) by name.
 
-    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    rate: list[tuple[int, float]] = field(default_factory=list)
-    aps: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    `losses`, the learning rate, `seconds` per step and `memory` (MiB) are of the training, `aps` of the validation.
+    """
 
-    def _all(self) -> list[list[tuple[int, float]]]:
-        return [*self.losses.values(), self.rate, *self.aps.values()]
+    losses: dict[str, Points] = field(default_factory=dict)
+    rate: Points = field(default_factory=list)
+    seconds: Points = field(default_factory=list)
+    memory: Points = field(default_factory=list)
+    aps: dict[str, Points] = field(default_factory=dict)
+
+    def _all(self) -> list[Points]:
+        return [*self.losses.values(), self.rate, self.seconds, self.memory, *self.aps.values()]
 
     def forget_from(self, step: int) -> None:
         """Drop the points from `step` on, which an interrupted attempt logged and the next attempt repeats."""
@@ -45,6 +51,9 @@ def read(run: Path) -> Curves:
                 curves.forget_from(step)
             last = step
             curves.rate.append((step, row["lr"]))
+            for name, points in (("seconds", curves.seconds), ("memory", curves.memory)):
+                if row.get(name):
+                    points.append((step, row[name]))
             for name, value in {"loss": row["loss"], **row["losses"]}.items():
                 curves.losses.setdefault(name, []).append((step, value))
         elif row["phase"] == "validate":

@@ -140,7 +140,7 @@ def _detect(
     watch = Watch(detector.synchronize)
     with watch("read"):
         pixels = read_pixels(file)
-    _, found = detector.detect(pixels, printable(file), watch)
+    found = detector.detect(pixels, printable(file), watch)
     return pixels, watch.spent, len(found)
 
 

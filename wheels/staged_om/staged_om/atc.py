@@ -15,6 +15,8 @@ from staged_om.meta import Meta, Stage
 RECORD = "om.json"
 # Modes of --precision_mode_v2; the others are of --precision_mode, and atc refuses both at once.
 _V2 = ("origin", "fp16", "mixed_float16", "mixed_bfloat16", "cube_fp16in_fp32out")
+# Modes that keep the data types of the graph.
+KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
 # All passes off, for --fusion_switch_file.
 FUSION_OFF = {"Switch": {"GraphFusion": {"ALL": "off"}, "UBFusion": {"ALL": "off"}}}
 
@@ -52,6 +54,22 @@ class Converted:
         """The precision mode."""
         return str(self.record["precision"])
 
+    def keep(self, stage: Stage) -> list[str]:
+        """Return the nodes of a stage that kept their data type: the export's, and those of KEEP_DTYPE."""
+        given = [
+            word.partition("=")[2]
+            for word in self.record["stages"][stage.name].get("command", ())
+            if word.startswith("--keep_dtype=")
+        ]
+        return (self.folder / given[0]).read_text(encoding="utf-8").split() if given else []
+
+    def aipp(self, stage: Stage) -> list[Path]:
+        """Return the file for `--insert_op_conf` of a stage that takes pictures as bytes; else nothing."""
+        facts = self.meta.host.get("aipp", {})
+        return [
+            self.folder.parent / facts[port.name]["config"] for port in stage.inputs if port.name in facts
+        ]
+
 
 def convert(
     stage: Stage,
@@ -61,6 +79,7 @@ def convert(
     soc: str,
     precision: str,
     keep: Sequence[str] = (),
+    aipp: Sequence[Path] = (),
     out_nodes: Sequence[str] = (),
     fusion: bool = True,
 ) -> Path:
@@ -76,6 +95,8 @@ def convert(
         As in om.json.
     keep
         Nodes that keep their data type (`--keep_dtype`).
+    aipp
+        `Converted.aipp` of the stage.
     out_nodes
         Outputs instead of the graph's: `node:index`.
     fusion
@@ -102,6 +123,7 @@ def convert(
         file = output.with_suffix(".keep_dtype.cfg")
         file.write_text("".join(f"{name}\n" for name in keep), encoding="utf-8")
         command.append(f"--keep_dtype={file.resolve()}")
+    command += [f"--insert_op_conf={file.resolve()}" for file in aipp]
     if out_nodes:
         command.append(f"--out_nodes={';'.join(out_nodes)}")
     if not fusion:
@@ -114,7 +136,7 @@ def convert(
     )
     if done.returncode or not output.is_file():
         text = done.stdout.strip()
-        found = re.search(r"\bE[A-Z]?\d{4,5}\b", text)
+        found = re.search(r"\b(E[A-Z]?\d{4,5}|SIM\d{3})\b", text)
         raise AtcFailed(
             "\n".join(text[found.start() if found else 0 :].splitlines()[:8])
             or f"exit code {done.returncode}"

@@ -26,14 +26,14 @@ import numpy as np
 from ascendet_common import progress
 from ascendet_common.errors import RunError, forget, reporting
 
-from staged_om.atc import Converted, convert
+from staged_om.atc import KEEP_ALL, Converted, convert
 from staged_om.device import Device
 from staged_om.differences import Difference, Row, measure, write_csv
 from staged_om.graph import Graph, Node, read, with_outputs
 from staged_om.infer import Export
 from staged_om.inputs import open_inputs
 from staged_om.meta import Stage
-from staged_om.onnx_runner import Runner, onnx_stage, onnx_stages
+from staged_om.onnx_runner import Runner, after_aipp, onnx_stage, onnx_stages
 from staged_om.single import run
 
 RESULT = "bisect.json"
@@ -102,9 +102,6 @@ class Finding:
                 row.node: {**row.difference.values, "passed": row.difference.passed} for row in outputs
             },
         }
-
-
-KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
 
 
 def find(
@@ -286,7 +283,8 @@ class StageProbe:
         ]
         probe = with_outputs(self.file, names, self.work / "probe.onnx") if nodes else self.file
         try:
-            return onnx_stage(probe, names)(self.given)
+            given = after_aipp(self.converted.meta, self.given, rounds=True)
+            return onnx_stage(probe, names)(given)
         finally:
             (self.work / "probe.onnx").unlink(missing_ok=True)
 
@@ -312,7 +310,8 @@ class StageProbe:
             self.work / "probe.om",
             soc=self.converted.soc,
             precision=self.converted.precision,
-            keep=self.stage.keep_fp32,
+            keep=self.converted.keep(self.stage),
+            aipp=self.converted.aipp(self.stage),
             out_nodes=out_nodes,
             fusion=fusion,
         )

@@ -24,6 +24,7 @@ from ascendet_common import progress
 from ascendet_common.errors import RunError, forget, reporting
 
 from staged_om.ap import Truth
+from staged_om.atc import KEEP_ALL, Converted
 from staged_om.device import Device
 from staged_om.host import Batch, Detections, Step
 from staged_om.infer import Export
@@ -32,7 +33,7 @@ from staged_om.ladder import RUNGS, Divergence, Rung, climb, first_broken, first
 from staged_om.meta import Meta
 from staged_om.onnx_runner import Runner, onnx_stages, torch_stages
 from staged_om.pairs import match, summarize
-from staged_om.reference import open_detector, torch_modules
+from staged_om.reference import has_model, open_detector, torch_modules
 from staged_om.schedule import run_batch
 from staged_om.session import Session
 
@@ -217,21 +218,34 @@ class Paths:
     oms: Mapping[str, Path]
 
     def rungs(self, inputs: Inputs, *, checkpoint: bool) -> dict[str, Callable[[], list[Detections]]]:
-        """Return how each rung detects objects; those of PyTorch only where there is a checkpoint."""
+        """Return how each rung detects objects; those of PyTorch only where there is a checkpoint.
+
+        Without a model at the exported size the wrappers, which compute in PyTorch, are the lowest rung.
+        """
         made: dict[str, Callable[[], list[Detections]]] = {}
-        if checkpoint:
+        if checkpoint and not has_model(self.meta):
+            size = f"{self.meta.height} x {self.meta.width}"
+            progress.write("note", text=f"no model takes {size} pictures: the wrappers are the lowest rung")
+        elif checkpoint:
             made["pytorch"] = lambda: list(map(open_detector(self.meta), inputs.pictures))
+        if checkpoint:
             made["wrappers"] = lambda: detect_all(self.runner("wrappers"), inputs)
         made["onnx"] = lambda: detect_all(self.runner("onnx"), inputs)
+        if self.meta.host.get("aipp"):
+            made["aipp"] = lambda: detect_all(self.runner("aipp"), inputs)
         for name, folder in self.oms.items():
             made[name] = partial(self.detect_by_om, folder, inputs)
         return made
 
     def runner(self, rung: str) -> Runner:
-        """Return the runner of `wrappers` or `onnx`."""
+        """Return the runner of `wrappers`, `onnx` or `aipp`."""
         if rung == "wrappers":
             return Runner(self.meta, self.steps, torch_stages(self.meta, torch_modules(self.meta)))
-        return Runner(self.meta, self.steps, onnx_stages(self.meta, self.folder, threads=_threads()))
+        return Runner(
+            self.meta,
+            self.steps,
+            onnx_stages(self.meta, self.folder, threads=_threads(), aipp_rounds=rung == "aipp"),
+        )
 
     def detect_by_om(self, folder: Path, inputs: Inputs) -> list[Detections]:
         """Return what inference finds: the way that `make infer-om` takes."""
@@ -245,11 +259,12 @@ class Paths:
         """Return the first step at which a rung leaves the ONNX graphs' (or, for `onnx`, the wrappers')."""
         if rung.name == "wrappers":
             return None  # the model below it has no steps
-        if rung.name == "onnx":
-            return first_divergence(self.runner("wrappers"), self.runner("onnx"), [picture])
+        if rung.name in ("onnx", "aipp"):
+            return first_divergence(self.runner(rung.below), self.runner(rung.name), [picture])
         with Session(self.device, self.meta, self.steps, self.oms[rung.name]) as session:
             candidate = Runner(self.meta, self.steps, session.functions())
-            return first_divergence(self.runner("onnx"), candidate, [picture])
+            reference = self.runner("aipp" if self.meta.host.get("aipp") else "onnx")
+            return first_divergence(reference, candidate, [picture])
 
 
 def detect_all(runner: Runner, inputs: Inputs) -> list[Detections]:
@@ -310,6 +325,7 @@ def run(paths: Paths, inputs: Inputs, score_thr: float, out: Path) -> None:
             expected=", ".join(f"{name} within {limit:g}" for name, (_, limit) in broken.broken.items()),
             found=", ".join(f"{name} {value:.4g}" for name, (value, _) in broken.broken.items())
             + (f"\nfirst different: {where}" if where else ""),
+            advice={"IMAGES": inputs.names[worst]},
         )
 
 
@@ -330,7 +346,9 @@ def main() -> None:
         description="Compare OMs with PyTorch, rung by rung.", allow_abbrev=False
     )
     parser.add_argument("--om", required=True, type=Path, help="the folder of the OMs")
-    parser.add_argument("--origin", type=Path, help="that of the same OMs in a mode that keeps data types")
+    parser.add_argument(
+        "--origin", type=Path, help="that of the same OMs in the mode origin, if there is one"
+    )
     parser.add_argument("--inputs", required=True, type=Path, help="a folder with inputs.json")
     parser.add_argument(
         "--score", type=float, default=0.3, help="the score from which on detections must agree"
@@ -339,7 +357,9 @@ def main() -> None:
     forget()
     with reporting():
         export = Export.open(args.om)
-        oms = {"om-origin": args.origin, "om": args.om} if args.origin else {"om-origin": args.om}
+        keeps = Converted.read(args.om).precision in KEEP_ALL
+        oms = {"om-origin": args.origin} if args.origin else {}
+        oms["om" if oms or not keeps else "om-origin"] = args.om
         with Device() as device:
             paths = Paths(device=device, meta=export.meta, steps=export.steps, folder=args.om.parent, oms=oms)
             run(paths, open_inputs(args.inputs), args.score, Path(os.environ["WORK_DIR"]))

@@ -117,7 +117,13 @@ class Evaluator:
         for stage in self.meta.stages:
             nodes = sorted(keep[stage.name])
             key = digest_of(
-                {"onnx": stage.sha256, "soc": self.converted.soc, "mode": precision, "keep": nodes}
+                {
+                    "onnx": stage.sha256,
+                    "soc": self.converted.soc,
+                    "atc": self.converted.record["atc_version"],
+                    "mode": precision,
+                    "keep": nodes,
+                }
             )[:16]
             folder = self.work / "stages" / f"{stage.name}-{key}"
             done = folder / "done.json"
@@ -129,6 +135,7 @@ class Evaluator:
                     soc=self.converted.soc,
                     precision=precision,
                     keep=nodes,
+                    aipp=self.converted.aipp(stage),
                 )
                 _write(done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)})
             stages[stage.name] = json.loads(done.read_text(encoding="utf-8"))

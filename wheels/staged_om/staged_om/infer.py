@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ascendet_common import progress
+from ascendet_common.detect import draw
 from ascendet_common.errors import RunError, forget, reporting
 from ascendet_common.images import ImageError, printable, read
 from ascendet_common.options import add_infer_options
@@ -29,7 +30,6 @@ from ascendet_common.watch import distribution, with_total
 from PIL import ExifTags, Image
 
 from staged_om.device import Device
-from staged_om.draw import draw
 from staged_om.host import Batch, Detections, Step
 from staged_om.meta import Meta
 from staged_om.schedule import LANES, Finished, overlapped, run_batch
@@ -227,8 +227,8 @@ class Run:
         ):
             file = self.files[number]
             picture = f"pictures/{number:04d}-{Path(printable(file)).stem}.jpg"
-            draw(pixels, found, self.report.classes, self.report.score, self.out / picture)
             rows = describe(found, self.report.classes, self.report.score)
+            draw(pixels, rows, self.report.classes, self.out / picture)
             height, width = pixels.shape[:2]
             again = number in self.report.images  # of the first batch, which runs twice
             self.report.images[number] = {

@@ -1,9 +1,10 @@
 """The ladder from PyTorch to an OM: each rung is compared with the one below, and the first that breaks is named.
 
-    pytorch -> wrappers -> onnx -> om-origin -> om
+    pytorch -> wrappers -> onnx -> aipp -> om-origin -> om
 
 `pytorch` is the model as `make infer` runs it; `wrappers` are the modules that were exported, with the family's host
-steps; `onnx` are the exported graphs in ONNX Runtime; `om-origin` is the OM whose tensors keep the graph's data types;
+steps; `onnx` are the exported graphs in ONNX Runtime; `aipp`, where pictures are bytes, are these with pictures rounded
+to float16 as AIPP hands them on; `om-origin` is the OM whose tensors keep the graph's data types;
 `om` is the one in the precision mode asked for. A rung that breaks says whose fault it is: the host steps' or
 export_meta.json's, the exporter's, the converter's, or the precision mode's. All rungs see the same pictures.
 """
@@ -34,10 +35,9 @@ class Limits:
     unmatched
         The share of detections without a partner. It is not 0 where numbers differ, because non-maximum suppression
         and score thresholds decide by comparisons, which a last bit can turn.
-    box, score
-        The largest difference: pixels, in all but the worst pair of each hundred; score.
-    mask
-        The smallest overlap, in all but the worst pair of each hundred.
+    box, score, mask
+        The largest difference in pixels and of scores, and the smallest overlap, in all but the worst pair of each
+        hundred.
     ap
         The largest difference in AP, of boxes or masks.
     """
@@ -59,7 +59,8 @@ class RungKind:
 
 # The numbers are decisions. `wrappers` compute the same numbers as the model, but host steps do their sigmoids and
 # exponentials in numpy, and where a mask is exactly at its threshold (BlendMask's, outside of its bases) PyTorch's
-# rounding puts some pixels below; `onnx` and `om-origin` add in another order; `om` rounds to float16 on the way.
+# rounding puts some pixels below; `onnx` and `om-origin` add in another order; `aipp` rounds pictures to float16, and
+# `om` all on the way.
 RUNGS: dict[str, RungKind] = {
     "wrappers": RungKind(
         blame="the family's host steps, or what export_meta.json tells them (normalisation, strides, anchors)",
@@ -68,6 +69,10 @@ RUNGS: dict[str, RungKind] = {
     "onnx": RungKind(
         blame="the export to ONNX",
         limits=Limits(unmatched=0.005, box=0.1, score=1e-3, mask=0.98, ap=1e-3),
+    ),
+    "aipp": RungKind(
+        blame="AIPP, which hands normalised pictures on in float16",
+        limits=Limits(unmatched=0.02, box=1.0, score=0.01, mask=0.95, ap=1e-3),
     ),
     "om-origin": RungKind(
         blame="the conversion (fusion, a kernel), or how inference feeds the OM",
@@ -107,7 +112,7 @@ class Rung:
         for name, value in (
             ("unmatched", summary.unmatched),
             ("box", summary.box_99),
-            ("score", summary.score),
+            ("score", summary.score_99),
         ):
             if value > getattr(limits, name):
                 found[name] = (value, getattr(limits, name))

@@ -106,11 +106,18 @@ class Runner:
         return {name: np.array(batch.values[name], order="C") for name in step.writes}
 
 
-def onnx_stages(meta: Meta, folder: Path, *, threads: int = 1) -> dict[str, StageFunction]:
-    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`."""
+def onnx_stages(
+    meta: Meta, folder: Path, *, threads: int = 1, aipp_rounds: bool = False
+) -> dict[str, StageFunction]:
+    """Return the exported stages in `folder` as functions over ONNX Runtime's CPU kernels; see `onnx_stage`.
+
+    With `aipp_rounds` they get pictures as AIPP hands them on, rounded to float16.
+    """
     return {
         stage.name: _after_aipp(
-            meta, onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads)
+            meta,
+            onnx_stage(folder / stage.file, [port.name for port in stage.outputs], threads=threads),
+            rounds=aipp_rounds,
         )
         for stage in meta.stages
     }
@@ -169,8 +176,23 @@ def torch_stages(meta: Meta, modules: Mapping[str, Callable[..., Any]]) -> dict[
     return {stage.name: _after_aipp(meta, wrap(stage, modules[stage.name])) for stage in meta.stages}
 
 
-def _after_aipp(meta: Meta, run: StageFunction) -> StageFunction:
-    """Return a stage function that does first what AIPP does on the device to pictures [n, height, width, channels]."""
+def _after_aipp(meta: Meta, run: StageFunction, *, rounds: bool = False) -> StageFunction:
+    """Return a stage function that does first what AIPP does on the device."""
+    return lambda given: run(after_aipp(meta, given, rounds=rounds))
+
+
+def after_aipp(meta: Meta, given: Mapping[str, np.ndarray], *, rounds: bool) -> Tensors:
+    """Return a stage's inputs as its graph takes them: what AIPP makes of pictures, and all else as it is.
+
+    Parameters
+    ----------
+    meta
+        The exported model; its `host["aipp"]` names the inputs that are pictures.
+    given
+        The stage's inputs by name; pictures are uint8 [n, height, width, channels].
+    rounds
+        Whether pictures, float32 [n, channels, height, width], are rounded to float16, in which AIPP hands them on.
+    """
     facts = meta.host.get("aipp", {})
 
     def normalised(name: str, value: np.ndarray) -> np.ndarray:
@@ -179,9 +201,10 @@ def _after_aipp(meta: Meta, run: StageFunction) -> StageFunction:
         if facts[name].get("swap"):
             value = value[..., ::-1]
         mean, std = (np.array(facts[name][key], np.float32) for key in ("mean", "std"))
-        return np.ascontiguousarray(((value - mean) / std).transpose(0, 3, 1, 2))
+        made = np.ascontiguousarray(((value - mean) / std).transpose(0, 3, 1, 2))
+        return made.astype(np.float16).astype(np.float32) if rounds else made
 
-    return lambda given: run({name: normalised(name, value) for name, value in given.items()})
+    return {name: normalised(name, value) for name, value in given.items()}
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:

@@ -105,8 +105,8 @@ class PairSummary:
 
     A detection counts if its score, or its partner's, is at least the lowest score. `unmatched` is the share of those
     without a partner among all of both paths. `box` is in pixels; `mask` is the smallest overlap, 1 without masks.
-    `box_99` and `mask_99` leave out the worst pair of each hundred: where two boxes of an object are nearly equal,
-    a last bit decides which of them suppression keeps.
+    `box_99`, `score_99` and `mask_99` leave out the worst pair of each hundred: where two boxes of an object are nearly
+    equal, a last bit decides which of them suppression keeps.
     """
 
     count: int
@@ -117,6 +117,7 @@ class PairSummary:
     box_99: float
     box_mean: float
     score: float
+    score_99: float
     score_mean: float
     mask: float
     mask_99: float
@@ -148,6 +149,7 @@ def summarize(
         box_99=float(np.quantile(boxes, 0.99, method="higher")),
         box_mean=float(boxes.mean()),
         score=float(scores.max()),
+        score_99=float(np.quantile(scores, 0.99, method="higher")),
         score_mean=float(scores.mean()),
         mask=float(masks.min()),
         mask_99=float(np.quantile(masks, 0.01, method="lower")),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,7 +42,7 @@ CUBE_RATIO = 4.0
 # Float32 activations are twice as many bytes.
 BYTES_RATIO = 2.0
 BOUND = 0.002
-# A group whose loss alone is at most this share of the bound is not split: many such fit into the bound together.
+# A group is not split if it takes at most this share of what the bound leaves above float32's loss: many such fit.
 HARMLESS = 0.05
 RESULT = "precision.json"
 MEMORY = "measured.jsonl"
@@ -208,6 +209,7 @@ def search(
         return Result(groups=[], loss=nothing, loss_none=nothing, loss_all=everything)
     if everything > bound:
         raise NotReachable(everything)
+    search.floor = everything
     kept = search.expand(list(groups), around=[])
     while True:
         kept = search.reduce(kept)
@@ -232,6 +234,7 @@ class _Search:
     parts: Callable[[Group], list[Group]]
     bound: float
     show: Callable[[str, int, int], None]
+    floor: float = 0.0  # the loss that float32 has, too: what ATC fuses
     done: int = 0
     sensitivity: dict[Group, float] = field(default_factory=dict)
 
@@ -249,7 +252,9 @@ class _Search:
             others = [*around, *todo, *found]
             value = self.measure(others, f"only {group} in float16", len(todo) + len(found).bit_length())
             self.sensitivity[group] = value
-            finer = self.parts(group) if value > HARMLESS * self.bound else [group]
+            finer = (
+                self.parts(group) if value - self.floor > HARMLESS * (self.bound - self.floor) else [group]
+            )
             if finer == [group]:
                 found.append(group)
             else:
@@ -409,7 +414,9 @@ def run(
         raise NotWithin(
             f"in the mode {mode} no set of operators keeps AP within the bound",
             expected=f"a loss of at most {bound:g} with all of them in float32",
-            found=f"{error.loss:.4f}",
+            found=f"{error.loss:.4f}" if math.isfinite(error.loss) else "atc refuses float32 there",
+            # The smallest bound that can be kept.
+            advice={"BOUND": f"{math.ceil(error.loss * 1e4) / 1e4:g}"} if math.isfinite(error.loss) else {},
         ) from error
     row = evaluator.measure(mode, found.choice)
     content["search"] = {

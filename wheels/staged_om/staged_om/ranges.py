@@ -22,7 +22,7 @@ from ascendet_common.images import read
 from cann_sim.atc import activations
 
 from staged_om.meta import Meta
-from staged_om.onnx_runner import Runner, Tensors, onnx_stages
+from staged_om.onnx_runner import Runner, Tensors, after_aipp, onnx_stages
 
 FILE = "activations.json"
 # Inputs of all stages are held in memory; a forecast needs the order of magnitude.
@@ -38,7 +38,7 @@ def collect(folder: Path, pictures: Sequence[np.ndarray]) -> dict[str, activatio
     for start in range(0, len(pictures), meta.batch):
         done = runner.run(pictures[start : start + meta.batch])
         for stage, given in done.inputs.items():
-            feeds[stage].append(given)
+            feeds[stage].append(after_aipp(meta, given, rounds=True))
     return {stage.name: activations.collect(folder / stage.file, feeds[stage.name]) for stage in meta.stages}
 
 

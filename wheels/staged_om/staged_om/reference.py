@@ -32,10 +32,19 @@ def open_detector(meta: Meta) -> Callable[[np.ndarray], Detections]:
     detector = infer.build_detector(launch.load_config(launch.parser("").parse_args([])))
 
     def detect(picture: np.ndarray) -> Detections:
-        _, found = detector.detect(picture, "picture", Watch(detector.synchronize))
+        found = detector.detect(picture, "picture", Watch(detector.synchronize))
         return from_results(found, labels)
 
     return detect
+
+
+def has_model(meta: Meta) -> bool:
+    """Return whether there is a model at the exported size: a ViT has positions of one size, which others resize.
+
+    A family whose models do not take every size says so by `export.has_model(meta)`.
+    """
+    export = _module(meta, "export")
+    return bool(export.has_model(meta)) if hasattr(export, "has_model") else True
 
 
 def torch_modules(meta: Meta) -> dict[str, Callable[..., Any]]:

@@ -379,6 +379,7 @@ def check_soc(record: Mapping[str, Any], soc: str) -> None:
             name="om-other-soc",
             expected=f"the device's, {soc}",
             found=str(record["soc"]),
+            advice={"SOC": soc, "FORCE": "1"},
         )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from ascendet_common import checkpoints, progress
-from ascendet_common.checkpoints import CheckpointMismatch, Discarded, LoadReport
+from ascendet_common.checkpoints import CheckpointError, CheckpointMismatch, Discarded, LoadReport
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
@@ -84,8 +84,15 @@ def load_pretrained(backbone: nn.Module, filename: str) -> LoadReport:
     Raises
     ------
     CheckpointError
-        A key is missing, unexpected or of another shape, other than those by which pre-training and detection differ.
+        A key is missing, unexpected or of another shape, other than those by which pre-training and detection differ;
+        or `checkpoint-missing`: there is no such file.
     """
+    if not Path(filename).is_file():
+        raise CheckpointError(
+            f"the backbone {Path(filename).name} has not been fetched",
+            name="checkpoint-missing",
+            expected=filename,
+        )
     weights = weights_of(read(filename))
     found = compare(backbone, weights)
     report = LoadReport(

@@ -81,11 +81,13 @@ class Exported:
 
     def __init__(self, cfg: Config, model: Any, options: Options, *, aipp: bool = False) -> None:
         patch = model.backbone.patch_embed.proj.kernel_size[0]
-        if any(side % (2 * patch) for side in options.size):
+        step = 2 * patch
+        if any(side % step for side in options.size):
             raise SizeError(
                 "the model cannot take pictures of this size",
-                expected=f"multiples of {2 * patch} px",
+                expected=f"multiples of {step} px",
                 found=f"{options.size[0]} x {options.size[1]}",
+                advice={"SIZES": "x".join(str(-(-side // step) * step) for side in options.size)},
             )
         own = (model.backbone.img_size,) * 2
         if options.size != own and "attention" in options.without:
@@ -140,7 +142,10 @@ class Exported:
         }
         if self.aipp:
             if facts["pad"] is None:
-                raise SizeError("this model pads pictures after they are normalised, which AIPP cannot")
+                raise SizeError(
+                    "this model pads pictures after they are normalised, which AIPP cannot",
+                    advice={"AIPP": ""},
+                )
             facts["aipp"] = {
                 om.PICTURE: {"mean": facts["mean"], "std": facts["std"], "swap": True, "config": AIPP}
             }
@@ -316,6 +321,12 @@ def load_model(cfg: Config, checkpoint: str, classes: tuple[str, ...]) -> Any:
         raise CheckpointMismatch(f"the checkpoint is not one of this model\n{report}")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def has_model(meta: Meta) -> bool:
+    """Return whether the model itself takes pictures of the exported size: for others its positions were resized."""
+    own = Config.fromstring(meta.host["config"], ".py").model.backbone.img_size
+    return (meta.height, meta.width) == (own, own)
 
 
 def torch_stages(meta: Meta, checkpoint: str | Path) -> dict[str, nn.Module]:

@@ -29,7 +29,6 @@ from ascendet_common.options import add_infer_options
 from ascendet_common.watch import Watch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
@@ -72,7 +71,7 @@ class Trained:
         # Pixels come from `images.read`; there are no annotations.
         steps = [step for step in cfg.test_pipeline if not step["type"].startswith("Load")]
         self.pipeline = Compose(steps)
-        self.meta = {"classes": classes, "palette": "random"}
+        self.classes = classes
 
     @staticmethod
     def _classes(meta: dict[str, Any], root: Path) -> tuple[str, ...]:
@@ -93,8 +92,8 @@ class Trained:
         model.load_state_dict(weights)
 
     @torch.no_grad()
-    def detect(self, pixels: Pixels, name: str, watch: Watch) -> tuple[DetDataSample, Detections]:
-        """Return the detections in a picture.
+    def predict(self, pixels: Pixels, name: str, watch: Watch) -> DetDataSample:
+        """Return mmdet's sample of a picture, on the device.
 
         Parameters
         ----------
@@ -103,13 +102,7 @@ class Trained:
         name
             The picture's name in messages.
         watch
-            Measures all stages except `read`.
-
-        Returns
-        -------
-        sample, detections
-            mmdet's sample on the host; and for each object `category`, `score`, `bbox` [x, y, width, height] in pixels
-            and `segmentation` (compressed RLE), the highest score first.
+            Measures preprocess and device.
 
         Raises
         ------
@@ -125,11 +118,13 @@ class Trained:
                 raise ImageError(f"{name}: {shape[1]} x {shape[0]} pixels cannot be scaled") from error
             data = self.model.data_preprocessor(pseudo_collate([data]))
         with watch("device"):
-            sample = self.model(**data, mode="predict")[0]
+            return self.model(**data, mode="predict")[0]
+
+    def detect(self, pixels: Pixels, name: str, watch: Watch) -> Detections:
+        """Return per object in a picture what `Detector.detect` returns; parameters and errors are `predict`'s."""
+        sample = self.predict(pixels, name, watch)
         with watch("postprocess"):
-            sample = sample.cpu()
-            found = self._describe(sample.pred_instances)
-        return sample, found
+            return self._describe(sample.cpu().pred_instances)
 
     def _describe(self, objects: Any) -> list[dict[str, Any]]:
         masks = coco_mask.encode(np.asfortranarray(objects.masks.numpy().transpose(1, 2, 0).astype(np.uint8)))
@@ -138,7 +133,7 @@ class Trained:
         )
         found = [
             {
-                "category": self.meta["classes"][label],
+                "category": self.classes[label],
                 "score": score,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
@@ -148,28 +143,13 @@ class Trained:
         return sorted(found, key=lambda item: -item["score"])
 
 
-def draw(pixels: Pixels, sample: DetDataSample, meta: dict[str, Any], score: float, file: Path) -> None:
-    """Write a picture with the objects from a score on, by mmdet's visualizer."""
-    visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = meta
-    visualizer.add_datasample(
-        file.stem,
-        np.ascontiguousarray(pixels[..., ::-1]),  # it draws on RGB
-        sample,
-        draw_gt=False,
-        pred_score_thr=score,
-        out_file=str(file),
-    )
-
-
 def build_detector(cfg: Config) -> Detector:
     """Return the detector of CHECKPOINT on this process's device; see `Trained` for what it raises."""
     model = Trained(cfg, os.environ["CHECKPOINT"])
     fallback.watch()
     return Detector(
-        classes=model.meta["classes"],
+        classes=model.classes,
         detect=model.detect,
-        draw=lambda pixels, sample, score, file: draw(pixels, sample, model.meta, score, file),
         synchronize=synchronize,
     )
 

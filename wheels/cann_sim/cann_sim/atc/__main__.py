@@ -66,13 +66,13 @@ def _failed(errors: list[AtcError]) -> int:
 def _run(options: Options) -> list[AtcError]:
     """Run the mode that was asked for and return its warnings."""
     if options["singleop"]:
-        raise AtcError("E10055", reason="--singleop is not simulated")
+        raise AtcError("SIM001", reason="--singleop is not simulated")
     if options["auto_tune_mode"]:
         reason = "it is gone from CANN; the tool AOE replaces it"
         raise AtcError("E10001", parameter="--auto_tune_mode", value=options["auto_tune_mode"], reason=reason)
     mode = options["mode"]
     if mode in ("5", "30"):
-        raise AtcError("E10055", reason=f"--mode={mode} is not simulated; 0, 1, 3 and 6 are")
+        raise AtcError("SIM001", reason=f"--mode={mode} is not simulated; 0, 1, 3 and 6 are")
     _check_framework(options)
     if mode == "6":
         modes.show_om(options)
@@ -95,7 +95,7 @@ def _check_framework(options: Options) -> None:
         raise AtcError("E10008")
     if framework in FRAMEWORKS:
         reason = f"--framework={framework} ({FRAMEWORKS[framework]}) is not simulated; 5 (ONNX) is"
-        raise AtcError("E10055", reason=reason)
+        raise AtcError("SIM001", reason=reason)
 
 
 def _terminate(*_: object) -> NoReturn:

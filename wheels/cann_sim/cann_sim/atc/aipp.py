@@ -1,7 +1,7 @@
 """The AIPP file of --insert_op_conf: `aipp_op { name: value ... }` in protobuf's text format.
 
 Simulated is static AIPP with RGB input: channel swap, mean, minimum and the reciprocal of the variance. Crop,
-padding, colour conversion and YUV need hardware units that cann_sim does not have; they are refused by name (E10055).
+padding, colour conversion and YUV need hardware units that cann_sim does not have (SIM001).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def configure(
     Raises
     ------
     AtcError
-        E10034, E10052, or E10055 for what is not simulated.
+        E10034, E10052, or SIM001 for what is not simulated.
     """
     result: list[Aipp] = []
     for fields in operators:
@@ -96,7 +96,7 @@ def configure(
         if mode is None:
             raise AtcError("E10052", reason="aipp_mode is missing")
         if mode == "dynamic":
-            raise AtcError("E10055", reason="dynamic AIPP (aipp_mode: dynamic) is not simulated")
+            raise AtcError("SIM001", reason="dynamic AIPP (aipp_mode: dynamic) is not simulated")
         _check_simulated(fields)
         rank = int(fields.get("related_input_rank", "0"))
         if rank >= len(inputs):
@@ -175,11 +175,11 @@ def _check_simulated(fields: Fields) -> None:
         raise AtcError("E10052", reason="static AIPP needs input_format")
     if fields["input_format"] != "RGB888_U8":
         raise AtcError(
-            "E10055", reason=f"input_format {fields['input_format']} is not simulated; RGB888_U8 is"
+            "SIM001", reason=f"input_format {fields['input_format']} is not simulated; RGB888_U8 is"
         )
     for name in ("crop", "padding", "csc_switch"):
         if fields.get(name) == "true":
-            raise AtcError("E10055", reason=f"{name} of AIPP is not simulated")
+            raise AtcError("SIM001", reason=f"{name} of AIPP is not simulated")
     for name in ("resize", "single_line_mode", "support_rotation", "ax_swap_switch"):
         if fields.get(name) == "true":
             raise AtcError("E10052", reason=f"{name} is not available for RGB888_U8")

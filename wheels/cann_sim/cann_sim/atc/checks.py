@@ -103,7 +103,7 @@ def check_static(model: onnx.ModelProto, *, gears: bool) -> None:
     Raises
     ------
     AtcError
-        E10055.
+        E10055 with gears, SIM001 without.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     for node in nodes_of(model.graph):
@@ -111,9 +111,10 @@ def check_static(model: onnx.ModelProto, *, gears: bool) -> None:
             constants.update(node.output)
         elif node.op_type in DATA_DEPENDENT and not constants.issuperset(filter(None, node.input)):
             rule = "gears allow only shapes that follow from the inputs' shapes"
+            code = "E10055" if gears else "SIM001"
             reason = rule if gears else "models of varying shapes are not simulated"
             raise AtcError(
-                "E10055", reason=f"the shape of {node.name} ({node.op_type}) depends on values; {reason}"
+                code, reason=f"the shape of {node.name} ({node.op_type}) depends on values; {reason}"
             )
 
 

@@ -234,7 +234,11 @@ class Chooser:
     def _without_kernel(self, node: Node, operator: str, origin: list[str]) -> AtcError:
         types = ", ".join(filter(None, origin)) or "no input"
         reason = f"{node.name} ({operator}) has {types}"
-        return AtcError("EZ3003", soc=self.soc.name, reason=reason, known="Ascend910B3, Ascend910_9362")
+        solution = "Change the operator or its data types"
+        library = kernel(self.soc, operator)
+        if "float32" in origin and library and any("h" in found.inputs for found in library.combinations):
+            solution += "; it has a float16 kernel, which --precision_mode=force_fp16 takes"
+        return AtcError("EZ3003", soc=self.soc.name, reason=reason, solution=solution)
 
 
 @dataclass(frozen=True)

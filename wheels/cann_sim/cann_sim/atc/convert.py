@@ -98,7 +98,7 @@ def input_shapes(graph: onnx.GraphProto, request: Request, *, om_name: Path, cpu
     ------
     AtcError
         E10016 for an unknown input, E10017 for a node, E10049 for another rank, E10050 for a size outside of a range,
-        E13025 for a size of zero, and E10055 for shapes that vary without gears, which are not simulated.
+        E13025 for a size of zero, and SIM001 for shapes that vary without gears, which are not simulated.
     """
     declared = {value.name: graphs.declared_shape(value) for value in graph.input}
     for name in (*request.shapes, *request.ranges):
@@ -123,7 +123,7 @@ def input_shapes(graph: onnx.GraphProto, request: Request, *, om_name: Path, cpu
                     f"the shape of the input {name} ({shown}) varies; static shapes and gears are simulated, give "
                     f"--input_shape (a card's ATC would write {file})"
                 )
-                raise AtcError("E10055", reason=reason)
+                raise AtcError("SIM001", reason=reason)
             shapes[name] = declared_shape
     return shapes
 

@@ -1,6 +1,7 @@
 """The errors and warnings of ATC: CANN's codes and titles, in our own words.
 
-The codes, their titles and what each reports are public (CANN's error code reference); every sentence here is ours. A
+The codes, their titles and what each reports are public (CANN's error code reference); every sentence here is ours.
+SIM001 alone is no code of CANN: what the real tool takes and the simulation does not have. A
 block has the layout of the real tool, so that a script that looks for `E10016:` at the start of a line finds it.
 """
 
@@ -223,7 +224,13 @@ ENTRIES = {
     "EZ3003": Entry(
         "Not_Supported_Operator",
         "No kernel or engine of {soc} is found: {reason}.",
-        "Change the operator or its data types; a SoC without an operator package has none: {known} have one here.",
+        "{solution}.",
+    ),
+    # No code of CANN: the real tool takes this, so that it is no fault of the user's.
+    "SIM001": Entry(
+        "Not_Simulated",
+        "cann_sim does not have this, CANN's ATC does: {reason}.",
+        "Convert it by CANN's ATC, or without it here.",
     ),
     "W11001": Entry(
         "Performance_Not_Optimal_Operator",

@@ -26,7 +26,7 @@ def read(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Netwo
     Raises
     ------
     AtcError
-        E14001 for inputs that do not fit a node or shapes that do not fit the graph's, E10055 for shapes that depend on
+        E14001 for inputs that do not fit a node or shapes that do not fit the graph's, SIM001 for shapes that depend on
         data and operators that are not simulated.
     """
     graph = model.graph

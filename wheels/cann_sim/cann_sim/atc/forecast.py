@@ -254,7 +254,7 @@ def text(made: Forecast) -> str:
                                for name in made.boxes])  # fmt: skip
     overflows = [_overflow_line(each) for each in made.overflows]
     if not made.activations_known:
-        overflows.append("of values is not known: give --activations")
+        overflows.append("of values is not known without the activations of pictures")
     lines += _listed("overflow", overflows)
     return "\n".join(lines)
 

@@ -106,7 +106,7 @@ def lower(
     Raises
     ------
     AtcError
-        E14001 for a node that does not take its inputs, E10055 for a shape that depends on data and for an operator
+        E14001 for a node that does not take its inputs, SIM001 for a shape that depends on data and for an operator
         that is not simulated, EZ3003 for a node without a kernel, EZ3002 for data types that --customize_dtypes asks
         for and no kernel has, E10001 for bfloat16 on a SoC that has none.
     """

@@ -98,12 +98,12 @@ def _check_options(options: Options) -> tuple[gears.Request, Soc]:
         raise AtcError("E10001", parameter="--insert_op_conf", value=options["insert_op_conf"], reason=reason)
     if options["external_weight"] != "0":
         reason = "weights outside of the OM (--external_weight) are not simulated"
-        raise AtcError("E10055", reason=reason)
+        raise AtcError("SIM001", reason=reason)
     if options["optypelist_for_implmode"] and not options["op_select_implmode"]:
         reason = "--optypelist_for_implmode needs it"
         raise AtcError("E10001", parameter="--op_select_implmode", value="missing", reason=reason)
     if options["enable_compress_weight"] == "true" or options["compression_optimize_conf"]:
-        raise AtcError("E10055", reason="compression of weights is not simulated")
+        raise AtcError("SIM001", reason="compression of weights is not simulated")
     soc = socs.soc_named(options["soc_version"])
     mode = options["precision_mode"] or options["precision_mode_v2"]
     if mode in ("mixed_bfloat16", "allow_mix_precision_bf16") and soc.family not in ("910B", "910_93"):
@@ -122,7 +122,7 @@ def _check_precision(options: Options) -> None:
             "E10055", reason=f"--precision_mode_v2={new} is for Ascend 950, which is not simulated"
         )
     if old == "allow_fp32_to_bf16":
-        raise AtcError("E10055", reason="--precision_mode=allow_fp32_to_bf16 is not simulated")
+        raise AtcError("SIM001", reason="--precision_mode=allow_fp32_to_bf16 is not simulated")
     if options["modify_mixlist"] and "mix" not in (old or new):
         reason = "it changes lists of mixed precision, and the precision mode is another"
         raise AtcError("E10001", parameter="--modify_mixlist", value=options["modify_mixlist"], reason=reason)

@@ -26,7 +26,7 @@ def infer(network: Network, node: Node) -> Types:
     Raises
     ------
     AtcError
-        E14001 for inputs that do not fit, E10055 for shapes that depend on data and operators that are not simulated.
+        E14001 for inputs that do not fit, SIM001 for shapes that depend on data and operators that are not simulated.
     """
     special = _SPECIAL.get(node.operator)
     if special is not None:
@@ -63,7 +63,7 @@ def _known(operator: str, opset: int) -> defs.OpSchema | None:
 def _schema(node: Node, opset: int) -> defs.OpSchema:
     schema = _known(node.operator, opset) if not node.domain else None
     if schema is None:
-        raise AtcError("E10055", reason=f"cann_sim does not compute {node.operator} (the node {node.name})")
+        raise AtcError("SIM001", reason=f"cann_sim does not compute {node.operator} (the node {node.name})")
     return schema
 
 
@@ -75,7 +75,7 @@ def _static(node: Node, found: onnx.TypeProto) -> tuple[str, Shape]:
     tensor = found.tensor_type
     if not _is_static(found):
         what = f"the shape of {node.name} ({node.operator}) depends on values"
-        raise AtcError("E10055", reason=f"{what}; models of varying shapes are not simulated")
+        raise AtcError("SIM001", reason=f"{what}; models of varying shapes are not simulated")
     return dtype_name(tensor.elem_type), tuple(dim.dim_value for dim in tensor.shape.dim)
 
 
@@ -126,7 +126,7 @@ def _non_max_suppression(network: Network, node: Node) -> Types:
     """Return room for the most boxes [B * C * most, 3]; rows without a box are -1, as the kernel leaves them."""
     most = network.constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1, np.int64)
     if most is None:
-        raise AtcError("E10055", reason=f"the shape of {node.name} (NonMaxSuppression) depends on values")
+        raise AtcError("SIM001", reason=f"the shape of {node.name} (NonMaxSuppression) depends on values")
     scores = network.shapes[node.inputs[1]]
     room = scores[0] * scores[1] * min(int(np.ravel(most)[0]) if most.size else 0, scores[2])
     return [("int64", (room, 3))]

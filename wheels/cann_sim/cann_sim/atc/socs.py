@@ -29,6 +29,8 @@ def soc_named(name: str) -> Soc:
             return Soc(name=name, family=family)
     known = ", ".join(names[0] for names in FAMILIES.values())
     if name in WITHOUT_PACKAGE or name.startswith("Ascend950"):
-        raise AtcError("EZ3003", soc=name, reason="cann_sim has no table of its kernels", known=known)
+        solution = f"Convert for a SoC whose operator package is here, such as {known}"
+        reason = "cann_sim has no table of its kernels"
+        raise AtcError("EZ3003", soc=name, reason=reason, solution=solution)
     reason = f"there is no such SoC; names are as npu-smi shows them with Ascend in front, such as {known}"
     raise AtcError("E10001", parameter="--soc_version", value=name, reason=reason)

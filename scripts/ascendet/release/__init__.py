@@ -1,0 +1,1 @@
+"""Make and check a release: the stacks' audited wheels as a static package index, with what proves its content."""

@@ -1,0 +1,167 @@
+"""The facts of the environment: machine, software, wheels with digests, patches with their reasons, data, image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ascendet import paths
+from ascendet.core import manifest
+from ascendet.core.spec import Spec
+from ascendet.core.stack import Stack
+from ascendet.data import datasets
+from ascendet.envs import venv
+from ascendet.errors import AscendetError
+from ascendet.report.commands import of_stage
+from ascendet.report.reading import Json, dig, mapping
+from ascendet.supply import patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A wheel of ours: its digest, and its file if it is in this build folder's wheelhouse."""
+
+    name: str
+    digest: str
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchFact:
+    """A patch of the wheels: which upstream's, its name, what it is about, why it is there."""
+
+    upstream: str
+    name: str
+    subject: str
+    why: str
+
+
+@dataclass(kw_only=True)
+class Environment:
+    """Where something ran and with what.
+
+    Attributes
+    ----------
+    where
+        The lines about devices and place of the manifests, each once.
+    machine
+        What the manifest says of the machine; {} for a manifest that does not.
+    versions
+        Versions by name; `locks` is the digest of the locked packages.
+    cann
+        The stack's CANN version.
+    image
+        The image's id, tag, base and labels, if something ran in a container.
+    wheels
+        Our wheels; `wheels_now` says that they are those of the environment as it is now, since no manifest names them.
+    patches
+        The patches of these wheels.
+    data
+        The data set's key, and its annotations' digest where an evaluation names it.
+    data_commands
+        The command that made the data set.
+    """
+
+    where: list[str] = field(default_factory=list)
+    machine: Json = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    locks: str | None = None
+    cann: str | None = None
+    image: Json | None = None
+    wheels: list[Wheel] = field(default_factory=list)
+    wheels_now: bool = False
+    patches: list[PatchFact] = field(default_factory=list)
+    data: str | None = None
+    data_commands: list[str] = field(default_factory=list)
+
+
+def gather(stack_name: str, dataset: str, manifests: Sequence[Json]) -> Environment:
+    """Return the environment that the manifests of a run and its results describe, and of the data set's."""
+    stack = Stack.load(stack_name)
+    found = Environment(cann=stack.cann)
+    for content in manifests:
+        if (where := content.get("where")) and str(where) not in found.where:
+            found.where.append(str(where))
+        for name, version in mapping(dig(content, "versions")).items():
+            found.versions[str(name)] = str(version)
+        found.machine |= mapping(dig(content, "machine"))
+        found.data = found.data or dig(content, "inputs", "data")
+        found.locks = found.locks or dig(content, "inputs", "locks")
+        if image := dig(content, "inputs", "image"):
+            found.image = _image(str(image))
+        if not found.wheels:
+            found.wheels = _wheels(dig(content, "inputs", "wheels"))
+    if not found.wheels and found.image is None:
+        found.wheels = _wheels(dig(manifest.read(venv.stack_home(stack)), "layers"))
+        found.wheels_now = bool(found.wheels)
+    found.patches = list(_patches(stack))
+    found.data_commands = list(filter(None, [_data_command(dataset)]))
+    return found
+
+
+def _data_command(dataset: str) -> str | None:
+    """Return the command that made a data set, or None if it is not here or does not say."""
+    try:
+        folder = datasets.find(dataset).folder
+    except AscendetError:
+        return None
+    argv = (manifest.read(folder) or {}).get("command")
+    return of_stage(argv) if isinstance(argv, list) else None
+
+
+def _image(digest: str) -> Json:
+    """Return what is known of an image: its id, and where `make image` built it here, its tag, labels and SBOM."""
+    for file in (paths.BUILD / "image").glob(f"*/*/{manifest.MANIFEST}"):
+        content = manifest.read(file.parent) or {}
+        if content.get("image") == digest:
+            labels = mapping(dig(content, "labels"))
+            return {
+                "id": digest,
+                "tag": content.get("tag"),
+                "base": labels.get("org.opencontainers.image.base.name"),
+                "base_digest": labels.get("org.opencontainers.image.base.digest"),
+                "revision": labels.get("org.opencontainers.image.revision"),
+                "sbom": paths.shorten(file.parent / "sbom.cdx.json"),
+            }
+    return {"id": digest}
+
+
+def _wheels(layers: Any) -> list[Wheel]:
+    if not isinstance(layers, dict):
+        return []
+    known = _wheelhouse()
+    return [
+        Wheel(name=str(name), digest=str(digest), file=known.get(str(digest)))
+        for name, digest in sorted(layers.items())
+    ]
+
+
+def _wheelhouse() -> dict[str, str]:
+    """Return the wheel files of the wheelhouse by digest, and by the key of the folder that they are in."""
+    found = {}
+    for file in (paths.BUILD / "wheelhouse").glob(f"*/*/{manifest.MANIFEST}"):
+        for name, digest in mapping(dig(manifest.read(file.parent), "outputs")).items():
+            if str(name).endswith(".whl"):
+                found[str(digest)] = found[file.parent.name] = str(name)
+    return found
+
+
+def _patches(stack: Stack) -> tuple[PatchFact, ...]:
+    """Return the patches of a stack's wheels, in the order in which they are applied."""
+    found = []
+    for spec in map(Spec.load, stack.wheels):
+        if not spec.patches:
+            continue
+        pin = stack.upstreams.get(spec.upstream or "")
+        applied = {path.name for path in patches.list_files(spec.patches, pin.version if pin else None)}
+        try:
+            series = patches.load(spec.patches)
+        except AscendetError:
+            continue  # make lint says what is wrong with a header
+        for patch in series:
+            if patch.path.name in applied:
+                found.append(
+                    PatchFact(upstream=spec.patches, name=patch.slug, subject=patch.subject, why=patch.why)
+                )
+    return tuple(found)

@@ -1,0 +1,366 @@
+"""Facts of a report: what the stages leave, and as much as there is where something is missing or broken."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_material as material
+from ascendet.report import facts, page
+from ascendet.report.charts import Charts
+from ascendet.report.commands import Subject, makefile, of_stage
+from ascendet.report.facts import Facts
+from ascendet.report.words import Words
+from conftest import fails
+
+SUBJECT = Subject(stack="vitdet", model=material.MODEL, dataset=material.DATASET)
+
+
+def gather(run: str = "latest", subject: Subject = SUBJECT) -> Facts:
+    return facts.gather(subject, material.MODEL, run)
+
+
+def text(found: Facts) -> str:
+    """Return all that the English page says of these facts, without charts."""
+    return str(page.compose(found, Charts(), Words("en")))
+
+
+@pytest.fixture(autouse=True)
+def _build(build: Path) -> Path:
+    return build
+
+
+def test_everything_that_stages_leave_is_found() -> None:
+    material.everything()
+    found = gather()
+    assert found.name == material.RUN
+    assert found.state == "finished"
+    assert found.digest == material.CHECKPOINT
+    assert found.simulated is True
+    assert found.broken == []
+    assert found.training
+    assert (found.training.step, found.training.of, found.training.seconds) == (100, 100, 0.5)
+    assert found.training.batch["images"] == 4
+    assert found.training.settings["NPU_FALLBACK"] == "error"
+    assert found.evaluation
+    assert found.evaluation.of_checkpoint
+    assert found.evaluation.numbers["bbox"]["AP"] == 0.68
+    assert found.speed
+    (om,) = found.staged
+    assert om.of_checkpoint
+    assert om.comparisons[0].ap == {
+        "om": {"bbox": 0.6739},
+        "pytorch": {"bbox": 0.6745},
+        "difference": {"bbox": -0.0006},
+    }
+    assert om.sweeps[0].search
+    assert found.counters
+    assert (found.counters["launches"], found.counters["waits"]) == (10, [("a.py:3", "item", 8)])
+
+
+def test_commands_stand_in_the_order_in_which_they_ran() -> None:
+    material.everything()
+    assert gather().commands == [
+        "make train MODEL=vitdet-tiny DATASET=shapes EPOCHS=2",
+        "make eval MODEL=vitdet-tiny DATASET=shapes",
+        "make speed MODEL=vitdet-tiny DATASET=shapes",
+        "make export MODEL=vitdet-tiny DATASET=shapes",
+        "make om MODEL=vitdet-tiny DATASET=shapes",
+        "make om-compare MODEL=vitdet-tiny DATASET=shapes",
+        "make om-precision MODEL=vitdet-tiny DATASET=shapes",
+    ]
+
+
+def test_missing_things_are_made_with_the_users_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "w -- RUN=first REPORT_LANG=zh DEVICES=6,7")
+    assert SUBJECT.make("eval") == "make eval DEVICES=6,7 MODEL=vitdet-tiny DATASET=shapes"
+    other = Subject(stack="blendmask", model="my model.yaml", dataset="细胞", checkpoint="a b.pth")
+    assert (
+        other.make("speed")
+        == "make speed DEVICES=6,7 MODEL='my model.yaml' DATASET='细胞' STACK=blendmask CHECKPOINT='a b.pth'"
+    )
+
+
+def test_every_option_of_the_makefile_has_its_variable() -> None:
+    values, switches, defaults = makefile()
+    assert {
+        "model",
+        "dataset",
+        "devices",
+        "images",
+        "run-in",
+        "precision",
+        "checkpoint",
+        "language",
+    } <= values.keys()
+    assert {"amp": "AMP", "resume": "RESUME", "force": "FORCE"}.items() <= switches.items()
+    assert defaults["DEVICES"] == "0,1"
+    argv = [
+        "x",
+        "train",
+        "--model",
+        "m",
+        "--dataset",
+        "d",
+        "--amp",
+        "--resume",
+        "--devices",
+        "6",
+        "--run",
+        "a b",
+    ]
+    assert of_stage(argv) == "make train MODEL=m DATASET=d AMP=1 RESUME=1 DEVICES=6 RUN='a b'"
+
+
+# -- states --
+
+
+def test_a_run_that_goes_on_is_running_and_one_without_its_process_stopped() -> None:
+    run = material.add_run(state="running")
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = gather()
+        assert found.state == "running"
+        assert "still running: step 100 of 100" in text(found)
+    assert gather().state == "stopped"
+    assert "its process is gone" in text(gather())
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_a_run_that_failed_says_with_which_error(state: str) -> None:
+    material.add_run(state=state, error="npu-out-of-memory")
+    found = gather()
+    assert found.state == state
+    assert ("error[npu-out-of-memory]" in text(found)) == (state == "failed")
+    assert "make train MODEL=vitdet-tiny DATASET=shapes RUN=first RESUME=1" in text(found)
+
+
+def test_a_manifest_of_an_older_version_gives_what_it_has() -> None:
+    run = material.everything()
+    for file in (run / "manifest.json", run / "eval/manifest.json", run / "speed/manifest.json"):
+        material.write(file, {"stage": "x"})
+    found = gather()
+    assert found.broken == []
+    assert "does not say how it ended" in text(found)
+    assert "of an earlier version" in text(found)
+
+
+def test_a_run_without_anything_but_its_folder_is_reported() -> None:
+    run = material.add_run()
+    for file in run.iterdir():
+        file.unlink()
+    assert "No step was logged" in text(gather())
+
+
+def test_a_resumed_training_is_one() -> None:
+    run = material.add_run(state="interrupted")
+    row = {"phase": "train", "step": 50, "of": 100, "loss": 1.5, "losses": {}, "lr": 1, "seconds": 0.5}
+    with (run / "progress.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n" + '{"phase": "tr')  # the last line was cut by a kill
+    found = gather()
+    assert found.training
+    assert (found.training.attempts, found.training.step, found.training.last_loss) == (2, 50, 1.5)
+    assert found.broken == []
+
+
+def test_an_image_is_known_by_its_digest_and_labels(build: Path) -> None:
+    digest = "sha256:" + "7" * 64
+    material.add_run(inputs={"image": digest})
+    assert gather().environment.image == {"id": digest}
+    labels = {
+        "org.opencontainers.image.base.name": "cann:8.5.0",
+        "org.opencontainers.image.base.digest": "sha256:88",
+    }
+    material.write(
+        build / "image/vitdet-x86_64/k/manifest.json",
+        {"image": digest, "tag": "ascendet/vitdet", "labels": labels},
+    )
+    said = text(gather())
+    assert all(
+        known in said for known in (digest, "ascendet/vitdet", "cann:8.5.0 sha256:88", "sbom.cdx.json")
+    )
+
+
+def test_wheels_are_named_by_their_digests(build: Path) -> None:
+    material.add_run()
+    material.write(
+        build / "wheelhouse/mmcv/k/manifest.json",
+        {"outputs": {"mmcv-2.1.0.whl": "e" * 64, "audit.json": "0"}},
+    )
+    (wheel,) = gather().environment.wheels
+    assert (wheel.name, wheel.digest, wheel.file) == ("mmcv", "e" * 64, "mmcv-2.1.0.whl")
+
+
+def test_patches_are_those_of_the_stacks_wheels_with_their_reasons() -> None:
+    material.add_run()
+    patches = gather().environment.patches
+    assert {patch.upstream for patch in patches} == {"mmcv", "mmdet"}
+    assert all(patch.why for patch in patches)
+
+
+# -- broken files --
+
+FILES = {
+    "manifest.json": "environment",
+    "progress.jsonl": "training",
+    "eval/manifest.json": "accuracy",
+    "eval/metrics.json": "accuracy",
+    "eval/classes.json": "accuracy",
+    "speed/manifest.json": "inference",
+    "counters.rank0.json": "waits",
+    "export_meta.json": "om",
+    "export_check.json": "om",
+    "Ascend910B3-origin/om.json": "om",
+    "compare-Ascend910B3-origin/compare.json": "om",
+    "precision-Ascend910B3-fp16/precision.json": "om",
+}
+
+
+@pytest.mark.parametrize("content", ["{", "[]\n", "null\n", '"text"\n', '{"bbox": 3}\n', "\x00\n"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_broken_file_is_named_in_its_section_and_the_report_appears(name: str, content: str) -> None:
+    run = material.everything()
+    om = next((run.parents[2] / "om").iterdir())
+    file = next(folder / name for folder in (run, om) if (folder / name).is_file())
+    material.write(file, content)
+    found = gather()
+    made = page.compose(found, Charts(), Words("en"))
+    assert len(made.sections) == 9
+    # Keys that are missing are those of an older version, and no defect.
+    older = content.startswith('{"bbox"') and name.endswith("manifest.json")
+    if not older:
+        assert [one.file.endswith(name.rpartition("/")[2]) for one in found.broken] == [True] * len(
+            found.broken
+        )
+        assert {one.section for one in found.broken} == {FILES[name]}
+        assert all("make " in one.command and one.why for one in found.broken)
+        assert "cannot be used" in str(made.sections)
+
+
+def _places(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to each value of a JSON content."""
+    for key in (
+        content
+        if isinstance(content, dict)
+        else range(min(2, len(content)))
+        if isinstance(content, list)
+        else ()
+    ):
+        yield (*place, key)
+        yield from _places(content[key], (*place, key))
+
+
+def test_a_value_of_another_type_never_stops_a_report() -> None:
+    """Every 29th of all values with every wrong one; all of them, 3,573 cases, were tried once by hand."""
+    run = material.everything()
+    cases = [
+        (file, place, wrong)
+        for file in sorted([*run.rglob("*.json"), *(run.parents[2] / "om").rglob("*.json")])
+        for place in _places(json.loads(file.read_text()))
+        for wrong in (None, 3, "x", [], {}, [3], {"a": 1}, -1.5, True)
+    ]
+    for file, place, wrong in cases[::29]:
+        before = file.read_text()
+        content = inner = json.loads(before)
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = wrong
+        material.write(file, content)
+        assert len(page.compose(gather(), Charts(), Words("en")).sections) == 9, (file, place, wrong)
+        file.write_text(before)
+
+
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    run = material.everything()
+    (run / "eval/metrics.json").unlink()
+    (run / "eval/metrics.json").mkdir()
+    (broken,) = gather().broken
+    assert "directory" in broken.why
+
+
+# -- which run --
+
+
+def test_without_any_run_the_next_command_trains() -> None:
+    error = fails("data-missing", gather)
+    assert error.hint == "make train MODEL=vitdet-tiny DATASET=shapes"
+
+
+def test_an_unknown_run_lists_those_that_there_are() -> None:
+    material.add_run()
+    error = fails("data-missing", gather, "nosuch")
+    assert error.found == "first"
+    assert error.hint == "make report MODEL=vitdet-tiny DATASET=shapes RUN=first"
+
+
+def test_results_of_a_checkpoint_without_a_run_are_reported() -> None:
+    checkpoint = "/weights/R_101_3x.pth"
+    material.add_eval(material.home() / "eval-R_101_3x", digest="f" * 64, checkpoint=checkpoint)
+    material.add_speed(material.home() / "speed-R_101_3x")
+    for subject in (
+        SUBJECT,
+        Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint=checkpoint),
+    ):
+        found = gather(subject=subject)
+        assert (found.run, found.name, found.digest) == (None, "R_101_3x", "f" * 64)
+        assert found.evaluation
+        assert found.speed
+        assert "was not trained here" in text(found)
+        assert found.subject.make("speed").endswith(f"CHECKPOINT={checkpoint}")
+        assert "CHECKPOINT" not in found.subject.make("train")
+    other = Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint="/weights/other.pth")
+    assert fails("data-missing", gather, "latest", other).hint == other.make("eval")
+
+
+def test_another_checkpoint_of_a_run_has_results_of_its_own() -> None:
+    run = material.everything()
+    other = run / "epoch_1.pth"
+    other.write_text("weights of an epoch before")
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    material.add_eval(run / "eval-epoch_1", box=0.1, digest=digest, checkpoint=f"x/{other.name}")
+    found = gather(
+        subject=Subject(stack="vitdet", model="vitdet-tiny", dataset="shapes", checkpoint=str(other))
+    )
+    assert (found.name, found.digest) == ("first-epoch_1", digest)
+    assert found.evaluation
+    assert found.evaluation.of_checkpoint
+    assert found.evaluation.numbers["bbox"]["AP"] == 0.1
+    assert found.speed is None  # that is of the last checkpoint
+    assert not found.staged[0].of_checkpoint
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_called_that() -> None:
+    run = material.add_run()
+    material.add_eval(run / "eval", digest="0" * 64)
+    assert "only an earlier checkpoint was evaluated" in text(gather())
+
+
+def test_the_evaluation_of_all_images_comes_before_that_of_a_part() -> None:
+    run = material.everything()
+    part = {"annotations": material.ANNOTATIONS, "checkpoint": material.CHECKPOINT, "images": 4}
+    material.add_eval(run / "eval-4", inputs=part)
+    found = gather()
+    assert found.evaluation
+    assert (found.evaluation.images, [one.images for one in found.others]) == (120, [4])
+
+
+def test_an_export_of_another_checkpoint_is_shown_as_such() -> None:
+    material.add_run()
+    material.add_om(checkpoint="0" * 64)
+    found = gather()
+    assert not found.staged[0].of_checkpoint
+    assert "This export is of another checkpoint" in text(found)
+    assert "this checkpoint is not exported" in text(found)
+
+
+def test_commands_about_a_run_that_is_not_the_latest_name_its_checkpoint() -> None:
+    run = material.add_run()
+    assert gather(material.RUN).subject.checkpoint == ""
+    material.add_run("second")
+    assert gather(material.RUN).subject.make("speed").endswith(f" CHECKPOINT={run / 'epoch_2.pth'}")
+    assert gather().subject.make("speed") == "make speed MODEL=vitdet-tiny DATASET=shapes"
