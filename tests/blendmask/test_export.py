@@ -386,7 +386,7 @@ def test_sizes_that_the_model_cannot_take_are_refused() -> None:
     cfg = load(CONFIGS / "blendmask-tiny.yaml")[0]
     with pytest.raises(ConfigError, match="cannot take pictures of this size") as caught:
         Exported(cfg, tiny(), size=(100, 128), batch=1)
-    assert caught.value.advice == {"SIZES": "128x128"}
+    assert caught.value.advice == {"SIZES": "112x128"}
 
 
 class _Fickle(torch.nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeAcl:
     acl = FakeAcl()
     monkeypatch.setitem(sys.modules, "acl", acl)  # type: ignore[arg-type]
     return acl
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give these tests devices of their own: other processes' memory would be missing from what they find free."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CANN_SIM_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 Picture = Callable[[int], np.ndarray]

@@ -288,7 +288,7 @@ def test_a_buffer_64_bytes_short_passes_and_65_bytes_short_is_refused(
 def test_an_output_that_is_read_before_the_stream_is_synchronised_is_stale(
     good: tuple[Path, Meta], tmp_path: Path
 ) -> None:
-    """In a process of its own, whose simulated model takes 300 ms: nothing is computed when the copy happens."""
+    """In a process of its own: another model, slowed down 100 times, runs before it when the copy happens."""
     job = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -296,16 +296,18 @@ from pathlib import Path
 from staged_om.device import Device
 from test_broken import Rpn
 with Device() as device:
-    rpn = Rpn(device, Path({str(good[0] / f"{SOC}-origin" / "rpn.om")!r}))
+    first, rpn = (Rpn(device, Path({str(good[0] / f"{SOC}-origin" / "rpn.om")!r})) for _ in range(2))
+    first.write(1.0)
     rpn.write(1.0)
     device.call("rt.memset", rpn.pointers[1], rpn.sizes[1], 7, rpn.sizes[1])
     stream = device.call("rt.create_stream")
+    device.call("mdl.execute_async", first.model, *first.sets, stream)
     device.call("mdl.execute_async", rpn.model, *rpn.sets, stream)
     early = bytes(rpn.read())
     device.call("rt.synchronize_stream", stream)
     print(set(early) == {{7}}, bytes(rpn.read()) != early)
 """
-    environ = os.environ | {"CANN_SIM_FAULT": "slow-device:50"}
+    environ = os.environ | {"CANN_SIM_FAULT": "slow-device:100"}
     done = subprocess.run(
         [sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=True
     )

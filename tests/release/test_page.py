@@ -26,7 +26,7 @@ from ascendet.envs import venv
 from ascendet.release import check, collect, release
 
 # What the lines, activate and set_env.sh call.
-PROGRAMS = ("bash", "cat", "dirname", "env", "python3.11", "tail", "uname")
+PROGRAMS = ("bash", "cat", "dirname", "env", "tail", "uname")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,7 @@ def test_the_lines_of_the_page_install_and_train_twenty_steps(made: Path, tmp_pa
     programs.mkdir()
     for name in PROGRAMS:
         (programs / name).symlink_to(str(shutil.which(name)))
+    (programs / "python3.11").symlink_to(venv.interpreter("3.11"))
     assert not any(shutil.which(name, path=programs) for name in ("g++", "gcc", "cc", "make", "git"))
     uv = f'pip() {{ {venv.tools_home()}/bin/uv pip "$@"; }}\n'
     work = tmp_path / "work"

@@ -1,6 +1,6 @@
 """Level aclnn: torch_npu's own kernels on the functions of libopapi.so. Values equal the CPU's; refusals are CANN's.
 
-Each case runs in a process of its own with CANN_SIM_LEVEL=aclnn, as the level is read once.
+Each case runs in a process of its own with CANN_SIM_LEVEL, as the level is read once.
 """
 
 from __future__ import annotations
@@ -122,6 +122,35 @@ def test_level_aten_calls_none_of_them(run_forked: RunPython) -> None:
     assert done.returncode == 0, done.stderr
     names = set().union(*json.loads(done.stdout.splitlines()[-1]))
     assert not [name for name in names if name.startswith("aclnn")]
+
+
+DRAWS = """
+    import json, torch, torch_npu
+    F = torch.nn.functional
+    torch.manual_seed(5)
+    half = torch.full((8,), 0.5, device="npu")
+    draws = [
+        torch.rand(5, device="npu"), torch.rand_like(half), half.clone().uniform_(1, 2), torch.randn(64, device="npu"),
+        half.clone().normal_(1, 2), torch.normal(1.0, 2.0, (5,), device="npu"), torch.normal(half, half),
+        torch.randint(0, 100, (5,), device="npu"), half.long().random_(50), torch.randperm(10, device="npu"),
+        torch.bernoulli(half), half.clone().bernoulli_(0.3), torch.multinomial(half, 4), F.dropout(half, 0.5),
+        torch.native_dropout(half, 0.5, True)[0], F.rrelu(-half, training=True), half.clone().exponential_(),
+        torch.rand(5, device="npu"), torch.rand(5),
+    ]
+    print(json.dumps([draw.tolist() for draw in draws]))
+"""
+
+
+@pytest.mark.parametrize("queue", ["0", "1"])
+def test_random_numbers_are_those_of_level_aten(run_forked: RunPython, queue: str) -> None:
+    """Operators that draw otherwise are held back; a draw moves the generator as far at both levels."""
+    found = []
+    for level in ("aten", "aclnn"):
+        done = run_forked(DRAWS, CANN_SIM_LEVEL=level, TASK_QUEUE_ENABLE=queue)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][-2]
 
 
 def test_an_unknown_level_ends_the_process_with_a_reason(run_forked: RunPython) -> None:

@@ -84,6 +84,6 @@ def test_a_training_ends_in_a_named_error_and_resumes(
 
 
 def test_a_training_goes_on(environ: dict[str, str], tmp_path: Path) -> None:
-    faults = "slow-device:1.2,slow-link:2000,corrupt@aten::relu:5"
+    faults = "slow-device:1.2,slow-link:2000,corrupt@aclnnRelu:5"
     code, message, checkpoint = train(environ, tmp_path / "run", CANN_SIM_FAULT=faults, DEVICES="0")
     assert (code, checkpoint) == (0, "epoch_3.pth"), message

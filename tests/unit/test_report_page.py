@@ -14,7 +14,7 @@ import pytest
 import report_material as material
 from ascendet import paths
 from ascendet.report import compare, facts, page, render, report, verdict, words
-from ascendet.report.charts import Charts, _svg, _take
+from ascendet.report.charts import Charts, _count_pictures, _svg, _take
 from ascendet.report.commands import Subject
 from ascendet.report.document import Cell, Page, Table
 from ascendet.report.facts import Facts
@@ -388,6 +388,14 @@ def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
     assert made.no_findings == said.removeprefix("error: ")
     assert [one.section for one in found.broken] == broken
     assert made.remedy is None if command is None else str(made.remedy).startswith(command)
+
+
+def test_pictures_that_arrive_later_are_drawn_then(tmp_path: Path) -> None:
+    annotations = tmp_path / "annotations/instances_val.json"
+    material.write(annotations, {})
+    before = _count_pictures(annotations)
+    material.write(tmp_path / "val/1.png", {})
+    assert _count_pictures(annotations) == {**before, "val": 1}
 
 
 def test_pictures_stop_before_the_page_is_too_long(tmp_path: Path) -> None:

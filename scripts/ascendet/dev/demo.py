@@ -118,11 +118,13 @@ def _training(stack: Stack, first: bool) -> Iterator[Step]:
 
 
 def _report(stack: Stack) -> Step:
+    variables = _variables(stack)
+    del variables["NPU_FALLBACK"]  # the report quotes commands with the variables that it was given
     return Step(
         name=f"report-{stack.name}",
         text=f"report of {stack.models[0]}",
         target="report",
-        variables=_variables(stack),
+        variables=variables,
         result=report,
     )
 

@@ -21,13 +21,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Compare all operators on cann_sim, whatever NPU is, at levels aten and all; then write the tables."""
+    """Compare all operators on cann_sim, whatever NPU is, at levels aclnn and all; then write the tables."""
     stack = Stack.load(args.stack)
     python = env.ensure_base(stack, "sim")
     kept = stack.name == next(iter(load_all()))  # the tables that are kept are the first stack's
     wheel = paths.WHEELS / "cann_sim"
     table = {
-        "aten": ["--markdown", str(wheel / "COVERAGE.md")],
+        "aclnn": ["--markdown", str(wheel / "COVERAGE.md")],
         "all": ["--hold-back", str(wheel / "opapi/held_back.tsv")],
     }
     if args.json:  # one document

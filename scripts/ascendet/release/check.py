@@ -41,17 +41,18 @@ def execute(args: argparse.Namespace) -> None:
     """Verify the release of this version, then install and try each of its stacks on each of its architectures."""
     folder = release.home()
     verify(folder)
-    print(
-        f"{paths.shorten(folder)}: every file and every link of the index is as {sums.NAME} says", flush=True
-    )
-    held = sorted(path.stem for path in (folder / "constraints").glob("*.txt"))
-    for name in args.stack.split() or held:
-        stack = Stack.load(name)
-        if name not in held:
-            raise _damaged(folder, [f"constraints/{name}.txt is missing"], hint=f"make release STACK={name}")
-        machines = [arch.parse(args.machine)] if args.machine else machines_of(folder)
-        for machine in machines:
-            try_stack(folder, stack, machine)
+    with files.holding_lock(folder.parent / ".lock", "release"):  # make release must not replace it meanwhile
+        print(
+            f"{paths.shorten(folder)}: every file, every link of the index is as {sums.NAME} says", flush=True
+        )
+        held = sorted(path.stem for path in (folder / "constraints").glob("*.txt"))
+        for name in args.stack.split() or held:
+            stack = Stack.load(name)
+            if name not in held:
+                missing = [f"constraints/{name}.txt is missing"]
+                raise _damaged(folder, missing, hint=f"make release STACK={name}")
+            for machine in [arch.parse(args.machine)] if args.machine else machines_of(folder):
+                try_stack(folder, stack, machine)
 
 
 def verify(folder: Path) -> None:

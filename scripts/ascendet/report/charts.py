@@ -174,12 +174,16 @@ def _find(
         made.remedy = facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
         return
     try:
-        digests = {"predictions": files.digest(predictions), "annotations": files.digest(annotations)}
+        files_read = {
+            "predictions": files.digest(predictions),
+            "annotations": files.digest(annotations),
+            "pictures": _count_pictures(annotations),
+        }
     except OSError as error:
         made.no_findings = str(error)
         return
     inputs = {
-        **digests,
+        **files_read,
         "images": listed["images"],
         "score": score,
         "language": language,
@@ -215,6 +219,12 @@ def _annotations(file: Path, dataset: str, digest: str | None) -> Path | None:
         if digest and files.digest(known) == digest:
             return known
     return None
+
+
+def _count_pictures(annotations: Path) -> dict[str, int]:
+    """Return how many files each folder of a data set has: pictures that arrive later are drawn then."""
+    folders = (folder for folder in sorted(annotations.parent.parent.iterdir()) if folder.is_dir())
+    return {folder.name: sum(1 for _ in os.scandir(folder)) for folder in folders}
 
 
 def _take(folder: Path, made: Charts, reader: Reader, make: str) -> None:

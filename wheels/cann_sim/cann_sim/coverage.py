@@ -307,7 +307,7 @@ def markdown(
     at_aclnn = sum(operator.level == "aclnn" for operator in operators)
     lines += [
         "",
-        f"The last column is the level with `CANN_SIM_LEVEL=aclnn`: {at_aclnn} operators run torch_npu's own",
+        f"The last column is the level by default: {at_aclnn} operators run torch_npu's own",
     ]
     lines += ["kernels; those that are held back, and why, are in `opapi/held_back.tsv`."]
     lines += ["", "| operator | state | level |", "|---|---|---|"]
