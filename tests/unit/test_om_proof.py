@@ -126,6 +126,18 @@ def test_what_cannot_be_forecast_is_said_with_its_reason(
     assert shown.startswith("no forecast of roi: EZ3003: No kernel\n")
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_forecast_is_compared_with_what_canns_own_atc_fused(
+    simulated: bool, one: proof.Proof, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    oms = one.one.om_folder("Ascend310P3", "origin")
+    oms.mkdir()
+    (oms / "om.json").write_text(json.dumps({"simulated": simulated}))
+    (oms / "roi.fusion_result.json").write_text("{}")
+    shown = forecasts(one, "import sys\nprint(sys.argv[1:])", {}, monkeypatch, tmp_path)
+    assert (f"--compare={oms / 'roi.fusion_result.json'}" in shown) is not simulated
+
+
 def test_a_forecast_says_how_to_know_what_overflows(
     one: proof.Proof, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -20,7 +20,6 @@ from ascendet.run import folders, program, target
 from ascendet.run.target import Target
 
 _LOG = "atc.log"
-_FUSION_RESULT = "fusion_result.json"  # what atc leaves in its current folder
 # Where atc's messages begin: one of its codes, or the line that it ends with.
 _MESSAGE = re.compile(r"^\[?(E[A-Z]?\d{4,5}|SIM\d{3}|ATC run failed|error)", re.MULTILINE)
 
@@ -45,6 +44,8 @@ def execute(args: argparse.Namespace) -> None:
         print(f"{forecast.table(aim, one, choice.soc, precision, keep)}\n", flush=True)
         final = convert(aim, one, choice, precision, keep)
         print(f"stored in {paths.shorten(final)}: {len(one.stages)} OM files")
+        if exported.by_cann(final):
+            print(f"what atc fused, beside the forecast: {again.command('om-forecast')}")
 
 
 def arguments(
@@ -181,9 +182,9 @@ def _convert(
             found=message((work / _LOG).read_text(encoding="utf-8", errors="replace")) or error.found,
             hint=again.command("om-forecast"),
         ) from error
-    fused = work / _FUSION_RESULT
-    if fused.is_file():  # the next stage's would replace it; on hardware the forecast is compared with it
-        fused.replace(work / f"{stage['name']}.{_FUSION_RESULT}")
+    fused = work / exported.FUSION_RESULT
+    if fused.is_file():  # the next stage's would replace it; the forecast is compared with that of CANN's atc
+        fused.replace(work / f"{stage['name']}.{exported.FUSION_RESULT}")
     om = f"{stage['name']}.om"
     return {
         "om": om,

@@ -24,6 +24,9 @@ from ascendet.run.target import Target
 
 META = "export_meta.json"  # staged_om.meta.META
 RECORD = "om.json"
+FUSION_RESULT = (
+    "fusion_result.json"  # what atc leaves in its current folder; we keep it as <stage>.fusion_result.json
+)
 KEEP_SUFFIX = ".keep_dtype.cfg"  # a node in each line, as atc's --keep_dtype takes them
 # What `--precision_mode_v2` takes; atc refuses it beside `--precision_mode`, which takes the others.
 PRECISIONS_V2 = ("origin", "fp16", "mixed_float16", "mixed_bfloat16", "cube_fp16in_fp32out")
@@ -173,6 +176,12 @@ def read_keep(text: str, stages: Sequence[str]) -> Keep:
 def kept_nodes(stage: Mapping[str, Any], keep: Keep) -> list[str]:
     """Return the nodes of a stage of export_meta.json that keep their data type: its own, and those of `keep`."""
     return sorted({*stage["keep_fp32"], *keep.get(stage["name"], ())})
+
+
+def by_cann(folder: Path) -> bool:
+    """Return whether CANN's own atc made the OMs in a folder, not the simulated one."""
+    record = folder / RECORD
+    return record.is_file() and not json.loads(record.read_text(encoding="utf-8"))["simulated"]
 
 
 def mode_name(precision: str, keep: Keep) -> str:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ascendet import paths
 from ascendet.core import again, process
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
@@ -65,26 +66,37 @@ def collect(aim: Target, one: Exported, pictures: Sequence[Path]) -> None:
 
 
 def _foreseen(aim: Target) -> bool:
-    return aim.npu == "sim" and aim.container is None
+    return aim.container is None
 
 
 def table(aim: Target, one: Exported, chip: str, precision: str, keep: Keep) -> str:
-    """Return the forecast of all stages of an exported model, as cann_sim's package prints it."""
+    """Return the forecast of all stages of an exported model, as cann_sim's package prints it.
+
+    It runs from its source, as an environment for real NPUs has no cann_sim. Once CANN's own atc has converted the
+    model so, what that fused stands beside it.
+    """
     if not _foreseen(aim):
-        return "no forecast: it needs cann_sim in the stack's environment (RUN_IN=venv, NPU=sim)"
-    environ = activation.stack_environ(aim.stack, aim.npu)
+        return "no forecast: it runs in the stack's environment only (RUN_IN=venv)"
+    environ = activation.stack_environ(aim.stack, aim.npu) | {
+        "PYTHONPATH": str(paths.WHEELS / "cann_sim"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     known = one.folder / ACTIVATIONS
+    converted = one.om_folder(chip, exported.mode_name(precision, keep))
+    by_cann = exported.by_cann(converted)
     parts = []
     with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
         for stage in one.stages:
             nodes = exported.kept_nodes(stage, keep)
             file = Path(folder, f"{stage['name']}{exported.KEEP_SUFFIX}")
             file.write_text("".join(f"{node}\n" for node in nodes), encoding="utf-8")
+            fused = converted / f"{stage['name']}.{exported.FUSION_RESULT}"
             command = [
                 *(venv.stack_python(aim.stack), "-m", "cann_sim.atc.forecast", one.folder / stage["file"]),
                 *(f"--soc={chip}", f"--precision-mode={precision}"),
                 *([f"--keep-dtype={file}"] if nodes else []),
                 *([f"--activations={known}"] if known.is_file() else []),
+                *([f"--compare={fused}"] if by_cann and fused.is_file() else []),
             ]
             parts.append(_of_stage(command, environ, stage["name"]))
     if not known.is_file():
