@@ -421,6 +421,12 @@ def test_a_broken_results_file_ends_with_a_sentence(tmp_path, content, message):
     assert not list((folder / "findings").iterdir())
 
 
+@pytest.mark.parametrize("score", ["nan", "-0.1", "2"])
+def test_a_score_that_is_none_is_refused(tmp_path, score):
+    with pytest.raises(SystemExit, match="2"):
+        _findings(_write(tmp_path, _annotations([_object(1, 1, WHOLE)]), []), f"--score={score}")
+
+
 def test_detections_of_unlisted_classes_and_masks_of_another_size_are_noted(tmp_path):
     other = {
         "size": [SIZE + 1, SIZE],

@@ -390,6 +390,14 @@ def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
     assert made.remedy is None if command is None else str(made.remedy).startswith(command)
 
 
+def test_a_page_without_an_environment_compiles_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(report.charts.venv, "stack_python", lambda _: tmp_path / "bin/python")
+    material.add_eval(material.add_run() / "eval")
+    made = report.charts.draw(gather(), "en", 0.3)
+    assert made.no_findings == made.no_curves == f"{tmp_path}/bin/python is not there"
+    assert str(made.remedy).startswith("make install")
+
+
 def test_pictures_that_arrive_later_are_drawn_then(tmp_path: Path) -> None:
     annotations = tmp_path / "annotations/instances_val.json"
     material.write(annotations, {})

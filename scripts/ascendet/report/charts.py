@@ -20,14 +20,12 @@ from ascendet.core import files, manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.envs import venv
-from ascendet.errors import AscendetError
 from ascendet.report import facts as gathering
 from ascendet.report.facts import Evaluation, Facts
 from ascendet.report.reading import Json, Reader
 from ascendet.report.words import Language
 from ascendet.run import folders
 from ascendet.supply import assets
-from ascendet.wheels import install
 
 FINDINGS = "findings.json"
 _SOURCE = paths.WHEELS / "common"
@@ -80,18 +78,16 @@ def draw(facts: Facts, language: Language, score: float) -> Charts:
 
 
 def _environment(facts: Facts, made: Charts) -> Path | None:
-    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it cannot be made.
+    """Return the interpreter of the stack's environment, or None, with the reason in `made`, if it is not there.
 
-    An environment that exists is left as it is: a training may be running in it.
+    It is taken as it is: a training may be running in it, and a page need not compile a stack.
     """
-    stack = Stack.load(facts.subject.stack)
-    python = venv.stack_python(stack)
-    try:
-        return python if python.exists() else install.ensure(stack)
-    except AscendetError as error:
-        made.no_curves = made.no_findings = f"error[{error.name}]: {error.what}"
-        made.remedy = _install(facts)
-        return None
+    python = venv.stack_python(Stack.load(facts.subject.stack))
+    if python.exists():
+        return python
+    made.no_curves = made.no_findings = f"{paths.shorten(python)} is not there"
+    made.remedy = _install(facts)
+    return None
 
 
 def _install(facts: Facts) -> str:

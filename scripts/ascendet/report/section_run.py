@@ -155,8 +155,8 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         ]
         yield Gallery(figures=figures)
     elif charts.no_curves:
-        again_ = facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
-        yield Missing(text=words("training.no-curves", why=charts.no_curves), command=again_)
+        command = charts.remedy or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
+        yield Missing(text=words("training.no-curves", why=charts.no_curves), command=command)
     if found.warnings:
         yield Heading(text=words("training.warnings"))
         yield Table(

@@ -161,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of charts and notes")
     parser.add_argument("--out", type=Path, required=True, help="an existing folder")
     args = parser.parse_args(argv)
+    if not 0 <= args.score <= 1:
+        parser.error(f"--score must be from 0 to 1, not {args.score}")
     try:
         find(inputs.read(args.predictions, args.images), args.score, args.language, args.out, args.pictures)
     except (FindingsError, OSError) as error:
