@@ -359,6 +359,11 @@ TRANSFORMERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Tensors]] 
     "swiglu": (torch_npu.npu_swiglu, lambda x: F.silu(x[..., :4]) * x[..., 4:], (rand(3, 8),)),
     "geglu": (lambda x: torch_npu.npu_geglu(x)[0], geglu, (rand(3, 8),)),
     "gelu": (torch_npu.npu_gelu, F.gelu, (rand(3, 8),)),
+    "gelu with tanh": (
+        lambda x: torch_npu.npu_gelu(x, approximate="tanh"),
+        lambda x: F.gelu(x, approximate="tanh"),
+        (rand(3, 8),),
+    ),
     "sum with layer norm": (
         lambda a, b, g, c: torch_npu.npu_add_layer_norm(a, b, g, c)[0],
         lambda a, b, g, c: F.layer_norm(a + b, (8,), g, c),

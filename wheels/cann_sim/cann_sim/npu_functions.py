@@ -44,7 +44,7 @@ REASONS = (
         "detection, without a user among the models here",
     ),
 )
-_OURS = re.compile(r"^PrivateUse1: registered at \S*/src/compute/\w+\.cpp:", re.MULTILINE)
+_OURS = re.compile(r"^PrivateUse1: registered at cann_sim/compute/\w+\.cpp:", re.MULTILINE)
 # Python that is no operator.
 _NO_OPERATORS = {"npu_functional", "npu_modules", "npu_change_data_ptr"}
 

@@ -22,7 +22,7 @@ STATES = {
 }
 # By gate.level.
 LEVELS = {0: "", 1: "aclnn", 2: "aten (held back)"}
-_OURS = re.compile(r"^PrivateUse1: registered at \S*/src/compute/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
+_OURS = re.compile(r"^PrivateUse1: registered at cann_sim/compute/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
 _COMPOSITE = (
     "CompositeImplicitAutograd",
     "CompositeExplicitAutograd",

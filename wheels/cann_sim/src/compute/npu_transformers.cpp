@@ -82,28 +82,44 @@ at::Tensor swiglu_backward(const at::Tensor &gradient, const at::Tensor &input, 
     return like(at::cat({at::silu_backward(dy * halves[1], halves[0]), dy * at::silu(halves[0])}, dim), input);
 }
 
+// GELU in the form that is asked for. By its formula where that has tanh: torch_npu's aclnnGelu knows no form and takes erf.
+constexpr double kTanhScale = M_2_SQRTPI * M_SQRT1_2, kTanhCube = 0.044715;
+
+at::Tensor gelu_tanh(const at::Tensor &x) { return at::tanh((x * x * x * kTanhCube + x) * kTanhScale); }
+
+at::Tensor gelu(const at::Tensor &input, c10::string_view approximate) {
+    if (approximate != "tanh") {
+        return at::gelu(input, approximate);
+    }
+    const at::Tensor x = wide(input);
+    return like((gelu_tanh(x) + 1) * x * 0.5, input);
+}
+
+at::Tensor gelu_backward(const at::Tensor &gradient, const at::Tensor &input, c10::string_view approximate) {
+    if (approximate != "tanh") {
+        return at::gelu_backward(gradient, input, approximate);
+    }
+    const at::Tensor x = wide(input), tanh = gelu_tanh(x);
+    const at::Tensor inner = (x * x * (3 * kTanhCube) + 1) * kTanhScale;
+    return like(wide(gradient) * 0.5 * (tanh + 1 + x * (1 - tanh * tanh) * inner), input);
+}
+
 const char *gelu_form(int64_t approximate) { return approximate == 1 ? "tanh" : "none"; }
 
 // (gelu(one half) times the other, that gelu); activate_left: the first half is the one under gelu.
 std::tuple<at::Tensor, at::Tensor> geglu(const at::Tensor &input, int64_t dim, int64_t approximate, bool left) {
     const auto halves = wide(input).chunk(2, dim);
-    const at::Tensor gelu = at::gelu(halves[left ? 0 : 1], gelu_form(approximate));
-    return {like(gelu * halves[left ? 1 : 0], input), like(gelu, input)};
+    const at::Tensor under = gelu(halves[left ? 0 : 1], gelu_form(approximate));
+    return {like(under * halves[left ? 1 : 0], input), like(under, input)};
 }
 
 at::Tensor geglu_grad(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &gelu, int64_t dim,
                       int64_t approximate, bool left) {
     const auto halves = wide(input).chunk(2, dim);
     const at::Tensor dy = wide(gradient);
-    const at::Tensor under = at::gelu_backward(dy * halves[left ? 1 : 0], halves[left ? 0 : 1], gelu_form(approximate));
+    const at::Tensor under = gelu_backward(dy * halves[left ? 1 : 0], halves[left ? 0 : 1], gelu_form(approximate));
     const at::Tensor other = dy * wide(gelu);
     return like(left ? at::cat({under, other}, dim) : at::cat({other, under}, dim), input);
-}
-
-at::Tensor gelu(const at::Tensor &input, c10::string_view approximate) { return at::gelu(input, approximate); }
-
-at::Tensor gelu_backward(const at::Tensor &gradient, const at::Tensor &input, c10::string_view approximate) {
-    return at::gelu_backward(gradient, input, approximate);
 }
 
 // ---- linear: input weight^T + bias ----
