@@ -87,7 +87,7 @@ constexpr double kTanhScale = M_2_SQRTPI * M_SQRT1_2, kTanhCube = 0.044715;
 
 at::Tensor gelu_tanh(const at::Tensor &x) { return at::tanh((x * x * x * kTanhCube + x) * kTanhScale); }
 
-at::Tensor gelu(const at::Tensor &input, c10::string_view approximate) {
+at::Tensor npu_gelu(const at::Tensor &input, c10::string_view approximate) {
     if (approximate != "tanh") {
         return at::gelu(input, approximate);
     }
@@ -95,7 +95,7 @@ at::Tensor gelu(const at::Tensor &input, c10::string_view approximate) {
     return like((gelu_tanh(x) + 1) * x * 0.5, input);
 }
 
-at::Tensor gelu_backward(const at::Tensor &gradient, const at::Tensor &input, c10::string_view approximate) {
+at::Tensor npu_gelu_backward(const at::Tensor &gradient, const at::Tensor &input, c10::string_view approximate) {
     if (approximate != "tanh") {
         return at::gelu_backward(gradient, input, approximate);
     }
@@ -109,7 +109,7 @@ const char *gelu_form(int64_t approximate) { return approximate == 1 ? "tanh" : 
 // (gelu(one half) times the other, that gelu); activate_left: the first half is the one under gelu.
 std::tuple<at::Tensor, at::Tensor> geglu(const at::Tensor &input, int64_t dim, int64_t approximate, bool left) {
     const auto halves = wide(input).chunk(2, dim);
-    const at::Tensor under = gelu(halves[left ? 0 : 1], gelu_form(approximate));
+    const at::Tensor under = npu_gelu(halves[left ? 0 : 1], gelu_form(approximate));
     return {like(under * halves[left ? 1 : 0], input), like(under, input)};
 }
 
@@ -117,7 +117,7 @@ at::Tensor geglu_grad(const at::Tensor &gradient, const at::Tensor &input, const
                       int64_t approximate, bool left) {
     const auto halves = wide(input).chunk(2, dim);
     const at::Tensor dy = wide(gradient);
-    const at::Tensor under = gelu_backward(dy * halves[left ? 1 : 0], halves[left ? 0 : 1], gelu_form(approximate));
+    const at::Tensor under = npu_gelu_backward(dy * halves[left ? 1 : 0], halves[left ? 0 : 1], gelu_form(approximate));
     const at::Tensor other = dy * wide(gelu);
     return like(left ? at::cat({under, other}, dim) : at::cat({other, under}, dim), input);
 }
@@ -344,8 +344,8 @@ void register_npu_transformers() {
     simulate("npu_swiglu_backward", TORCH_FN(swiglu_backward));
     simulate("npu_geglu", TORCH_FN(geglu));
     simulate("npu_geglu_grad", TORCH_FN(geglu_grad));
-    simulate("npu_gelu", TORCH_FN(gelu));
-    simulate("npu_gelu_backward", TORCH_FN(gelu_backward));
+    simulate("npu_gelu", TORCH_FN(npu_gelu));
+    simulate("npu_gelu_backward", TORCH_FN(npu_gelu_backward));
     simulate("npu_linear", TORCH_FN(linear));
     simulate("npu_linear_backward", TORCH_FN(linear_backward));
     simulate("npu_group_norm_silu", TORCH_FN(group_norm_silu));
