@@ -183,9 +183,25 @@ def test_a_cast_tensor_says_its_format_and_keeps_its_values(
     assert int(torch_npu.get_npu_format(cast)) == found
     assert cast.untyped_storage().size() == 4 * stored
     assert torch.equal(cast.cpu(), plain)
-    assert torch.equal((cast + 1).cpu(), plain + 1)
     back = torch_npu.npu_format_cast(cast, 2 if len(shape) != 4 else 0)
     assert torch.equal(back.cpu(), plain)
+
+
+def test_what_is_of_a_private_format_computes_at_level_aten_and_is_refused_by_name_at_aclnn(
+    run_forked: RunPython,
+) -> None:
+    """torch_npu asks CANN for such an operator by its ACL name, not for an aclnn function."""
+    code = """
+        import torch, torch_npu
+        plain = torch.rand(2, 3, 4, 5)
+        cast = torch_npu.npu_format_cast(plain.npu(), 3)
+        print(torch.equal((cast + 1).cpu(), plain + 1))
+    """
+    done = run_forked(code, CANN_SIM_LEVEL="aten", TASK_QUEUE_ENABLE="0")
+    assert done.stdout == "True\n", done.stderr
+    refused = run_forked(code, TASK_QUEUE_ENABLE="0")
+    assert refused.returncode == 1
+    assert "cann_sim does not simulate the ACL operator Add" in refused.stderr
 
 
 def test_a_format_is_cast_in_place() -> None:
