@@ -20,6 +20,7 @@ from ascendet import paths
 from ascendet.errors import AscendetError
 
 TEMP = ".tmp-"  # prefix of the names of unfinished files and folders
+OLD = "-old"  # suffix, behind that of the new one, of a folder that is being replaced
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -47,16 +48,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish(temp: Path, final: Path) -> None:
-    """Flush a finished file or folder to the disk, then rename it to `final`, replacing an older one."""
-    if temp.is_dir():
+    """Flush a finished file or folder to the disk, then rename it to `final`, replacing an older one.
+
+    Of two processes that publish a folder of one name at once, the last one's stays.
+    """
+    folder = temp.is_dir()
+    if folder:
         for file in walk(temp):
             if not file.is_symlink():
                 fsync(file)
-        if final.exists():
-            shutil.rmtree(final)
     fsync(temp)
-    temp.replace(final)
+    if folder:
+        _replace_folder(temp, final)
+    else:
+        temp.replace(final)
     fsync(final.parent)
+
+
+def _replace_folder(temp: Path, final: Path) -> None:
+    """Rename a folder to `final`, in the place of what is there, which another process may change meanwhile."""
+    old = temp.with_name(f"{temp.name}{OLD}")
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(old)
+        try:
+            temp.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def point(link: Path, target: str | Path) -> None:

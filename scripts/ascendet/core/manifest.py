@@ -156,7 +156,7 @@ def stage(kind: str, inputs: Mapping[str, object], *, cached: bool = False) -> I
 def _remove_leftovers(home: Path, own_key: str) -> None:
     """Remove temporary folders of ended processes: those whose lock nobody holds, and those of our own key."""
     for temp in home.glob(f"{files.TEMP}*"):
-        key = temp.name.removeprefix(files.TEMP).rpartition("-")[0]
+        key = temp.name.removeprefix(files.TEMP).removesuffix(files.OLD).rpartition("-")[0]
         if key == own_key:
             shutil.rmtree(temp, ignore_errors=True)
             continue

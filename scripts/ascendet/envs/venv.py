@@ -44,6 +44,11 @@ def stack_python(stack: Stack) -> Path:
     return stack_home(stack) / "bin" / "python"
 
 
+def from_source(wheel: str) -> dict[str, str]:
+    """Return the variables with which Python runs a wheel of ours from its source, and writes nothing into that."""
+    return {"PYTHONPATH": str(paths.WHEELS / wheel), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def ensure_tools() -> Path:
     """Create the tools environment if it is missing or stale and return its interpreter."""
     home = tools_home()

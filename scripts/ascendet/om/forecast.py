@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ascendet import paths
 from ascendet.core import again, process
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
@@ -77,10 +76,7 @@ def table(aim: Target, one: Exported, chip: str, precision: str, keep: Keep) -> 
     """
     if not _foreseen(aim):
         return "no forecast: it runs in the stack's environment only (RUN_IN=venv)"
-    environ = activation.stack_environ(aim.stack, aim.npu) | {
-        "PYTHONPATH": str(paths.WHEELS / "cann_sim"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environ = activation.stack_environ(aim.stack, aim.npu) | venv.from_source("cann_sim")
     known = one.folder / ACTIVATIONS
     converted = one.om_folder(chip, exported.mode_name(precision, keep))
     by_cann = exported.by_cann(converted)

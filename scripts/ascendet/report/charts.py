@@ -64,13 +64,13 @@ class Charts:
 def draw(facts: Facts, language: Language, score: float) -> Charts:
     """Return the charts and pictures of a report, in its language."""
     made = Charts()
-    wanted = bool(facts.training and facts.training.logged) or facts.evaluation is not None
-    if not wanted:
+    trained = facts.training is not None and facts.training.logged > 0
+    if not (trained or facts.evaluation):
         return made
     python = _environment(facts, made)
     if python is None:
         return made
-    if facts.training and facts.training.logged:
+    if trained:
         _draw_curves([facts], python, language, made)
     if facts.evaluation:
         _find(facts, facts.evaluation, python, language, score, made)
@@ -106,7 +106,7 @@ class EnvironmentIncompleteError(DrawError):
 def _run(python: Path, module: str, *arguments: str) -> None:
     """Run a program of ours from its source, with the environment's packages; raise DrawError if it fails."""
     command = [str(python), "-m", module, *arguments]
-    environ = os.environ | {"PYTHONPATH": str(_SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = os.environ | venv.from_source("common")
     done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"{module} ended with exit code {done.returncode}"])[-1]
@@ -219,8 +219,8 @@ def _annotations(file: Path, dataset: str, digest: str | None) -> Path | None:
 
 def _count_pictures(annotations: Path) -> dict[str, int]:
     """Return how many files each folder of a data set has: pictures that arrive later are drawn then."""
-    folders = (folder for folder in sorted(annotations.parent.parent.iterdir()) if folder.is_dir())
-    return {folder.name: sum(1 for _ in os.scandir(folder)) for folder in folders}
+    beside = (folder for folder in sorted(annotations.parent.parent.iterdir()) if folder.is_dir())
+    return {folder.name: sum(1 for _ in os.scandir(folder)) for folder in beside}
 
 
 def _take(folder: Path, made: Charts, reader: Reader, make: str) -> None:

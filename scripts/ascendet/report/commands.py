@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ascendet import paths
 from ascendet.core import again
@@ -58,6 +59,16 @@ def of_stage(argv: Sequence[str]) -> str | None:
         if name not in _LEFT_OUT and value and (name in _SHOWN or value != defaults.get(name)):
             given.append(f"{name}={shlex.quote(value)}")
     return " ".join(["make", _TARGETS.get(argv[1], argv[1]), *dict.fromkeys(given)])
+
+
+def of_manifest(content: Mapping[str, Any] | None) -> str | None:
+    """Return the make command that made what a manifest is of, or None if it does not say.
+
+    >>> of_manifest({"command": ["__main__.py", "data", "--dataset", "shapes"]}), of_manifest({"command": 1})
+    ('make data DATASET=shapes', None)
+    """
+    argv = (content or {}).get("command")
+    return of_stage(argv) if isinstance(argv, list) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ascendet.report import page, verdict
+from ascendet.report import page, section_run, verdict
 from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
     Cell,
     Damage,
-    Figure,
-    Gallery,
     Missing,
     Page,
     Paragraph,
@@ -83,20 +81,14 @@ def _different(pair: Pair) -> Iterator[tuple[str, str, str]]:
     sides = []
     for facts in pair:
         content = facts.run.manifest if facts.run else {}
-        batch = facts.training.batch if facts.training else {}
-        settings = facts.training.settings if facts.training else {}
         evaluated = facts.evaluation.manifest if facts.evaluation else {}
+        said = {name: content.get(name) or {} for name in ("versions", "machine", "config")}
+        if facts.training:
+            said |= {"batch": facts.training.batch, "settings": facts.training.settings}
         sides.append(
             {
                 **dict(flatten(content.get("inputs") or {})),
-                **dict(
-                    flatten(
-                        {"versions": content.get("versions") or {}, "machine": content.get("machine") or {}}
-                    )
-                ),
-                **dict(
-                    flatten({"config": content.get("config") or {}, "batch": batch, "settings": settings})
-                ),
+                **dict(flatten(said)),
                 "where": str(content.get("where") or DASH),
                 "annotations": str(dig(evaluated, "inputs", "annotations") or DASH),
             }
@@ -130,7 +122,7 @@ def _inputs(pair: Pair, different: list[tuple[str, str, str]], words: Words) -> 
 def _metrics(pair: Pair, words: Words) -> Iterator[Block]:
     names = [facts.name for facts in pair]
     columns = [words("compare.result"), *names, words("compare.difference")]
-    marks = [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
+    marks = _marks(pair)
     for facts in pair:
         if facts.evaluation is None:
             command = facts.subject.make("eval", CHECKPOINT=facts.checkpoint or "")
@@ -162,6 +154,11 @@ def _metrics(pair: Pair, words: Words) -> Iterator[Block]:
             )
 
 
+def _marks(pair: Pair) -> list[bool]:
+    """Return whether each run was evaluated on simulated devices."""
+    return [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
+
+
 def _turned(rows: list[list[Cell]], columns: list[str], caption: str) -> Table:
     """Return a table whose rows are the columns of these rows: 12 numbers fit beside each other."""
     turned = [[Cell(text=name), *(row[at] for row in rows)] for at, name in enumerate(columns) if at]
@@ -170,7 +167,7 @@ def _turned(rows: list[list[Cell]], columns: list[str], caption: str) -> Table:
 
 def _classes(pair: Pair, kind: str) -> list[list[Cell]]:
     tables = [facts.evaluation.classes if facts.evaluation else {} for facts in pair]
-    marks = [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
+    marks = _marks(pair)
     known = dict.fromkeys([*tables[0], *tables[1]])
     return [_row(name, [dig(table, name, kind) for table in tables], marks, 3, scale=True) for name in known]
 
@@ -228,8 +225,7 @@ def _tiles(pair: Pair, words: Words) -> list[Tile]:
     tiles = []
     for kind, key in (("bbox", "box-ap"), ("segm", "mask-ap")):
         values = [dig(facts.evaluation.numbers, kind, "AP") if facts.evaluation else None for facts in pair]
-        marks = [bool(facts.evaluation and facts.evaluation.simulated) for facts in pair]
-        row = _row("", values, marks, 3, scale=True)
+        row = _row("", values, _marks(pair), 3, scale=True)
         note = f"{ap(values[0])} → {ap(values[1])}"
         tiles.append(
             Tile(
@@ -250,18 +246,9 @@ def _curves(pair: Pair, drawn: Charts, words: Words) -> Iterator[Block]:
         why = drawn.no_curves or words("training.no-steps")
         yield Missing(text=words("training.no-curves", why=why), command=pair[0].subject.make("curves"))
         return
-    figures = [
-        Figure(
-            name=f"curve-{name}.svg",
-            content=content,
-            alt=words(f"training.curve-{name}"),
-            caption=words(f"compare.curve-{name}"),
-            simulated=any(bool(facts.run and facts.trained_simulated) for facts in pair),
-        )
-        for name, content in drawn.curves.items()
-        if name in ("loss", "ap")
-    ]
-    yield Gallery(figures=figures)
+    captions = {name: words(f"compare.curve-{name}") for name in ("loss", "ap")}
+    simulated = any(bool(facts.run and facts.trained_simulated) for facts in pair)
+    yield section_run.gallery(drawn.curves, captions, words, simulated=simulated)
 
 
 def _verdicts(pair: Pair, words: Words) -> Table:

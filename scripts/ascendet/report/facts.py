@@ -12,7 +12,7 @@ from ascendet import paths
 from ascendet.core import files, manifest
 from ascendet.errors import AscendetError
 from ascendet.report import counters, machinery, staged, training
-from ascendet.report.commands import Subject, of_stage
+from ascendet.report.commands import Subject, of_manifest
 from ascendet.report.machinery import Environment
 from ascendet.report.reading import Broken, Json, Reader, dig, number
 from ascendet.report.staged import Staged
@@ -338,9 +338,7 @@ def predictions(evaluation: Evaluation, make: str, reader: Reader) -> tuple[Path
 def _list_commands(facts: Facts) -> list[str]:
     """Return the make commands that led here, in the order of their manifests, each once."""
     found = list[str | None](facts.environment.data_commands)
-    for result in facts.results:
-        argv = result.manifest.get("command")
-        found.append(of_stage(argv) if isinstance(argv, list) else None)
+    found += [of_manifest(result.manifest) for result in facts.results]
     for one in facts.staged:
         found += one.commands
     return list(dict.fromkeys(filter(None, found)))

@@ -13,7 +13,7 @@ from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.envs import venv
 from ascendet.errors import AscendetError
-from ascendet.report.commands import of_stage
+from ascendet.report.commands import of_manifest
 from ascendet.report.reading import Json, dig, mapping
 from ascendet.supply import patches
 
@@ -106,8 +106,7 @@ def _data_command(dataset: str) -> str | None:
         folder = datasets.find(dataset).folder
     except AscendetError:
         return None
-    argv = (manifest.read(folder) or {}).get("command")
-    return of_stage(argv) if isinstance(argv, list) else None
+    return of_manifest(manifest.read(folder))
 
 
 def _image(digest: str) -> Json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ascendet.report.charts import Charts
 from ascendet.report.document import (
@@ -143,17 +143,8 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
     if not found.logged and not starting:
         yield Missing(text=words("training.no-steps"), command=make)
     elif charts.curves:
-        figures = [
-            Figure(
-                name=f"curve-{name}.svg",
-                content=content,
-                alt=words(f"training.curve-{name}"),
-                caption=words(f"training.curve-{name}"),
-                simulated=bool(facts.trained_simulated),
-            )
-            for name, content in charts.curves.items()
-        ]
-        yield Gallery(figures=figures)
+        captions = {name: words(f"training.curve-{name}") for name in charts.curves}
+        yield gallery(charts.curves, captions, words, simulated=bool(facts.trained_simulated))
     elif charts.no_curves:
         command = charts.remedy or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
         yield Missing(text=words("training.no-curves", why=charts.no_curves), command=command)
@@ -164,6 +155,24 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
             rows=[[Cell(text=one)] for one in found.warnings],
             head=False,
         )
+
+
+def gallery(
+    curves: Mapping[str, bytes], captions: Mapping[str, str], words: Words, *, simulated: bool
+) -> Gallery:
+    """Return a training's curves that have a caption beside each other; `curves` are SVGs by name."""
+    figures = [
+        Figure(
+            name=f"curve-{name}.svg",
+            content=content,
+            alt=words(f"training.curve-{name}"),
+            caption=captions[name],
+            simulated=simulated,
+        )
+        for name, content in curves.items()
+        if name in captions
+    ]
+    return Gallery(figures=figures)
 
 
 def _training_rows(facts: Facts, words: Words) -> Rows:

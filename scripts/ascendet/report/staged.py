@@ -10,7 +10,7 @@ from ascendet.core import manifest
 from ascendet.om import exported
 from ascendet.om.compare import COMPARISON
 from ascendet.om.precision import RESULT
-from ascendet.report.commands import Subject, of_stage
+from ascendet.report.commands import Subject, of_manifest
 from ascendet.report.reading import Json, Reader, dig, number
 
 _PAIRS = ("count", "only_om", "only_pytorch", "box", "score", "mask")
@@ -130,9 +130,7 @@ def _export(folder: Path, meta: Json, digest: str | None, make: str, reader: Rea
                 }
                 for name, entry in check.items()
             ]
-    content = reader.table("om", folder / manifest.MANIFEST, make) or {}
-    argv = content.get("command")
-    command = of_stage(argv) if isinstance(argv, list) else None
+    command = of_manifest(reader.table("om", folder / manifest.MANIFEST, make))
     return Staged(
         folder=folder,
         height=int(meta["height"]),
@@ -281,7 +279,6 @@ def _read_latency(one: Staged, meta: Json, subject: Subject, model: str, reader:
                 for name, calls in content["latency"]["steady"].items()
                 if name.startswith(f"{one.height}x{one.width}, batch {one.batch}")
             }
-            argv = content.get("command")
             one.latency.append(
                 {
                     "size": label,
@@ -291,5 +288,5 @@ def _read_latency(one: Staged, meta: Json, subject: Subject, model: str, reader:
                     "precision": str(content["precision"]),
                 }
             )
-            if isinstance(argv, list) and (command := of_stage(argv)):
+            if command := of_manifest(content):
                 one.commands.append(command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import json
@@ -135,7 +134,7 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
             yield work
             if name:
                 final = final.with_name(name(work))
-            _put(work, final)
+            files.publish(work, final)
         except AscendetError as error:
             if error.name in _LOGGED and (work / log).exists():
                 kept = final.with_name(f"{final.name}-failed.log")
@@ -146,28 +145,11 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _put(work: Path, final: Path) -> None:
-    """Rename a folder to its final name, in the place of what is there, which another process may change meanwhile."""
-    old = work.with_name(f"{work.name}-old")
-    while True:
-        with contextlib.suppress(FileNotFoundError):
-            final.rename(old)
-        try:
-            work.rename(final)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-
-
 def _remove_abandoned(final: Path) -> None:
     """Remove unfinished folders of tools that were killed; a program that outlived its tool still holds the lock."""
     start = f"{files.TEMP}{final.name}-"
     for folder in final.parent.glob(f"{glob.escape(start)}*"):
-        pid = folder.name.removeprefix(start).removesuffix("-old")
+        pid = folder.name.removeprefix(start).removesuffix(files.OLD)
         if not pid.isdecimal() or Path("/proc", pid).exists():
             continue
         with contextlib.suppress(AscendetError):
