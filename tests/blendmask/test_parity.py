@@ -88,7 +88,7 @@ def test_a_difference_is_seen(tmp_path: Path, other: bool) -> None:
     package = tmp_path / "adet"
     (package / "modeling").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "modeling" / "__init__.py").write_text("from adet import _C\nimport blendmask\n")
+    (package / "modeling" / "__init__.py").write_text("from adet import _C\nimport blendmask.model\n")
     (package / "config.py").write_text(textwrap.dedent(STAND_IN))
     tiny = (CONFIGS / "blendmask-tiny.yaml").read_text()
     if other:
