@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import pytest
 from ascendet import paths
 from ascendet.core import manifest
-from ascendet.core.stack import Stack
+from ascendet.core.stack import Stack, load_all
 from ascendet.data import data, datasets
 from ascendet.envs import env
 from ascendet.errors import AscendetError
-from ascendet.supply import assets
+from ascendet.supply import assets, lockfiles
 
 STACK = Stack.load("vitdet")
 
@@ -79,6 +80,19 @@ def test_another_generator_makes_another_folder(generator: Path, build: Path) ->
     assert first != second
     assert first.is_dir()
     assert (build / "data" / "shapes").resolve() == second
+
+
+def test_stacks_that_pin_equal_libraries_share_what_was_made(
+    generator: Path, build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = datasets.find("shapes"), Stack.load("blendmask")
+    assert other.packages != STACK.packages
+    first = data.ensure_generated(one, STACK).resolve()
+    assert data.ensure_generated(one, other).resolve() == first
+    lock = shutil.copytree(paths.LOCK, tmp_path / "lock") / lockfiles.packages_lock(other.packages).name
+    lock.write_text(re.sub(r"^numpy==\S+", "numpy==1.0", lock.read_text(), flags=re.MULTILINE))
+    monkeypatch.setattr(paths, "LOCK", lock.parent)
+    assert data.ensure_generated(one, other).resolve() != first
 
 
 def test_a_generator_that_fails_leaves_nothing(generator: Path, build: Path) -> None:
@@ -212,6 +226,9 @@ def test_the_table_and_the_lock_name_the_same_files() -> None:
     assert all(
         (paths.WHEELS / "common/ascendet_common" / one.generator).exists() for one in datasets.load().values()
     )
+    for stack in load_all().values():
+        pinned = lockfiles.pins(lockfiles.packages_lock(stack.packages).read_text())
+        assert {name for one in datasets.load().values() for name in one.libraries} <= pinned.keys()
 
 
 def test_a_folder_that_cannot_be_made_is_named(

@@ -105,7 +105,7 @@ class BuildTree(build_py):
             (tree / name).chmod(0o755)
 
     def compile_sources(self, objects: Path) -> None:
-        """Compile every source; those of the libraries over ATen use a precompiled header."""
+        """Compile every source; those of the libraries over ATen share a precompiled header."""
         torch, torch_npu = package_folder("torch", "torch"), package_folder("torch_npu", "torch_npu")
         # Messages hold the names of sources and headers, but must not hold the folders of this machine.
         flags = [*FLAGS, f"-ffile-prefix-map={SOURCE}=cann_sim"]
@@ -113,34 +113,32 @@ class BuildTree(build_py):
         # Foreign headers are system headers: their warnings are not ours.
         acl: list[str | Path] = ["-isystem", torch_npu / "include"]
         aten = ["-isystem", torch / "include", "-isystem", torch / "include/torch/csrc/api/include", *acl]
-        headers = {COMPUTE: objects / "compute/pch.h", EXECUTOR: objects / "executor/pch.h"}
+        header = objects / "pch.h"
         for folder in (folder for folders in LIBRARIES.values() for folder in folders):
             (objects / folder).mkdir(parents=True, exist_ok=True)
-        for header in headers.values():
-            shutil.copyfile(SOURCE / header.relative_to(objects), header)
+        shutil.copyfile(SOURCE / header.name, header)
         generate.write_functions(objects / "opapi")
         generate.write_levels(objects / "compute/levels_table.cpp")
         light: list[list[str | Path]] = []
         heavy: list[list[str | Path]] = []
         for library in LIBRARIES:
-            include = ["-I", objects, *aten] if library in headers else acl
+            over_aten = library in (COMPUTE, EXECUTOR)
+            include = ["-I", objects, *aten] if over_aten else acl
             if library == PARSER:
                 include = [*acl, "-isystem", torch_npu / "include/third_party/acl/inc"]
             elif library == PYACL:
                 include = [*acl, "-isystem", sysconfig.get_path("include")]
-            jobs = heavy if library in headers else light
+            jobs = heavy if over_aten else light
             for source in sources_of(library, objects):
                 words = [*CXX, *flags, *include, "-I", SOURCE, "-c", source, "-o", object_of(source, objects)]
                 jobs.append(words)
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            # Start with the headers: the sources of these libraries need them precompiled.
-            precompiled = [
-                pool.submit(run, [*CXX, *flags, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"])
-                for header in headers.values()
-            ]
+            # Start with the header: the heavy sources need it precompiled.
+            precompiled = pool.submit(
+                run, [*CXX, *flags, *aten, "-x", "c++-header", header, "-o", f"{header}.gch"]
+            )
             submitted = [pool.submit(run, job) for job in light]
-            for done in precompiled:
-                done.result()
+            precompiled.result()
             for done in submitted + [pool.submit(run, job) for job in heavy]:
                 done.result()
 

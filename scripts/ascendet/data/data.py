@@ -120,9 +120,10 @@ def ensure_generated(one: Dataset, stack: Stack) -> Path:
     """
     program = paths.ROOT / "wheels" / "common" / "ascendet_common" / one.generator
     python = env.ensure_base(stack)
+    pinned = lockfiles.pins(lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8"))
     inputs = {
         "generator": files.digest(program),
-        "lock": files.digest(lockfiles.packages_lock(stack.packages)),
+        "libraries": {name: pinned[name] for name in one.libraries},
         # Sines and square roots, and therefore pixels, may differ in the last bit between architectures.
         "machine": platform.machine(),
         "seed": one.seed,

@@ -24,6 +24,7 @@ class Dataset:
     splits: Mapping[str, int] = field(default_factory=dict)
     archives: Mapping[str, str] = field(default_factory=dict)
     generator: str = ""
+    libraries: Sequence[str] = ()
     seed: int = 0
     part_of: str = ""
     pictures: str = ""

@@ -1,7 +1,7 @@
 // ACL operators that move or convert data; torch_npu calls them for contiguous() and for conversions of dtypes.
 // Prototypes: CANN's operator IR (array_ops.h, selection_ops.h, split_combination_ops.h, transformation_ops.h).
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "acl/operators.h"
 

@@ -2,7 +2,7 @@
 // Prototypes and formulas: torch_npu's documentation of its functions and op-plugin's calls. Half precision is computed in
 // float32 and rounded once.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 

@@ -1,7 +1,7 @@
 // ACL operators on boxes: overlaps with their gradients, and the box coder of Faster R-CNN.
 // Prototypes: CANN's operator IR (nn_detect_ops.h); semantics: its comments, torch_npu's documentation and examples.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>

@@ -3,7 +3,7 @@
 // READMEs of ops-cv and ops-nn; where those leave something open, the comment says what is assumed. Half precision is
 // computed in float32 and rounded once.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "acl/operators.h"
 

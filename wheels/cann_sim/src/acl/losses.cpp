@@ -2,7 +2,7 @@
 // Prototypes, formulas and limits: CANN's operator specifications and the READMEs of ops-cv and ops-nn; where those
 // leave something open, the comment says what is assumed. Half precision is computed in float32 and rounded once.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <limits>
 

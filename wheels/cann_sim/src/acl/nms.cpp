@@ -1,7 +1,7 @@
 // ACL operators that suppress overlapping boxes. Prototypes and semantics: ops-cv's operator headers
 // (image/non_max_suppression_v3).
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <algorithm>
 #include <limits>

@@ -1,6 +1,6 @@
 // The table of ACL operators and its entry point.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "acl/operators.h"
 

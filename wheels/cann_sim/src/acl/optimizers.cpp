@@ -1,7 +1,7 @@
 // ACL operators of optimizers, and of AMP's overflow check.
 // Prototypes: CANN's operator IR (nn_training_ops.h, npu_loss_scale_ops.h) and op-plugin's calls; formulas: Adam, AdamW.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "acl/operators.h"
 #include "runtime/state.h"

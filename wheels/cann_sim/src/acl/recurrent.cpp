@@ -1,7 +1,7 @@
 // ACL operators of recurrent layers, T steps of B rows: DynamicRNN (LSTM), DynamicRNNV2 (a cell's), DynamicGRUV2.
 // Prototypes: CANN's operator IR (rnn.h) and op-plugin's calls; equations: torch.nn.LSTM, torch.nn.GRU. Computed in float32.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "acl/operators.h"
 

@@ -6,7 +6,7 @@
 // An operator without = writes into our arguments itself. That is right for in-place operators and for structured ones
 // only: others use out= as a buffer, or resize it, and would write beyond the device's memory.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 

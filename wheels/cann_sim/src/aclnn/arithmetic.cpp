@@ -1,6 +1,6 @@
 // aclnn functions of arithmetic, reductions and losses that are no single aten operator.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 #include "compute/formulas.h"

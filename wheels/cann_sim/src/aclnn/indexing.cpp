@@ -1,6 +1,6 @@
 // aclnn functions that select and place: indices that are left out, and results whose size the data decides.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 

@@ -3,7 +3,7 @@
 // CANN's mask for max-pooling has [N, C, kh * kw, (ceil(Ho * Wo / 16) + 1) * 32] bytes. How a card fills it is not known to
 // callers, who pass it to the gradient; here each output's place in its window is in it, as int16.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 

@@ -1,6 +1,6 @@
 // Products of int8 matrices, whose sums of int32 become numbers by scales.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 

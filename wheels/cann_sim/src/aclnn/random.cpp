@@ -1,7 +1,7 @@
 // aclnn functions that draw random numbers. torch_npu passes its generator's seed and Philox offset; the numbers are those of
 // level aten (compute/random.h).
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "aclnn/adapter.h"
 #include "compute/random.h"

@@ -1,7 +1,7 @@
 // Runs a planned aclnn function: counted, profiled and struck by faults as the operators at level aten are (compute/counted.cpp),
 // under the function's own name, as a card would launch it.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <dlfcn.h>

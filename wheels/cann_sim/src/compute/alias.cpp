@@ -1,6 +1,6 @@
 // Zero-copy passage between NPU tensors and CPU tensors: a simulated device's memory is host memory.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "compute/compute.h"
 

@@ -2,7 +2,7 @@
 // every operator that cann_sim computes, and of every one that torch_npu sends to the CPU, stands behind a wrapper that
 // counts. Otherwise the dispatcher's table is as it was.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/ScalarType.h>

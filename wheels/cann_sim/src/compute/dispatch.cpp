@@ -5,7 +5,7 @@
 // device, scalars read by the host; and those at level aclnn (levels.h). What this level bypasses is op-plugin's kernels
 // (their dtype checks and their aclnn calls).
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "compute/compute.h"
 

@@ -1,6 +1,6 @@
 // Signatures: op-plugin's op_plugin_functions.yaml.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "compute/formulas.h"
 

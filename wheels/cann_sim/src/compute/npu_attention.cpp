@@ -4,7 +4,7 @@
 // dropout, which that one lacks, by the definition: softmax(...) * mask / keep_prob, then v. Value may have fewer
 // channels than query and key; the CPU's flash attention wants as many and gets zeros.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <cmath>
 

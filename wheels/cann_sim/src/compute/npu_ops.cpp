@@ -2,7 +2,7 @@
 // call: each is written in terms of aten operators on the NPU, which dispatch.cpp computes.
 // Signatures: op-plugin's op_plugin_functions.yaml.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include <ATen/ExpandUtils.h>
 

@@ -3,7 +3,7 @@
 // Signatures: op-plugin's op_plugin_functions.yaml. Formulas: torch_npu's documentation; which sums a gradient takes: the
 // derivative of the formula.
 
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "compute/compute.h"
 #include "compute/levels.h"

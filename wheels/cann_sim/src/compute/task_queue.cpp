@@ -1,4 +1,4 @@
-#include "compute/pch.h"
+#include "pch.h"
 
 #include "compute/task_queue.h"
 

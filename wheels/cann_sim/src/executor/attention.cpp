@@ -1,7 +1,7 @@
 // NPUFlashAttention, which ATC registers on top of ONNX (GE's FlashAttentionScore), by its plain formula:
 //     softmax(scale (q k^T + real_shift), masked) v
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <limits>
 

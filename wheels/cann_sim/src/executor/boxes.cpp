@@ -1,6 +1,6 @@
 // NonMaxSuppression.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <algorithm>
 #include <limits>

@@ -1,6 +1,6 @@
 // Reads what cann_sim/atc/om_programs.py writes: change both, and the format's number.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/decoder.h"
 

@@ -1,7 +1,7 @@
 // Operators element by element: arithmetic, comparisons, activations. Formulas and defaults are ONNX's.
 // An input that dies here is written in place, which spares the memory traffic of a new tensor.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <cmath>
 

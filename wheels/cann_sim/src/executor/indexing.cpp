@@ -1,6 +1,6 @@
 // Gather and Scatter in all forms, OneHot. Negative indices count from the end; one outside is an error.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <algorithm>
 #include <cstring>

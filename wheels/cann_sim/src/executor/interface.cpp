@@ -1,6 +1,6 @@
 // executor.h's functions: codes and messages around reader and run.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <c10/core/InferenceMode.h>
 

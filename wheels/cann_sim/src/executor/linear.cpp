@@ -1,6 +1,6 @@
 // Matrix products and convolutions.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 

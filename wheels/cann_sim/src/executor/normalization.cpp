@@ -1,6 +1,6 @@
 // Normalisations and softmax.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/operations.h"
 

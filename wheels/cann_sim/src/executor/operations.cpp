@@ -1,6 +1,6 @@
 // The table of operators, and how an operator sees its operation.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/operations.h"
 

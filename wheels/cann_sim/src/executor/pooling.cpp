@@ -1,6 +1,6 @@
 // MaxPool, AveragePool and their global forms.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <limits>
 

@@ -1,6 +1,6 @@
 // Reads the container that cann_sim/atc/om_file.py writes: change both.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/reader.h"
 

@@ -1,6 +1,6 @@
 // Reductions, running sums, and the order of elements.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/operations.h"
 

@@ -1,6 +1,6 @@
 // Resize (opset 10 on) and Upsample, axis by axis: nearest and linear, with ONNX's rules of coordinates.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <algorithm>
 #include <cmath>

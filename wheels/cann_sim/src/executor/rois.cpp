@@ -1,6 +1,6 @@
 // Pooling of regions: ONNX's RoiAlign and RoiExtractor, which ATC registers on top of ONNX.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 // Runs the operations of a program in order; each value is freed after its last use.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/run.h"
 

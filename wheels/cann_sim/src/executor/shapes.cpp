@@ -1,7 +1,7 @@
 // Operators that move data or only change shapes. They keep data types; views are made where ATen can.
 // All shapes are static, so where ONNX takes a new shape as an input, the program's own shape of the result is used.
 
-#include "executor/pch.h"
+#include "pch.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "executor/pch.h"
+#include "pch.h"
 
 #include "executor/windows.h"
 

@@ -1,2 +1,0 @@
-// Read precompiled by every source of the executor: parsing this header is most of its build time.
-#include <ATen/ATen.h>

@@ -1,0 +1,3 @@
+// Read precompiled by every source over ATen: parsing these headers is most of the build time.
+#include <ATen/ATen.h>
+#include <torch/library.h>
