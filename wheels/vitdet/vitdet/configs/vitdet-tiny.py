@@ -113,8 +113,8 @@ val_evaluator = dict(type="NumberedCocoMetric", split="val", metric=["bbox", "se
 test_evaluator = val_evaluator
 
 # `make train EPOCHS=…` changes `epochs`; what follows is stated for the `schedule`, that of the data set `shapes`.
-epochs = 6
-schedule = dict(epochs=6, pictures=600)
+epochs = 4
+schedule = dict(epochs=4, pictures=600)
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="LayerDecayOptimizerConstructor",
