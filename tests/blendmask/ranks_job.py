@@ -51,9 +51,10 @@ def main() -> None:
         model.zero_grad()
         losses = wrapped(mine)
         sum(losses.values()).backward()
+    # On every rank: this waits for torch_npu's task queue, which destroy_process_group does not.
+    grads = {name: value.grad.cpu().numpy() for name, value in model.named_parameters()}
+    buffers = {name: value.cpu().numpy() for name, value in model.named_buffers() if "running" in name}
     if rank.first:
-        grads = {name: value.grad.cpu().numpy() for name, value in model.named_parameters()}
-        buffers = {name: value.cpu().numpy() for name, value in model.named_buffers() if "running" in name}
         np.savez(out, **grads, **buffers)
     if rank.count > 1:
         torch.distributed.destroy_process_group()

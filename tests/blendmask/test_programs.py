@@ -205,7 +205,7 @@ def test_a_configuration_of_the_users_own_trains_and_infers(
     expected, found = (weights(folder / f"step_{STEPS}.pth") for folder in (trained, tmp_path / "train"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     whole, others = load(tmp_path / "train" / "config.yaml")
-    assert whole.SOLVER.MAX_ITER == 1200, "as it was written, not as it was fitted to the data set"
+    assert whole.SOLVER.MAX_ITER == 800, "as it was written, not as it was fitted to the data set"
     assert others == ("MODEL.CONDINST.MASK_OUT_STRIDE",)
     pictures = [str(file) for file in sorted((data / "shapes/val").iterdir())[:1]]
     (tmp_path / "list.json").write_text(json.dumps(pictures))
