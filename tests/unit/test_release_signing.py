@@ -416,9 +416,27 @@ def test_an_encrypted_key_without_a_terminal_ends_make_before_anything_is_built(
     done = run_make("release", f"KEY={encrypted}")
     assert "key-invalid" in done.stderr
     assert "there is no terminal" in done.stderr
-    assert "/dev/shm" in done.stderr
+    assert f"KEY=<(openssl pkey -in {encrypted} -passin" in done.stderr
     assert "creating" not in done.stdout
     assert "[1/" not in done.stdout
+
+
+def test_bash_may_hand_over_what_is_on_no_disk(tmp_path: Path) -> None:
+    """The key is of another kind, so that reading it is all that happens."""
+    locked = BestAvailableEncryption(PASSPHRASE.encode())
+    path = write_key(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 2048), locked)
+    command = f"make release KEY=<(openssl pkey -in {path} -passin env:PASSPHRASE)"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=paths.ROOT,
+        env=os.environ | {"ASCENDET_BUILD": str(paths.BUILD), "PASSPHRASE": PASSPHRASE},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "releases are signed with Ed25519" in done.stderr
 
 
 def test_the_key_itself_in_the_place_of_its_file_is_not_shown(key: Path) -> None:

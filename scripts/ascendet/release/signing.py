@@ -102,8 +102,7 @@ def _decrypt(key: str, content: bytes) -> PrivateKeyTypes:
     if not sys.stdin.isatty():
         raise _invalid(
             f"{key} is encrypted, and there is no terminal to ask for the passphrase",
-            hint="run it in a terminal, or decrypt the key into memory: "
-            f"openssl pkey -in {key} -out /dev/shm/release.pem, then KEY=/dev/shm/release.pem",
+            hint=f"run it in a terminal, or in bash: KEY=<(openssl pkey -in {key} -passin env:PASSPHRASE)",
         )
     try:
         return load_pem_private_key(content, getpass.getpass(f"passphrase of {key}: ").encode())
