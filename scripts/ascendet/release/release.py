@@ -58,7 +58,8 @@ def execute(args: argparse.Namespace) -> None:
     print(
         f"  signed by the key {signing.name(signer.public_key)}" if signer else "  not signed: KEY=<PEM file>"
     )
-    print("  check it: make check-release; docs/release.md says how to install from it")
+    check = "make check-release KEY=<the public half>" if signer else "make check-release"
+    print(f"  check it: {check}; docs/release.md says how to install from it")
 
 
 def home() -> Path:

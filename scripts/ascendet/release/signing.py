@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def read_public(key: str) -> SSlibKey:
             f"{key} is {'the private half, which only make release needs' if private else 'no public key'}",
             expected="BEGIN PUBLIC KEY",
             found=_labels(content),
-            hint=f"openssl pkey -in {key} -pubout -out release.pub.pem, then KEY=release.pub.pem"
+            hint=f"openssl pkey -in {shlex.quote(key)} -pubout -out release.pub.pem, then KEY=release.pub.pem"
             if private
             else "ask whoever built the release for the public key, as PEM",
         ) from None
@@ -94,7 +95,7 @@ def _read(key: str) -> bytes:
             f"{key} cannot be read",
             expected="KEY=<a PEM file>",
             found=error.strerror,
-            hint=f"ls -l {key}; a new key: {_NEW_KEY}",
+            hint=f"ls -l {shlex.quote(key)}; a new key: {_NEW_KEY}",
         ) from error
 
 
@@ -102,13 +103,13 @@ def _decrypt(key: str, content: bytes) -> PrivateKeyTypes:
     if not sys.stdin.isatty():
         raise _invalid(
             f"{key} is encrypted, and there is no terminal to ask for the passphrase",
-            hint=f"run it in a terminal, or in bash: KEY=<(openssl pkey -in {key} -passin env:PASSPHRASE)",
+            hint=f"run it in a terminal, or in bash: KEY=<(openssl pkey -in {shlex.quote(key)} -passin env:PASSPHRASE)",
         )
     try:
         return load_pem_private_key(content, getpass.getpass(f"passphrase of {key}: ").encode())
     except (TypeError, ValueError):
         raise _invalid(
-            f"the passphrase does not open {key}", hint=f"try it: openssl pkey -in {key} -noout"
+            f"the passphrase does not open {key}", hint=f"try it: openssl pkey -in {shlex.quote(key)} -noout"
         ) from None
 
 
