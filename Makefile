@@ -78,13 +78,15 @@ SEED ?= 0
 EPOCHS ?=
 # KEEP=0 removes archives once they are unpacked; KEEP=1 fetches them even so, for a bundle.
 KEEP ?=
+# make release: the private key to sign with; make check-release: its public half. A PEM file, Ed25519.
+KEY ?=
 # The bundle to take in.
 FILE ?=
 
 # A variable as one word of the shell, whatever is in it: paths of users have blanks and apostrophes.
 quoted = '$(subst ','\'',$($1))'
 
-export NPU SOURCE_MIRROR
+export NPU SOURCE_MIRROR KEY
 OUR_WHEELS := $(patsubst wheels/%/wheel.toml,%-wheel,$(wildcard wheels/*/wheel.toml))
 PY := PYTHONPATH=scripts '$(PYTHON)' -m ascendet
 FETCH = --mirror $(call quoted,MIRROR) $(if $(ACCEPT_NEW),--accept-new) $(if $(JSON),--json)
@@ -200,9 +202,9 @@ report: ## One page (HTML, Markdown) about the latest training, RUN or CHECKPOIN
 
 ##@ Release
 .PHONY: release check-release
-release: ## All stacks' wheels for both architectures as a package index, with SBOM and provenance; STACK='vitdet blendmask' ARCH=x86_64
+release: ## All stacks' wheels for both architectures as a package index, with SBOM and provenance; STACK='vitdet blendmask' ARCH=x86_64; KEY signs it
 	@$(PY) release $(RELEASED)
-check-release: ## Verify it, install each stack from it into an empty environment, import and smoke-test (minutes)
+check-release: ## Verify it, install each stack from it into an empty environment, import and smoke-test (minutes); KEY, the public one
 	@$(PY) check-release $(RELEASED)
 
 ##@ Development

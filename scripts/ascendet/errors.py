@@ -103,6 +103,10 @@ EXIT_CODES: dict[str, int] = {
     "om-differs": 101,
     "release-invalid": 102,
     "release-damaged": 103,
+    "key-missing": 104,
+    "key-invalid": 105,
+    "release-unsigned": 106,
+    "signature-invalid": 107,
     "report-unwritable": 110,
 }
 

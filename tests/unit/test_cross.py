@@ -12,7 +12,7 @@ from ascendet.envs import env, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import arch
 from ascendet.supply import lockfiles
-from ascendet.wheels import check_emulated, cross, toolchain
+from ascendet.wheels import check_emulated, cross, sdists, toolchain
 
 STACK = Stack.load("vitdet")
 HERE = platform.machine()
@@ -60,6 +60,7 @@ def test_locked_wheels_of_the_other_machine_are_asked_for(
 ) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(venv, "uv_install", lambda python, arguments: asked.append(arguments))
+    monkeypatch.setattr(sdists, "build", lambda stack: [])
     cross.ensure_site(STACK, OTHER)
     cross.ensure_site(STACK, OTHER)
     (arguments,) = asked
@@ -67,6 +68,32 @@ def test_locked_wheels_of_the_other_machine_are_asked_for(
     assert "--only-binary=:all:" in arguments
     assert str(lockfiles.torch_lock(STACK, OTHER)) in arguments
     assert any(argument.startswith(f"--python-platform={OTHER}") for argument in arguments)
+
+
+def test_what_the_index_has_as_source_only_comes_from_our_wheels(
+    build: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No wheel of it is there to be taken by its locked hash, which is its source's."""
+    stack = Stack.load("blendmask")
+    ours = [tmp_path / f"{name}-1-py3-none-any.whl" for name in ("fvcore", "antlr4_python3_runtime")]
+    asked: list[list[str]] = []
+    locks: list[str] = []
+
+    def install(python: Path, arguments: list[str]) -> None:
+        asked.append(arguments)
+        locks.extend(Path(word).read_text() for word in arguments if word.endswith("packages.txt"))
+
+    monkeypatch.setattr(venv, "uv_install", install)
+    monkeypatch.setattr(sdists, "build", lambda stack: ours)
+    cross.ensure_site(stack, OTHER)
+    first, second = asked
+    (lock,) = locks
+    whole = lockfiles.pins(lockfiles.packages_lock("blendmask").read_text())
+    assert whole.keys() - lockfiles.pins(lock).keys() == {"fvcore", "antlr4-python3-runtime"}
+    assert {"--require-hashes", "--only-binary=:all:"} <= set(first)
+    assert {"--no-index", "--only-binary=:all:", *map(str, ours)} <= set(second)
+    targets = [[word for word in words if word.startswith("--target=")] for words in asked]
+    assert targets[0] == targets[1] != []
 
 
 def test_missing_emulator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

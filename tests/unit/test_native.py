@@ -160,11 +160,12 @@ def test_other_flags_macros_torch_or_compiler_make_other_objects(
     assert len(log.compiled) == 3
 
 
-def test_record_of_an_installation_says_the_same_in_every_environment(target: toolchain.Target) -> None:
+@pytest.mark.parametrize("script", ["../../../bin/torchrun", "bin/torchrun"], ids=["environment", "target"])
+def test_record_of_an_installation_says_the_same_everywhere(target: toolchain.Target, script: str) -> None:
     record = target.site / "torch-1.dist-info/RECORD"
     before = toolchain.identify(target, "torch")
     record.write_text(
-        "../../../bin/torchrun,sha256=here,9\ntorch-1.dist-info/INSTALLER,sha256=pip,4\n"
+        f"{script},sha256=here,9\ntorch-1.dist-info/INSTALLER,sha256=pip,4\n"
         "torch/__pycache__/a.pyc,,\ntorch/a.h,sha256=abc,1\n"
     )
     assert toolchain.identify(target, "torch") == before

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from securesystemslib.signer import Key
+
 from ascendet import paths
 from ascendet.core import files, process
 from ascendet.core.spec import Spec
@@ -20,7 +22,7 @@ from ascendet.core.stack import Stack
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
 from ascendet.machine import arch
-from ascendet.release import index, release, sums
+from ascendet.release import index, release, signing, sums
 from ascendet.wheels import check_emulated, wheelfile
 
 configure_parser = release.configure_parser
@@ -40,11 +42,15 @@ _PROGRAMS = ("bash", "sh", "env", "dirname", "basename", "uname", "cat", "ls", "
 def execute(args: argparse.Namespace) -> None:
     """Verify the release of this version, then install and try each of its stacks on each of its architectures."""
     folder = release.home()
+    key = signing.read_public(args.key) if args.key else None
     verify(folder)
+    if key:
+        signing.verify(folder, key)
     with files.holding_lock(folder.parent / ".lock", "release"):  # make release must not replace it meanwhile
         print(
             f"{paths.shorten(folder)}: every file, every link of the index is as {sums.NAME} says", flush=True
         )
+        print(f"  {_signatures(folder, key)}", flush=True)
         held = sorted(path.stem for path in (folder / "constraints").glob("*.txt"))
         for name in args.stack.split() or held:
             stack = Stack.load(name)
@@ -60,6 +66,14 @@ def verify(folder: Path) -> None:
     problems = sums.problems(folder)
     if problems:
         raise _damaged(folder, problems, hint="make release")
+
+
+def _signatures(folder: Path, key: Key | None) -> str:
+    if key:
+        return f"{sums.NAME} and the provenance of every wheel are signed by the key {signing.name(key)}"
+    if signing.is_signed(folder):
+        return "signed, but nobody checked the signatures: make check-release KEY=<the builder's public key>"
+    return "not signed"
 
 
 def machines_of(folder: Path) -> list[str]:
@@ -162,8 +176,6 @@ def _damaged(folder: Path, problems: Sequence[str], *, hint: str) -> AscendetErr
         "release-damaged",
         f"{paths.shorten(folder)} is not a complete release",
         expected=f"exactly the files of {sums.NAME}, all of them and no other",
-        found="\n".join(
-            [*problems[:10], *([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])]
-        ),
+        found=sums.listed(problems),
         hint=hint,
     )

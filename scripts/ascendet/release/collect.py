@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ascendet import paths
-from ascendet.core import files, manifest, process
+from ascendet.core import files, manifest
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack
-from ascendet.envs import cann_wheel, env, venv
+from ascendet.envs import cann_wheel, env
 from ascendet.errors import AscendetError
-from ascendet.release import constraints
-from ascendet.supply import lockfiles
-from ascendet.wheels import audit, cross, toolchain, wheel, wheelfile
+from ascendet.wheels import audit, cross, sdists, toolchain, wheel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +68,7 @@ def collect(stacks: Sequence[Stack], machines: Sequence[str]) -> list[Built]:
     found: dict[str, Built] = {}
     for number, (compiled, stack, name, machine) in enumerate(jobs, start=1):
         env.ensure_base(stack, "sim" if compiled else "real")  # pure wheels are built without any CANN
-        for path in [wheel.build(name, stack, machine)] if name else _from_sdists(stack):
+        for path in [wheel.build(name, stack, machine)] if name else sdists.build(stack):
             known = found.get(path.name)
             found[path.name] = same(known, path, stack) if known else take(path, stack, name, machine)
             size = path.stat().st_size / 1e6
@@ -137,36 +133,3 @@ def _audited(built: Built) -> Built:
     report = audit.audit(built.path, audit.provider(stack, target))
     audit.require_sound(report)
     return dataclasses.replace(built, audit=report)
-
-
-def _from_sdists(stack: Stack) -> list[Path]:
-    """Return wheels of the locked packages that the package index has as source only, so that nobody else builds them.
-
-    Such a package has one locked file. pip builds what is no wheel with the locked setuptools of the stack's
-    environment; the result is packed again, to the same bytes every time.
-    """
-    text = lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8")
-    single = {name for (name, _), hashes in constraints.parse(text).items() if len(hashes) == 1}
-    wanted = lockfiles.part(text, single)
-    inputs = {"lock": wanted, "python": stack.python, "zlib": zlib.ZLIB_RUNTIME_VERSION}
-    with manifest.stage("wheelhouse/locked", inputs, cached=True) as stage:
-        if not stage.fresh:
-            with tempfile.TemporaryDirectory(prefix="ascendet-") as folder:
-                lock, output = Path(folder, "lock.txt"), Path(folder, "out")
-                lock.write_text(wanted, encoding="utf-8")
-                command = [*venv.tools_pip(), f"--python={venv.stack_python(stack)}", "wheel", "--quiet"]
-                command += ["--no-build-isolation", "--no-deps", "--require-hashes"]
-                process.run(
-                    [*command, f"--wheel-dir={output}", f"--requirement={lock}"],
-                    disks=[output, paths.BUILD],
-                    what=f"the packages of {stack.packages}.txt that have no wheel cannot be built",
-                    hint="check the network and pip's index (pip config list), then run the command again",
-                )
-                for built in sorted(output.glob("*.whl")):
-                    if files.digest(built) not in wanted:
-                        plain = wheelfile.read(built)
-                        wheelfile.write(
-                            stage.path, plain.name, plain.version, "-".join(plain.tags), plain.files
-                        )
-            stage.record(stack=stack.name, versions={"python": platform.python_version()})
-    return sorted(stage.final.glob("*.whl"))

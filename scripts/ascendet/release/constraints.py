@@ -6,29 +6,12 @@ the name of one of ours on a public index has another digest and is refused.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ascendet.containers.image import LEFT_OUT
 from ascendet.core.stack import Stack
 from ascendet.release.index import Entry
 from ascendet.supply import lockfiles
-
-_BLOCK = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) \\\n((?:    --hash=\S+(?: \\)?\n)+)", re.MULTILINE)
-_HASH = re.compile(r"--hash=(\S+)")
-
-
-def parse(text: str) -> dict[tuple[str, str], list[str]]:
-    r"""Return the hashes in a lock by normalised name and version.
-
-    >>> parse("Foo==1 \\\n    --hash=sha256:00\n    # via bar\n")
-    {('foo', '1'): ['sha256:00']}
-    """
-    return {
-        (lockfiles.normalise(name), version): _HASH.findall(hashes)
-        for name, version, hashes in _BLOCK.findall(text)
-    }
-
 
 # Hashes by name, version, and the architecture that the pin is for, "" for all.
 Pins = dict[tuple[str, str, str], list[str]]
@@ -46,12 +29,12 @@ def join(stack: Stack, ours: Iterable[Entry], machines: Sequence[str]) -> Pins:
     machines
         The architectures that it is for.
     """
-    packages = parse(lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8"))
+    packages = lockfiles.hashes(lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8"))
     pins: Pins = {
         (name, version, ""): hashes for (name, version), hashes in packages.items() if name not in LEFT_OUT
     }
     by_machine = {
-        machine: parse(lockfiles.torch_lock(stack, machine).read_text(encoding="utf-8"))
+        machine: lockfiles.hashes(lockfiles.torch_lock(stack, machine).read_text(encoding="utf-8"))
         for machine in machines
     }
     for (name, version), hashes in _merge(by_machine).items():

@@ -1,7 +1,7 @@
 """Say what a wheel was built from, as an in-toto Statement v1 with SLSA's provenance v1 as its predicate.
 
 The facts are the inputs that the wheel's stage folder is named by. There is no date and no path in them: whoever builds
-the same inputs gets the same statement. It is unsigned: whom it may be believed from is decided where it is published.
+the same inputs gets the same statement. Whom it may be believed from says the signature around it (signing.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def statement(
     settings = {key: inputs[key] for key in ("built_against", "compiler", "zlib") if key in inputs}
     whole = {
         "_type": TYPE,
-        "subject": [{"name": name, "digest": {"sha256": sha256}}],
+        "subject": [subject(name, sha256)],
         "predicateType": PREDICATE,
         "predicate": {
             "buildDefinition": {
@@ -50,6 +50,11 @@ def statement(
         },
     }
     return json.dumps(whole, indent=1) + "\n"
+
+
+def subject(name: str, sha256: str) -> dict[str, Any]:
+    """Return the descriptor of the wheel that a statement is about."""
+    return {"name": name, "digest": {"sha256": sha256}}
 
 
 def dependencies(wheel: str, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

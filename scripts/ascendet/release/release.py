@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from securesystemslib.signer import CryptoSigner
 
 from ascendet import __version__, paths
 from ascendet.core import files
 from ascendet.core.stack import Stack, load_all
 from ascendet.errors import AscendetError
 from ascendet.machine import arch
-from ascendet.release import bom, collect, constraints, index, provenance, sums
+from ascendet.release import bom, collect, constraints, index, provenance, signing, sums
 from ascendet.supply import patches
 
 
@@ -31,21 +34,32 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machine", default="", help=f"{' or '.join(arch.KNOWN)}; empty: both, one of them cross-compiled"
     )
+    # From the environment: what somebody types there by mistake is not for other users' lists of processes.
+    parser.add_argument(
+        "--key",
+        default=os.environ.get("KEY", ""),
+        help="the PEM file of an Ed25519 key, private to sign, public to verify; empty: $KEY",
+    )
 
 
 def execute(args: argparse.Namespace) -> None:
     """Build, audit and publish the release, and print what it holds."""
     stacks = [Stack.load(name) for name in args.stack.split() or load_all()]
     machines = [arch.parse(args.machine)] if args.machine else list(arch.KNOWN)
+    signer = signing.read_private(args.key) if args.key else None  # before hours of building
     built = collect.collect(stacks, machines)
     final = home()
-    publish(final, stacks, machines, built)
+    publish(final, stacks, machines, built, signer)
     size = sum(file.stat().st_size for file in files.walk(final)) / 1e6
     print(
         f"{paths.shorten(final)}: {len(built)} wheels of {', '.join(s.name for s in stacks)}, {size:.1f} MB"
     )
     print(f"  sha256 of {sums.NAME}: {files.digest(final / sums.NAME)}")
-    print("  check it: make check-release; docs/release.md says how to install from it")
+    print(
+        f"  signed by the key {signing.name(signer.public_key)}" if signer else "  not signed: KEY=<PEM file>"
+    )
+    check = "make check-release KEY=<the public half>" if signer else "make check-release"
+    print(f"  check it: {check}; docs/release.md says how to install from it")
 
 
 def home() -> Path:
@@ -54,9 +68,13 @@ def home() -> Path:
 
 
 def publish(
-    final: Path, stacks: Sequence[Stack], machines: Sequence[str], built: Sequence[collect.Built]
+    final: Path,
+    stacks: Sequence[Stack],
+    machines: Sequence[str],
+    built: Sequence[collect.Built],
+    signer: CryptoSigner | None = None,
 ) -> None:
-    """Write the release's folder, replacing an older one.
+    """Write the release's folder, replacing an older one; with a signer, sign it.
 
     Raises
     ------
@@ -70,7 +88,7 @@ def publish(
             with files.holding_lock(final.parent / ".lock", "release"):
                 shutil.rmtree(temp, ignore_errors=True)
                 try:
-                    _fill(temp, stacks, machines, built)
+                    _fill(temp, stacks, machines, built, signer)
                     files.publish(temp, final)
                 finally:
                     shutil.rmtree(temp, ignore_errors=True)
@@ -87,7 +105,11 @@ def publish(
 
 
 def _fill(
-    folder: Path, stacks: Sequence[Stack], machines: Sequence[str], built: Sequence[collect.Built]
+    folder: Path,
+    stacks: Sequence[Stack],
+    machines: Sequence[str],
+    built: Sequence[collect.Built],
+    signer: CryptoSigner | None,
 ) -> None:
     for name in (index.WHEELS, "audit", "provenance", "constraints", "sbom", "licences", "patches"):
         (folder / name).mkdir(parents=True)
@@ -105,7 +127,11 @@ def _fill(
             machine=item.machine,
             inputs=item.inputs,
         )
-        _write(folder / "provenance" / f"{entry.name}.intoto.json", text)
+        stated = folder / "provenance" / f"{entry.name}.intoto.json"
+        if signer:
+            _write(stated.with_suffix(".jsonl"), signing.seal(text, signer))
+        else:
+            _write(stated, text)
         _copy_licences(copy, folder / "licences")
     index.write(folder, entries.values())
     for stack in stacks:
@@ -121,6 +147,8 @@ def _fill(
         for path in patches.list_files(name):
             _copy(path, folder / "patches" / name / path.name)
     sums.write(folder)
+    if signer:
+        signing.sign_sums(folder, signer)
 
 
 def _write(path: Path, text: str) -> None:

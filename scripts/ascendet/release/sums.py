@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ascendet.core import files
 from ascendet.release import index
 
 NAME = "SHA256SUMS"
+SIGNATURE = f"{NAME}.sig"  # of a signed release
 
 
 def write(folder: Path) -> None:
@@ -27,6 +29,12 @@ def read(folder: Path) -> dict[str, str]:
     return stated
 
 
+def listed(problems: Sequence[str], most: int = 10) -> str:
+    """Return the first of many problems, a line each, and how many more there are."""
+    more = len(problems) - most
+    return "\n".join([*problems[:most], *([f"and {more} more"] if more > 0 else [])])
+
+
 def problems(folder: Path) -> list[str]:
     """Return a sentence for every difference between the folder, its SHA256SUMS and its index; none if it is sound."""
     try:
@@ -38,7 +46,7 @@ def problems(folder: Path) -> list[str]:
         return [str(error)]
     found = {file.relative_to(folder).as_posix(): file for file in files.walk(folder)}
     lines = [f"{name} is missing" for name in sorted(stated.keys() - found.keys())]
-    lines += [f"{name} is not in {NAME}" for name in sorted(found.keys() - stated.keys() - {NAME})]
+    lines += [f"{name} is not in {NAME}" for name in sorted(found.keys() - stated.keys() - {NAME, SIGNATURE})]
     changed = {name for name in stated.keys() & found.keys() if files.digest(found[name]) != stated[name]}
     lines += [f"{name} has another digest than in {NAME}" for name in sorted(changed)]
     offered: set[str] = set()

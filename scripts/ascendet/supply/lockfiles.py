@@ -22,6 +22,8 @@ COMMAND = "make relock"
 REPLACED = "opencv-python"
 
 
+_BLOCK = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) \\\n((?:    --hash=\S+(?: \\)?\n)+)", re.MULTILINE)
+_HASH = re.compile(r"--hash=(\S+)")
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==(\S+) \\$", re.MULTILINE)
 
 
@@ -69,6 +71,15 @@ def pins(text: str) -> dict[str, str]:
     {'foo-bar': '1.2'}
     """
     return {normalise(name): version for name, version in _PIN.findall(text)}
+
+
+def hashes(text: str) -> dict[tuple[str, str], list[str]]:
+    r"""Return the hashes in a lock by normalised name and version.
+
+    >>> hashes("Foo==1 \\\n    --hash=sha256:00\n    # via bar\n")
+    {('foo', '1'): ['sha256:00']}
+    """
+    return {(normalise(name), version): _HASH.findall(found) for name, version, found in _BLOCK.findall(text)}
 
 
 def part(text: str, names: Set[str]) -> str:

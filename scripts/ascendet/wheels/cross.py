@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import platform
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from ascendet.core import files, manifest
@@ -17,7 +18,7 @@ from ascendet.core.stack import Stack
 from ascendet.envs import activation, cann_wheel, venv
 from ascendet.machine import arch
 from ascendet.supply import lockfiles
-from ascendet.wheels import toolchain
+from ascendet.wheels import sdists, toolchain
 
 
 def add_machine_option(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +57,24 @@ def ensure_site(stack: Stack, machine: str) -> Path:
     with manifest.stage(f"cross/{stack.name}-{machine}", inputs) as stage:
         if not stage.fresh:
             print(f"{stack.name}: installing the locked wheels for {machine}", flush=True)
-            options = [f"--python-platform={machine}-manylinux_2_28", f"--target={stage.path / 'site'}"]
-            options += ["--only-binary=:all:", "--require-hashes"]
-            options += [option for path in locks for option in ("--requirement", str(path))]
-            venv.uv_install(venv.stack_python(stack), options)
+            into = [f"--python-platform={machine}-manylinux_2_28", f"--target={stage.path / 'site'}"]
+            into.append("--only-binary=:all:")
+            built = sdists.build(stack)
+            packages = _without(lockfiles.packages_lock(stack.packages).read_text(encoding="utf-8"), built)
+            files.write_text(stage.path / "packages.txt", packages)
+            locked = [stage.path / "packages.txt", lockfiles.torch_lock(stack, machine)]
+            options = [option for path in locked for option in ("--requirement", str(path))]
+            venv.uv_install(venv.stack_python(stack), [*into, "--require-hashes", *options])
+            if built:
+                venv.uv_install(venv.stack_python(stack), [*into, "--no-index", *map(str, built)])
             stage.record(stack=stack.name)
     return stage.final / "site"
+
+
+def _without(lock: str, wheels: Iterable[Path]) -> str:
+    """Return the part of a lock that is not about the packages of these wheels."""
+    names = {lockfiles.normalise(path.name.partition("-")[0]) for path in wheels}
+    return lockfiles.part(lock, lockfiles.pins(lock).keys() - names)
 
 
 def build_cann_sim(stack: Stack, machine: str) -> Path:

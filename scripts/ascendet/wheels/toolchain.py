@@ -121,13 +121,14 @@ def host_target(stack: Stack) -> Target:
 def identify(target: Target, project: str) -> str:
     """Return a hash over the files of an installed project, which is the same wherever it is installed.
 
-    It is computed from the hashes in the wheel's RECORD, without the files that pip adds.
+    It is computed from the hashes in the wheel's RECORD, without the files that the installer adds. Scripts are among
+    those, since they name the interpreter's path: outside of site-packages, but in its bin/ where `--target` was used.
     """
     (record,) = target.site.glob(f"{project}-*.dist-info/RECORD")
     lines = record.read_text(encoding="utf-8").splitlines()
     stated = sorted(
         line
         for line in lines
-        if "sha256=" in line and not line.startswith("../") and f"{record.parent.name}/" not in line
+        if "sha256=" in line and not line.startswith(("../", "bin/")) and f"{record.parent.name}/" not in line
     )
     return hashlib.sha256("\n".join(stated).encode()).hexdigest()
