@@ -189,7 +189,7 @@ def disk_full(folder: Path) -> AscendetError:
     return AscendetError(
         "disk-full",
         f"the disk that holds {paths.shorten(existing(folder))} is full",
-        found=f"{_free(folder) / 2**20:.0f} MiB free",
+        found=f"{_free(folder) / 2**20:.0f} of {shutil.disk_usage(existing(folder)).total / 2**20:.0f} MiB free",
         hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to folders on a larger disk; "
         "then run the command again",
     )

@@ -144,7 +144,7 @@ def _export(folder: Path, meta: Json, digest: str | None, make: str, reader: Rea
 
 
 def _read_conversions(one: Staged, meta: Json, subject: Subject, reader: Reader) -> None:
-    for file in sorted(one.folder.glob(f"*/{exported.RECORD}")):
+    for file in sorted(one.folder.glob(f"[!.]*/{exported.RECORD}")):
         make = subject.make("om")
         record = reader.table("om", file, make)
         if record is None:

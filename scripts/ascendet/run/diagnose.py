@@ -72,7 +72,7 @@ _PROGRAM_FAULT = re.compile(
 def failure(program: str, code: int, log: Path) -> AscendetError:
     """Return the error for a program that ended with exit code `code`; its work folder holds `log`."""
     if code == EXIT_CODES["run-busy"]:
-        return folders.busy(log.parent)
+        return _busy(program, log)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
     lines = lines[starts[-1] :] if starts else lines  # a resumed training appends to the same log
@@ -81,6 +81,8 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
     if stated:
         return stated
     known = engine.explain(text)
+    if known and code == _DOCKER_FAILED and known.name == "name-in-use":
+        return _busy(program, log)  # a container is named by its work folder
     if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
         return known
     if "No space left on device" in text or files.is_full(log.parent):
@@ -88,6 +90,13 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
         error.hint = f"free some space, then: {_again(program, log)}"
         return error
     return _hardware(program, log, text) or _unknown(program, code, log, lines)
+
+
+def _busy(program: str, log: Path) -> AscendetError:
+    """Return the error for a work folder that another process works in."""
+    if program == "train":
+        return folders.busy(log.parent)
+    return folders.busy(log.parent, f"wait for it, then: {_again(program, log)}")
 
 
 def interrupted(program: str, log: Path) -> AscendetError:

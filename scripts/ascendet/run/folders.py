@@ -35,13 +35,16 @@ def check_not_busy(folder: Path) -> None:
             raise busy(folder) from None
 
 
-def busy(folder: Path) -> AscendetError:
-    """Return the error for a run folder that another process works in."""
+def busy(
+    folder: Path, hint: str = "wait for it or stop it; without RESUME=1 a training gets a new folder"
+) -> AscendetError:
+    """Return the error for a work folder that another process works in; scripts/run.sh notes in the lock who it is."""
+    holder = (folder / ".lock").read_text(encoding="utf-8").strip()
     return AscendetError(
         "run-busy",
         f"another process works in {paths.shorten(folder)}",
-        found=f"its lock {paths.shorten(folder / '.lock')} is held",
-        hint="wait for it or stop it; without RESUME=1 a training gets a new folder",
+        found=f"its lock {paths.shorten(folder / '.lock')} is held" + (f" by {holder}" if holder else ""),
+        hint=hint,
     )
 
 
