@@ -217,6 +217,19 @@ def test_a_busy_folder_is_named_with_who_is_at_work_in_it(
     execute(work, name)  # the lock of a process that ended holds nobody up
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("echo; echo loading; echo; kill -9 $$", "killed by SIGKILL; loading"),
+        ("kill -9 $$", "killed by SIGKILL"),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_a_program_that_says_nothing_of_its_end(text: str, found: str, script: Path, tmp_path: Path) -> None:
+    script.write_text(f"{text}\n")
+    assert fails("run-failed", execute, tmp_path).found == found
+
+
 def test_a_container_of_that_name_is_at_work_in_the_folder(
     script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

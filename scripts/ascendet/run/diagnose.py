@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -184,11 +185,15 @@ def _unknown(program: str, code: int, log: Path, lines: list[str]) -> AscendetEr
     The last exception is torchrun's, which only says that a rank ended.
     """
     raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
-    causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]
-    sys.stderr.write("\n".join(lines[max(0, causes[0] - 16) : causes[0] + 6]) + "\n")
+    causes = [number for number, line in enumerate(lines) if raised.match(line)]
+    said = [number for number, line in enumerate(lines) if line.strip() and not line.startswith("runtime: ")]
+    causes = causes or said[-1:]
+    for cause in causes[:1]:
+        sys.stderr.write("\n".join(lines[max(0, cause - 16) : cause + 6]) + "\n")
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return AscendetError(
         "run-failed",
         f"make {MAKE_TARGETS[program]} failed",
-        found=f"exit code {code}" + (f"; {lines[causes[0]]}" if lines else ""),
+        found="; ".join(filter(None, [ended, *(lines[number].strip() for number in causes[:1])])),
         hint=f"less {paths.shorten(log)}",
     )

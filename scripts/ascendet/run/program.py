@@ -223,7 +223,7 @@ def _passing_interrupts(children: list[subprocess.Popen[str]], name: str | None)
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()  # torchrun ends its ranks itself
-            print("\nstopping the ranks …", file=sys.stderr, flush=True)
+            print("\nstopping …", file=sys.stderr, flush=True)
         elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C
             if name:
                 subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)
