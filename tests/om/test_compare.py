@@ -240,6 +240,7 @@ def test_the_comparison_stands_beside_the_reports_json() -> None:
         truth=Truth(annotations=TRUTH, image_ids=["picture"]),
     )
     assert list(content) == ["compare_with_pytorch", "pairs", "AP", "pictures"]
+    assert list(content["AP"]["difference"]) == ["bbox", "segm"], "the same bytes each time"
     assert content["AP"]["difference"] == {"bbox": pytest.approx(-0.5), "segm": pytest.approx(-0.5)}
     (picture,) = content["pictures"]
     assert picture["only_om"] == []

@@ -24,7 +24,9 @@ def test_what_a_killed_tool_left_is_removed_and_what_is_at_work_is_not(tmp_path:
     tool = subprocess.Popen([sys.executable, "-c", "input()", "ascendet"], stdin=subprocess.PIPE)
     killed = subprocess.Popen([sys.executable, "-c", "input()", "ascendet"], stdin=subprocess.PIPE)
     killed.kill()
-    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # dead, and there until someone asks how it ended
+    os.waitid(
+        os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT
+    )  # dead, and there until someone asks how it ended
     numbers = {
         "dead": NO_PROCESS,
         "old": f"{NO_PROCESS}-old",

@@ -73,7 +73,11 @@ def test_a_soc_without_float32_convolutions_is_compared_without_origin(
     ("name", "shown"), [("om-differs", True), ("om-no-detections", True), ("run-busy", False)]
 )
 def test_a_result_is_shown_if_this_comparison_made_it(
-    name: str, shown: bool, one: proof.Proof, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    shown: bool,
+    one: proof.Proof,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = one.one.folder / "compare-Ascend310P3-fp16"
     work.mkdir()

@@ -40,7 +40,7 @@ def ensure(stack: Stack, machine: str) -> str:
     here = machine == platform.machine()
     tree = activation.find_cann(stack, "sim").home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
-        "tree": files.digest_tree(tree),
+        "cann_sim": files.digest_tree(tree.parent),
         "code": files.digest(Path(__file__)),
         "machine": machine,
     }
@@ -54,6 +54,10 @@ def ensure(stack: Stack, machine: str) -> str:
         cann = f"cann-{stack.cann}"
         ascend = root / "usr/local/Ascend"
         shutil.copytree(tree, ascend / cann, symlinks=True)
+        # The simulated atc is Python; it looks for its package where a wheel has that, three folders above its own.
+        package = root / "usr/local/cann_sim"
+        shutil.copytree(tree.parent, package, ignore=shutil.ignore_patterns(tree.name, "__pycache__"))
+        (package / tree.name).symlink_to(f"../Ascend/{cann}")
         (ascend / "cann").symlink_to(cann)
         (ascend / "ascend-toolkit").mkdir()
         (ascend / "ascend-toolkit/latest").symlink_to(f"../{cann}")

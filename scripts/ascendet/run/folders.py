@@ -163,7 +163,7 @@ def _remove_abandoned(final: Path) -> None:
 
 
 def _is_tool(pid: str) -> bool:
-    """Return whether a process is a running ascendet: not a killed one that waits for its parent, nor a later process."""
+    """Return whether a process is a running ascendet: none that was killed and not reaped, nor a later process."""
     with contextlib.suppress(OSError):
         return b"ascendet" in Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
     return False

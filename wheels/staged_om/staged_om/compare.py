@@ -143,7 +143,7 @@ def compare(
         content["AP"] = {
             "om": mine,
             "pytorch": theirs,
-            "difference": {kind: mine[kind] - theirs[kind] for kind in mine.keys() & theirs.keys()},
+            "difference": {kind: mine[kind] - theirs[kind] for kind in mine if kind in theirs},
         }
     content["pictures"] = [
         {

@@ -140,7 +140,9 @@ class Evaluator:
                     keep=nodes,
                     aipp=self.converted.aipp(stage),
                 )
-                results.write(done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)})
+                results.write(
+                    done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)}
+                )
             stages[stage.name] = json.loads(done.read_text(encoding="utf-8"))
         made = self.work / "choices" / digest_of({"stages": stages})[:16]
         made.mkdir(parents=True, exist_ok=True)

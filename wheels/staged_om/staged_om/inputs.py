@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ascendet_common import images
@@ -55,5 +54,5 @@ def open_inputs(folder: Path) -> Inputs:
         truth = Truth(annotations=content, image_ids=listed["image_ids"])
     digest = hashlib.sha256((folder / LIST).read_bytes())
     for picture in pictures:
-        digest.update(picture)
+        digest.update(picture.tobytes())
     return Inputs(names=tuple(listed["files"]), pictures=pictures, truth=truth, digest=digest.hexdigest())

@@ -286,7 +286,9 @@ class Exported:
 def _coder(coder: Any) -> dict[str, Any]:
     """Return what decoding needs of mmdet's DeltaXYWHBBoxCoder."""
     if coder.add_ctr_clamp or not coder.clip_border:
-        raise exporting.ConfigInvalid("boxes must be decoded without a limit of centres, and end at the border")
+        raise exporting.ConfigInvalid(
+            "boxes must be decoded without a limit of centres, and end at the border"
+        )
     return {"means": list(coder.means), "stds": list(coder.stds)}
 
 
