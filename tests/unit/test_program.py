@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_under_the_log_is_named(script: Path, tmp_path: Pat
     try:
         script.write_text("yes x | head -c 4000000\n")
         error = fails("disk-full", execute, small)
-        assert error.found == "0 of 1 MiB free"
+        assert error.found == "0 of 1 MiB free now"
     finally:
         subprocess.run(["umount", small], check=True)
 
