@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ascendet.containers import image
+from ascendet.containers import container, image
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Stack
 from ascendet.envs import activation, env
@@ -54,10 +54,13 @@ def ensure(stack: Stack, machine: str) -> str:
         cann = f"cann-{stack.cann}"
         ascend = root / "usr/local/Ascend"
         shutil.copytree(tree, ascend / cann, symlinks=True)
-        # The simulated atc is Python; it looks for its package where a wheel has that, three folders above its own.
+        # A wheel of it has its package and torch three folders above lib64 and bin: atc is Python, and models run on
+        # libtorch, also in a program without torch. The torch is that of the images that are built on this one.
         package = root / "usr/local/cann_sim"
         shutil.copytree(tree.parent, package, ignore=shutil.ignore_patterns(tree.name, "__pycache__"))
         (package / tree.name).symlink_to(f"../Ascend/{cann}")
+        site = f"{container.VENV}/lib/python{stack.python}/site-packages"
+        (root / "usr/local/torch").symlink_to(f"{site}/torch")
         (ascend / "cann").symlink_to(cann)
         (ascend / "ascend-toolkit").mkdir()
         (ascend / "ascend-toolkit/latest").symlink_to(f"../{cann}")
