@@ -125,5 +125,5 @@ lock_work_dir() {
         printf 'error[run-busy]: another process works in %s\n' "$1" >&2
         exit 75 # errors.EXIT_CODES["run-busy"]
     fi
-    printf '%s (process %s on %s)\n' "$2" "$$" "$HOSTNAME" >"$1/.lock"
+    printf '%s (process %s on %s)\n' "$2" "$$" "$(uname --nodename)" >"$1/.lock"
 }
