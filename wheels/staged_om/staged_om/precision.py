@@ -390,6 +390,7 @@ def run(
     """
     always = {stage.name: stage.keep_fp32 for stage in evaluator.meta.stages}
     content: dict[str, Any] = {
+        "pictures": len(evaluator.inputs.names),
         "reference": dict(evaluator.reference),
         "bound": bound,
         "mode": mode,
