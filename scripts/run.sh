@@ -28,7 +28,7 @@ shift
 : "${FAMILY:?the Python package of the family of models, such as vitdet}" "${MODEL:?}" "${DATASET:?}" "${DEVICES:?}"
 export FAMILY MODEL DATASET WORK_DIR=${WORK_DIR:?}
 require_package "$FAMILY"
-lock_work_dir "$WORK_DIR"
+lock_work_dir "$WORK_DIR" "$program"
 case $program in
     infer | speed | staged_om.*) # on one device
         set_runtime 1

@@ -115,13 +115,15 @@ if importlib.util.find_spec(sys.argv[1]) is None:
     sys.exit(f"error: {sys.argv[1]} is not installed in {sys.prefix}; next: make install, or source its venv")' "$1"
 }
 
-# Hold the lock of a work folder as long as the ranks run; only the first of several nodes does. $1: folder
+# Hold the lock of a work folder as long as the ranks run, and note there who holds it; only the first of several nodes
+# does. $1: folder, $2: program
 lock_work_dir() {
     mkdir -p "$1"
     [[ ${NODE_RANK:-${RANK:-0}} == 0 ]] || return 0
-    exec 9>"$1/.lock"
+    exec 9>>"$1/.lock"
     if ! flock --nonblock 9; then
         printf 'error[run-busy]: another process works in %s\n' "$1" >&2
         exit 75 # errors.EXIT_CODES["run-busy"]
     fi
+    printf '%s (process %s on %s)\n' "$2" "$$" "$(uname --nodename)" >"$1/.lock"
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
-from ascendet.core import again
+from ascendet.core import again, files
 from ascendet.core.options import Parser
 from ascendet.errors import EXIT_CODES, AscendetError
 
@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage, print its error if it fails, and return the exit code: 0, or that of the error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv)
+        with files.disk_errors(paths.BUILD):
+            return _run(argv)
     except AscendetError as error:
         sys.stdout.flush()
         stage = STAGES.get(argv[0]) if argv else None

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from blendmask import export, om
-from blendmask.config import ConfigError, load
+from blendmask.config import load
 from blendmask.export import AT_BOXES, ROIS_FP32, Exported
 from blendmask.mapper import Mapper
 from blendmask.model import BlendMask
@@ -384,9 +384,9 @@ def test_the_hosts_steps_need_neither_torch_nor_detectron2() -> None:
 
 def test_sizes_that_the_model_cannot_take_are_refused() -> None:
     cfg = load(CONFIGS / "blendmask-tiny.yaml")[0]
-    with pytest.raises(ConfigError, match="cannot take pictures of this size") as caught:
+    with pytest.raises(exporting.ConfigInvalid, match="cannot take pictures of this size") as caught:
         Exported(cfg, tiny(), size=(100, 128), batch=1)
-    assert caught.value.advice == {"SIZES": "112x128"}
+    assert (caught.value.name, caught.value.advice) == ("config-invalid", {"SIZES": "112x128"})
 
 
 class _Fickle(torch.nn.Module):

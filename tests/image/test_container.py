@@ -15,6 +15,7 @@ from ascendet.core import manifest
 from ascendet.data import data, datasets
 from ascendet.errors import AscendetError
 from ascendet.machine import engine
+from ascendet.om import bisect, compare, convert, export, infer_om
 from ascendet.run import evaluate, family, infer, train
 from conftest import STACK
 from test_image import make_node
@@ -90,7 +91,7 @@ def test_training_and_evaluation_in_the_image(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """`make train`, `make eval` and `make infer` with RUN_IN=docker, on a few images of the data set."""
+    """`make train`, `make eval`, `make infer` and the OM path with RUN_IN=docker, on a few images of the data set."""
     small_data(data.ensure_generated(datasets.find("shapes"), STACK), tmp_path / "data" / "shapes")
     monkeypatch.setenv("ASCENDET_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("NPU", "sim")
@@ -128,6 +129,15 @@ def test_training_and_evaluation_in_the_image(
     assert (run_folder / "eval" / "metrics.json").is_file()
     assert "stored in" in execute(infer, "--devices=6", f"--images={tmp_path}/data/shapes/val")
     assert len(list((run_folder / "infer" / "pictures").iterdir())) == 4
+    picture = f"--images={min((tmp_path / 'data/shapes/val').iterdir())}"
+    assert "stored in" in execute(export, "--devices=6")
+    (exported,) = (tmp_path / "build/om").glob(f"{name}-shapes-*")
+    assert "OM files" in execute(convert, "--devices=6")
+    assert "1 pictures" in execute(infer_om, "--devices=6", picture)
+    assert "stored in" in execute(compare, "--devices=6", picture)
+    content = json.loads((exported / f"compare-{STACK.soc[0]}-origin/compare.json").read_text())
+    assert [rung["rung"] for rung in content["ladder"]] == ["wrappers", "onnx", "om-origin"]
+    assert "conversions)" in execute(bisect, "--devices=6", picture)
 
 
 def small_data(whole: Path, small: Path) -> None:

@@ -302,7 +302,7 @@ def test_a_model_has_one_size(exported):
 
 @pytest.mark.parametrize("size", [(100, 128), (128, 120)])
 def test_a_size_that_is_no_multiple_is_refused(size):
-    with pytest.raises(export.SizeError, match="cannot take pictures of this size") as caught:
+    with pytest.raises(exporting.ConfigInvalid, match="cannot take pictures of this size") as caught:
         export.Exported(_config(), _model(_config()), Options(size=size))
     assert caught.value.advice == {"SIZES": f"{-(-size[0] // 16) * 16}x128"}
 
@@ -442,7 +442,7 @@ def test_a_picture_that_cannot_be_scaled_is_named(exported):
 def test_aipp_gets_bytes_and_normalises_them_as_the_host_would(exported, tmp_path):
     cfg, _, _, meta = exported
     if meta.host["pad"] is None:
-        with pytest.raises(export.SizeError, match="pads pictures after they are normalised"):
+        with pytest.raises(exporting.ConfigInvalid, match="pads pictures after they are normalised"):
             export.Exported(cfg, _model(cfg), Options(size=SIZE), aipp=True)
         return
     made = export.Exported(cfg, _model(cfg), Options(size=SIZE, batch=2), aipp=True)

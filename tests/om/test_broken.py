@@ -408,6 +408,48 @@ def test_changed_metadata_is_written_where_inference_reads_it(
     assert changed(good[1], tmp_path, stride=14) == Meta.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("atc_says", "remembered"),
+    [
+        ("echo E10001: no such mode; exit 1", True),
+        ("kill -9 $$", False),
+        ("echo 'E19999: OSError: [Errno 28] No space left on device'; exit 1", False),
+    ],
+)
+def test_only_what_atc_refuses_is_remembered(
+    atc_says: str,
+    remembered: bool,
+    device: Device,
+    good: tuple[Path, Meta],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An atc that was killed says nothing about the choice: the next search must measure it."""
+    from staged_om.evaluate import Evaluator
+    from staged_om.memory import Memory
+
+    folder, meta = good
+    evaluator = Evaluator(
+        device=device,
+        converted=atc.Converted.read(folder / "Ascend910B3-origin"),
+        steps=pipeline(meta),
+        inputs=INPUTS,
+        truth=None,
+        reference={},
+        memory=Memory(tmp_path / "measured.jsonl"),
+        work=tmp_path,
+    )
+    (tmp_path / "atc").write_text(f"#!/bin/bash\n{atc_says}\n")
+    (tmp_path / "atc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    if remembered:
+        assert evaluator.measure("fp16", {})["AP"] is None
+    else:
+        with pytest.raises(atc.AtcFailed):
+            evaluator.measure("fp16", {})
+    assert (tmp_path / "measured.jsonl").is_file() == remembered
+
+
 def test_the_search_finds_the_operators_that_float16_breaks(device: Device, tmp_path: Path) -> None:
     """Without the nodes that the export keeps, the boxes of RoIs are rounded: the search must name what reads them."""
     from staged_om import graph as graphs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from ascendet.run import score
+from ascendet_common import results
 from conftest import hand_made
 from pycocotools import mask as coco_mask
 from staged_om.ap import average_precision, coco_results
-from staged_om.compare import Paths, compare, keep_top1_per_label, lost_pictures, report
+from staged_om.compare import COMPARISON, Paths, compare, keep_top1_per_label, lost_pictures, report
 from staged_om.host import Detections
 from staged_om.inputs import Inputs
 from staged_om.meta import Meta
@@ -240,6 +244,7 @@ def test_the_comparison_stands_beside_the_reports_json() -> None:
         truth=Truth(annotations=TRUTH, image_ids=["picture"]),
     )
     assert list(content) == ["compare_with_pytorch", "pairs", "AP", "pictures"]
+    assert list(content["AP"]["difference"]) == ["bbox", "segm"], "the same bytes each time"
     assert content["AP"]["difference"] == {"bbox": pytest.approx(-0.5), "segm": pytest.approx(-0.5)}
     (picture,) = content["pictures"]
     assert picture["only_om"] == []
@@ -251,3 +256,17 @@ def test_the_comparison_stands_beside_the_reports_json() -> None:
 def test_a_picture_is_lost_if_the_om_finds_nothing_where_pytorch_finds_something() -> None:
     weak, strong = found((CAT, 0.1, 0)), found((CAT, 0.9, 0))
     assert lost_pictures([NOTHING, NOTHING, weak, NOTHING], [strong, weak, strong, NOTHING], 0.3) == [0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_the_result_before(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("this container may not mount a tmpfs")
+    try:
+        results.write(tmp_path / COMPARISON, {"pictures": 1})
+        with pytest.raises(OSError, match="No space left"):
+            results.write(tmp_path / COMPARISON, {"pictures": [0.5] * 2**15})
+        assert [file.name for file in tmp_path.iterdir()] == [COMPARISON]
+        assert json.loads((tmp_path / COMPARISON).read_text()) == {"pictures": 1}
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -173,6 +173,7 @@ def test_where_no_set_is_enough_the_smallest_bound_is_named(
     known = [types.SimpleNamespace(name=name, keep_fp32=()) for name in stages]
     evaluator: Any = types.SimpleNamespace(
         meta=types.SimpleNamespace(stages=known),
+        inputs=types.SimpleNamespace(names=("a.jpg", "b.jpg")),
         reference={"bbox": 0.5},
         seconds=[],
         measure=lambda *_: {"AP": {"bbox": 0.5}, "loss": loss},
@@ -180,7 +181,8 @@ def test_where_no_set_is_enough_the_smallest_bound_is_named(
     with pytest.raises(NotWithin) as caught:
         run(evaluator, stages, "fp16", 0.0002, tmp_path)
     assert (caught.value.advice, caught.value.found) == (advice, found)
-    assert len(json.loads((tmp_path / RESULT).read_text())["modes"]) == len(SWEEP)
+    content = json.loads((tmp_path / RESULT).read_text())
+    assert (content["pictures"], len(content["modes"])) == (2, len(SWEEP))
 
 
 def test_of_equally_harmful_groups_the_dearer_one_is_freed() -> None:

@@ -218,7 +218,14 @@ def add_om(checkpoint: str = CHECKPOINT, holds: bool = True) -> Path:
         {"mode": "fp16", "AP": {"bbox": 0.6}, "loss": 0.07},
         {"mode": "mixed_bfloat16", "AP": None, "loss": None},
     ]
-    sweep = {"reference": {"bbox": 0.67}, "modes": modes, "mode": "fp16", "bound": 0.002, "search": search}
+    sweep = {
+        "pictures": 120,
+        "reference": {"bbox": 0.67},
+        "modes": modes,
+        "mode": "fp16",
+        "bound": 0.002,
+        "search": search,
+    }
     write(folder / "precision-Ascend910B3-fp16" / "precision.json", sweep)
     return folder
 

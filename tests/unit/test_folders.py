@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,34 @@ NO_PROCESS = 2**22 + 1  # above the largest pid
 
 def test_what_a_killed_tool_left_is_removed_and_what_is_at_work_is_not(tmp_path: Path) -> None:
     final = tmp_path / "made"
-    names = [f"made-{NO_PROCESS}", f"made-{NO_PROCESS}-old", f"made-{os.getppid()}", f"made-{NO_PROCESS + 1}"]
-    dead, old, alive, outlived = (tmp_path / f".tmp-{name}" for name in names)
+    tool = subprocess.Popen([sys.executable, "-c", "input()", "ascendet"], stdin=subprocess.PIPE)
+    killed = subprocess.Popen([sys.executable, "-c", "input()", "ascendet"], stdin=subprocess.PIPE)
+    killed.kill()
+    os.waitid(
+        os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT
+    )  # dead, and there until someone asks how it ended
+    numbers = {
+        "dead": NO_PROCESS,
+        "old": f"{NO_PROCESS}-old",
+        "alive": tool.pid,
+        "zombie": killed.pid,
+        "another": os.getpid(),
+        "outlived": NO_PROCESS + 1,
+        "until_now": NO_PROCESS + 2,
+    }
+    made = {name: tmp_path / f".tmp-made-{number}" for name, number in numbers.items()}
     other = tmp_path / f".tmp-made-fp16-{NO_PROCESS}"
-    for folder in (dead, old, alive, outlived, other):
+    for folder in (*made.values(), other):
         folder.mkdir()
-    with (outlived / ".lock").open("w") as held:
+    with tool, killed, (made["outlived"] / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with folders.replacing(final, "x.log") as work:
-            (work / "result").touch()
+        with (made["until_now"] / ".lock").open("w") as also:
+            fcntl.flock(also, fcntl.LOCK_EX)
+            with folders.replacing(final, "x.log") as work:
+                (work / "result").touch()
+                also.close()
+        tool.communicate(b"\n")
+    alive, outlived = made["alive"], made["outlived"]
     assert sorted(tmp_path.iterdir()) == sorted([alive, outlived, other, final])
 
 

@@ -6,15 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ascendet.envs import activation, venv
 from ascendet.errors import AscendetError
-from ascendet.om import convert, exported, forecast, proof
+from ascendet.om import compare, convert, exported, forecast, proof
 from ascendet.om.exported import Exported, Keep
 from ascendet.om.soc import Choice
-from ascendet.run import target
+from ascendet.run import folders, target
 from ascendet.run.target import Target
 from conftest import fails
 
@@ -66,6 +67,34 @@ def test_a_soc_without_float32_convolutions_is_compared_without_origin(
     assert proof.oms(one, options("force_fp16")) == (None, one.one.folder / "Ascend310P3-force_fp16")
     assert "atc refuses for Ascend310P3" in capsys.readouterr().out
     fails("atc-failed", proof.oms, one, options("origin"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("om-differs", True), ("om-no-detections", True), ("run-busy", False)]
+)
+def test_a_result_is_shown_if_this_comparison_made_it(
+    name: str,
+    shown: bool,
+    one: proof.Proof,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = one.one.folder / "compare-Ascend310P3-fp16"
+    work.mkdir()
+    (work / compare.COMPARISON).write_text('{"of": "an earlier one, or this one"}')
+
+    def run(*_: object, **__: object) -> None:
+        raise AscendetError(name, "it fails", hint="less")
+
+    monkeypatch.setattr(convert, "convert", Atc(""))
+    monkeypatch.setattr(proof, "prepare", lambda _: [replace(one, json=True)])
+    monkeypatch.setattr(proof.Proof, "run", run)
+    monkeypatch.setattr(compare, "lines", lambda _: [])
+    monkeypatch.setattr(folders, "find_checkpoint", lambda *_: Path("e.pth"))
+    asked = options("fp16")
+    asked.score, asked.checkpoint = "0.3", ""
+    fails(name, compare.execute, asked)
+    assert ("an earlier one" in capsys.readouterr().out) == shown
 
 
 def test_another_failure_of_origin_is_not_hidden(one: proof.Proof, monkeypatch: pytest.MonkeyPatch) -> None:

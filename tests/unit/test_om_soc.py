@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ascendet.core import again
 from ascendet.om import soc
 from conftest import fails
 
@@ -44,6 +45,9 @@ def test_two_sources_that_differ_are_a_contradiction(set_env: str, npu_smi: str,
     )
     for source, name in (("set_env.sh", set_env), ("npu-smi", npu_smi), ("user", user)):
         assert (f"{source}: {name}" in str(error.found)) == bool(name)
+    assert error.hint is not None
+    taken = f"{user} (user)" if user else f"{set_env} (set_env.sh)"
+    assert again.complete(error.hint, "om").startswith(f"make om FORCE=1, which takes {taken}")
 
 
 def test_what_was_overruled_is_said() -> None:

@@ -124,6 +124,16 @@ def test_a_failed_export_leaves_its_log_and_no_folder(
     assert "-failed.log" in error.hint
 
 
+def test_what_a_kill_left_is_no_folder_of_oms(aim: Target, programs: Programs, checkpoint: Path) -> None:
+    """A kill between the record and the last renaming leaves a whole folder under a temporary name."""
+    one = export.export(aim, checkpoint, None, 1)
+    folder = convert.convert(aim, one, CHOICE, "fp16")
+    folder.rename(folder.with_name(f"{files.TEMP}{folder.name}-{2**22 + 1}"))
+    assert one.om_folders() == []
+    assert convert.convert(aim, one, CHOICE, "fp16") == folder
+    assert sorted(path.name for path in one.folder.iterdir() if path.is_dir()) == [folder.name]
+
+
 def test_oms_come_with_their_record_and_are_not_made_twice(
     aim: Target, programs: Programs, checkpoint: Path
 ) -> None:

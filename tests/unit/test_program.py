@@ -184,9 +184,75 @@ def test_the_next_command_is_that_of_the_program(
     assert fails("npu-out-of-memory", execute, tmp_path, program_name).hint.endswith(f"then: {expected}")
 
 
-def test_busy_exit_code_is_named(script: Path, tmp_path: Path) -> None:
-    script.write_text("exit 75\n")
-    fails("run-busy", execute, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("train", "wait for it or stop it; without RESUME=1 a training gets a new folder"),
+        ("staged_om.compare", "wait for it, then: make om-compare IMAGES=9"),
+    ],
+)
+def test_a_busy_folder_is_named_with_who_is_at_work_in_it(
+    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of the real runtime.sh, as run.sh takes it."""
+    work = tmp_path / "work"
+    lock = f"source {paths.ROOT}/scripts/runtime.sh; lock_work_dir {work} $0"
+    monkeypatch.setenv("MAKEFLAGS", "w -- IMAGES=9" if name != "train" else "w")
+    first = subprocess.Popen(
+        ["bash", "-c", f"{lock}; echo held; read", "staged_om.bisect"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        monkeypatch.setattr(paths, "ROOT", tmp_path)
+        (tmp_path / "scripts").mkdir()
+        (tmp_path / "scripts/run.sh").write_text(lock)
+        error = fails("run-busy", execute, work, name)
+        first.communicate("\n")
+    assert f".lock is held by staged_om.bisect (process {first.pid} on " in str(error.found)
+    assert error.hint == hint
+    execute(work, name)  # the lock of a process that ended holds nobody up
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("echo; echo loading; echo; kill -9 $$", "killed by SIGKILL; loading"),
+        ("kill -9 $$", "killed by SIGKILL"),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_a_program_that_says_nothing_of_its_end(text: str, found: str, script: Path, tmp_path: Path) -> None:
+    script.write_text(f"{text}\n")
+    assert fails("run-failed", execute, tmp_path).found == found
+
+
+def test_a_container_of_that_name_is_at_work_in_the_folder(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "docker: Error response from daemon: Conflict. The container name /a is already in use by container b."
+    script.write_text(f"echo '{text}'\nexit 125\n")
+    (tmp_path / ".lock").write_text("staged_om.compare (process 7 on b)\n")
+    error = fails("run-busy", execute, tmp_path, "staged_om.compare")
+    assert "staged_om.compare (process 7 on b)" in str(error.found)
+    assert error.hint == "wait for it, then: make om-compare"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_fills_up_under_the_log_is_named(script: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], check=False).returncode:
+        pytest.skip("this container may not mount a tmpfs")
+    try:
+        script.write_text("yes x | head -c 4000000\n")
+        error = fails("disk-full", execute, small)
+        assert error.found == "0 of 1 MiB free now"
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_progress_is_shown_and_the_rest_is_in_the_log(

@@ -72,7 +72,7 @@ def test_commands_stand_in_the_order_in_which_they_ran() -> None:
         "make export MODEL=vitdet-tiny DATASET=shapes",
         "make om MODEL=vitdet-tiny DATASET=shapes",
         "make om-compare MODEL=vitdet-tiny DATASET=shapes",
-        "make om-precision MODEL=vitdet-tiny DATASET=shapes",
+        "make om-precision MODEL=vitdet-tiny DATASET=shapes IMAGES=120",
     ]
 
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ascendet.containers import image
+from ascendet.containers import container, image
 from ascendet.core import files, manifest, process
 from ascendet.core.stack import Stack
 from ascendet.envs import activation, env
@@ -40,7 +40,7 @@ def ensure(stack: Stack, machine: str) -> str:
     here = machine == platform.machine()
     tree = activation.find_cann(stack, "sim").home if here else cross.ensure_cann_sim(stack, machine)
     inputs = {
-        "tree": files.digest_tree(tree),
+        "cann_sim": files.digest_tree(tree.parent),
         "code": files.digest(Path(__file__)),
         "machine": machine,
     }
@@ -54,6 +54,13 @@ def ensure(stack: Stack, machine: str) -> str:
         cann = f"cann-{stack.cann}"
         ascend = root / "usr/local/Ascend"
         shutil.copytree(tree, ascend / cann, symlinks=True)
+        # A wheel of it has its package and torch three folders above lib64 and bin: atc is Python, and models run on
+        # libtorch, also in a program without torch. The torch is that of the images that are built on this one.
+        package = root / "usr/local/cann_sim"
+        shutil.copytree(tree.parent, package, ignore=shutil.ignore_patterns(tree.name, "__pycache__"))
+        (package / tree.name).symlink_to(f"../Ascend/{cann}")
+        site = f"{container.VENV}/lib/python{stack.python}/site-packages"
+        (root / "usr/local/torch").symlink_to(f"{site}/torch")
         (ascend / "cann").symlink_to(cann)
         (ascend / "ascend-toolkit").mkdir()
         (ascend / "ascend-toolkit/latest").symlink_to(f"../{cann}")

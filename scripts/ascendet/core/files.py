@@ -185,11 +185,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def disk_full(folder: Path) -> AscendetError:
-    """Return the error for a full disk; `folder`, which need not exist, is on that disk."""
+    """Return the error for a full disk; `folder`, which need not exist or stay, is on that disk."""
+    lasting = next(one for one in (folder, *folder.parents) if TEMP not in str(one))
+    usage = shutil.disk_usage(existing(lasting))
     return AscendetError(
         "disk-full",
-        f"the disk that holds {paths.shorten(existing(folder))} is full",
-        found=f"{_free(folder) / 2**20:.0f} MiB free",
+        f"the disk that holds {paths.shorten(existing(lasting))} is full",
+        # What failed may have removed what it had written.
+        found=f"{usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free now",
         hint="free some space, or set ASCENDET_BUILD and ASCENDET_CACHE to folders on a larger disk; "
         "then run the command again",
     )

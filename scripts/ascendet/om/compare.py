@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from ascendet.errors import AscendetError
 from ascendet.om import proof
+from ascendet.om.proof import Proof
 from ascendet.run import folders
 
 COMPARISON = "compare.json"
+# Errors that are the result of a comparison; after any other, what is stored is of an earlier one.
+_RESULTS = ("om-differs", "om-no-detections")
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +37,16 @@ def execute(args: argparse.Namespace) -> None:
         more = [f"--origin={origin}"] if origin and origin != asked else []
         try:
             one.run("compare", work, [f"--om={asked}", *more, f"--score={score}"], checkpoint)
-        finally:
-            if (work / COMPARISON).is_file():
-                content = json.loads((work / COMPARISON).read_text(encoding="utf-8"))
-                proof.show(one, content, list(lines(content)), work)
+        except AscendetError as error:
+            if error.name in _RESULTS:
+                _show(one, work)
+            raise
+        _show(one, work)
+
+
+def _show(one: Proof, work: Path) -> None:
+    content = json.loads((work / COMPARISON).read_text(encoding="utf-8"))
+    proof.show(one, content, list(lines(content)), work)
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:

@@ -71,7 +71,7 @@ class Exported:
 
     def om_folders(self) -> list[Path]:
         """Return the complete folders with OMs."""
-        return sorted(record.parent for record in self.folder.glob(f"*/{RECORD}"))
+        return sorted(record.parent for record in self.folder.glob(f"[!.]*/{RECORD}"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -130,6 +130,6 @@ def _keep_partial(work: Path, final: Path) -> None:
     """Keep what was found before a failure, as `<final>-partial`: the program stores it as far as it came."""
     if (work / infer.RESULTS).is_file():
         kept = final.with_name(f"{final.name}-partial")
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(work, kept)
+        with folders.replacing(kept, _LOG) as copy:
+            shutil.copytree(work, copy, dirs_exist_ok=True)
         print(f"kept what was done so far: {paths.shorten(kept)}")

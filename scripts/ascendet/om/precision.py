@@ -11,6 +11,7 @@ from ascendet import paths
 from ascendet.om import convert, exported, proof
 
 RESULT = "precision.json"
+BOUND = 0.002  # of make
 # Modes that keep all data types: nothing is to be searched in them.
 _KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
 
@@ -18,13 +19,13 @@ _KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the stage's options."""
     proof.add_options(parser)
-    parser.add_argument("--bound", default="0.002", help="the largest loss of AP, of boxes or masks")
+    parser.add_argument("--bound", default=str(BOUND), help="the largest loss of AP, of boxes or masks")
     parser.add_argument("--score", default="0.3", help="without annotations: what counts as an object")
 
 
 def execute(args: argparse.Namespace) -> None:
     """Measure the modes, and search in PRECISION, or in fp16 where that keeps all data types."""
-    bound = proof.check_number("BOUND", args.bound, 0, 1, 0.002)
+    bound = proof.check_number("BOUND", args.bound, 0, 1, BOUND)
     score = proof.check_number("SCORE", args.score, 0, 1, 0.3)
     mode = "fp16" if args.precision in _KEEP_ALL else exported.check_precision(args.precision)
     for one in proof.prepare(args):
@@ -52,7 +53,8 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     found = content["search"]
     cost = found["cost"]
     yield (
-        f"{content['mode']} with {cost['nodes']} of {cost['of']} operators in float32: loss {found['loss']:.4f} "
+        f"{content['mode']} with {cost['nodes']} of {cost['of']} operators in float32, beside those that "
+        f"the export keeps so: loss {found['loss']:.4f} "
         f"(bound {content['bound']:g}; none {found['loss_without_any']:.4f}, all {found['loss_with_all']:.4f})"
     )
     for group in found["groups"]:

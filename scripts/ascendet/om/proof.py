@@ -22,7 +22,7 @@ from ascendet.run.target import Target
 from ascendet.supply import assets
 
 LIST = "inputs.json"  # staged_om.inputs.LIST
-_PICTURES = 50  # of the validation split, where IMAGES does not say
+PICTURES = 50  # of the validation split, where IMAGES does not say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +114,7 @@ def list_pictures(aim: Target, text: str) -> tuple[list[Path], list[Any], Path |
     """
     if text and not (text.isascii() and text.isdecimal()):
         return infer.find_images(text), [], None
-    count = evaluate.check_count(text) or _PICTURES
+    count = evaluate.check_count(text) or PICTURES
     folder = datasets.require(aim.dataset, "val")
     (split, *_) = datasets.find(aim.dataset).named(("val",))
     annotations = folder / datasets.ANNOTATIONS / f"instances_{split}.json"

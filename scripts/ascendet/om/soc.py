@@ -79,13 +79,13 @@ def choose(*, set_env: str, npu_smi: str, user: str, default: str, force: bool) 
         if other not in (source, "default") and name != named[source]
     )
     if others and not force:
+        forced = "user" if "user" in named else source
         raise AscendetError(
             "soc-contradiction",
             "it is not clear which SoC to convert for",
             expected="one SoC from set_env.sh (SOC_VERSION), npu-smi and SOC",
             found="\n".join(f"{other}: {name}" for other, name in named.items() if other != "default"),
-            hint="correct or unset one of them; FORCE=1 takes "
-            + ("SOC" if "user" in named else f"that of {source}"),
+            hint=f"FORCE=1, which takes {named[forced]} ({forced}); or correct or unset the others",
         )
     return Choice(soc=named[source], source=source, overruled=others)
 

@@ -151,7 +151,8 @@ def _rung(rung: dict[str, Any], simulated: bool, words: Words) -> list[Cell]:
 
 def _sweep(sweep: Sweep, words: Words) -> Iterator[Block]:
     simulated = bool(sweep.simulated)
-    yield Heading(text=words("om.sweep", name=sweep.name))
+    heading = "om.sweep" if sweep.pictures is None else "om.sweep-of"
+    yield Heading(text=words(heading, name=sweep.name, pictures=sweep.pictures))
     kinds = list(sweep.reference)
     rows = [
         [

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ascendet.core import manifest
-from ascendet.om import exported
+from ascendet.om import exported, precision, proof
 from ascendet.om.compare import COMPARISON
-from ascendet.om.precision import RESULT
 from ascendet.report.commands import Subject, of_manifest
 from ascendet.report.reading import Json, Reader, dig, number
 
@@ -54,6 +53,7 @@ class Sweep:
 
     name: str
     simulated: bool | None
+    pictures: int | None
     reference: Json
     modes: list[Json]
     mode: str
@@ -144,7 +144,7 @@ def _export(folder: Path, meta: Json, digest: str | None, make: str, reader: Rea
 
 
 def _read_conversions(one: Staged, meta: Json, subject: Subject, reader: Reader) -> None:
-    for file in sorted(one.folder.glob(f"*/{exported.RECORD}")):
+    for file in sorted(one.folder.glob(f"[!.]*/{exported.RECORD}")):
         make = subject.make("om")
         record = reader.table("om", file, make)
         if record is None:
@@ -214,7 +214,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                 )
             )
             one.commands.append(make)
-    for file in sorted(one.folder.glob(f"precision-*/{RESULT}")):
+    for file in sorted(one.folder.glob(f"precision-*/{precision.RESULT}")):
         make = subject.make("om-precision")
         content = reader.table("om", file, make)
         if content is None:
@@ -224,6 +224,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                 Sweep(
                     name=file.parent.name.removeprefix("precision-"),
                     simulated=one.simulated,
+                    pictures=content.get("pictures"),
                     reference={str(kind): float(value) for kind, value in content["reference"].items()},
                     modes=[
                         {"mode": str(row["mode"]), "AP": _aps(row["AP"]), "loss": number(row.get("loss"))}
@@ -234,7 +235,18 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                     search=_search(content.get("search")),
                 )
             )
-            one.commands.append(make)
+            bound = "" if content["bound"] == precision.BOUND else f"{content['bound']:g}"
+            mode = "" if content["mode"] == "fp16" else str(content["mode"])
+            one.commands.append(
+                subject.make(
+                    "om-precision", PRECISION=mode, BOUND=bound, IMAGES=_count(content.get("pictures"))
+                )
+            )
+
+
+def _count(pictures: int | None) -> str:
+    """Return IMAGES of a proof, as the user must type it: nothing for the default."""
+    return "" if pictures in (None, proof.PICTURES) else str(pictures)
 
 
 def _ap(content: Any) -> Json | None:

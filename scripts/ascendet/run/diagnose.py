@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -72,7 +73,7 @@ _PROGRAM_FAULT = re.compile(
 def failure(program: str, code: int, log: Path) -> AscendetError:
     """Return the error for a program that ended with exit code `code`; its work folder holds `log`."""
     if code == EXIT_CODES["run-busy"]:
-        return folders.busy(log.parent)
+        return _busy(program, log)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith("runtime: OMP_NUM_THREADS=")]
     lines = lines[starts[-1] :] if starts else lines  # a resumed training appends to the same log
@@ -81,6 +82,8 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
     if stated:
         return stated
     known = engine.explain(text)
+    if known and code == _DOCKER_FAILED and known.name == "name-in-use":
+        return _busy(program, log)  # a container is named by its work folder
     if known and (code == _DOCKER_FAILED or known.name in ("device-busy", "port-in-use")):
         return known
     if "No space left on device" in text or files.is_full(log.parent):
@@ -88,6 +91,13 @@ def failure(program: str, code: int, log: Path) -> AscendetError:
         error.hint = f"free some space, then: {_again(program, log)}"
         return error
     return _hardware(program, log, text) or _unknown(program, code, log, lines)
+
+
+def _busy(program: str, log: Path) -> AscendetError:
+    """Return the error for a work folder that another process works in."""
+    if program == "train":
+        return folders.busy(log.parent)
+    return folders.busy(log.parent, f"wait for it, then: {_again(program, log)}")
 
 
 def interrupted(program: str, log: Path) -> AscendetError:
@@ -175,11 +185,15 @@ def _unknown(program: str, code: int, log: Path, lines: list[str]) -> AscendetEr
     The last exception is torchrun's, which only says that a rank ended.
     """
     raised = re.compile(r"(\[rank\d+\]:? ?)?[A-Za-z_][\w.]*(Error|Exception)\b.*:")
-    causes = [number for number, line in enumerate(lines) if raised.match(line)] or [len(lines) - 1]
-    sys.stderr.write("\n".join(lines[max(0, causes[0] - 16) : causes[0] + 6]) + "\n")
+    causes = [number for number, line in enumerate(lines) if raised.match(line)]
+    said = [number for number, line in enumerate(lines) if line.strip() and not line.startswith("runtime: ")]
+    causes = causes or said[-1:]
+    for cause in causes[:1]:
+        sys.stderr.write("\n".join(lines[max(0, cause - 16) : cause + 6]) + "\n")
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return AscendetError(
         "run-failed",
         f"make {MAKE_TARGETS[program]} failed",
-        found=f"exit code {code}" + (f"; {lines[causes[0]]}" if lines else ""),
+        found="; ".join(filter(None, [ended, *(lines[number].strip() for number in causes[:1])])),
         hint=f"less {paths.shorten(log)}",
     )

@@ -35,13 +35,16 @@ def check_not_busy(folder: Path) -> None:
             raise busy(folder) from None
 
 
-def busy(folder: Path) -> AscendetError:
-    """Return the error for a run folder that another process works in."""
+def busy(
+    folder: Path, hint: str = "wait for it or stop it; without RESUME=1 a training gets a new folder"
+) -> AscendetError:
+    """Return the error for a work folder that another process works in; scripts/run.sh notes in the lock who it is."""
+    holder = (folder / ".lock").read_text(encoding="utf-8").strip()
     return AscendetError(
         "run-busy",
         f"another process works in {paths.shorten(folder)}",
-        found=f"its lock {paths.shorten(folder / '.lock')} is held",
-        hint="wait for it or stop it; without RESUME=1 a training gets a new folder",
+        found=f"its lock {paths.shorten(folder / '.lock')} is held" + (f" by {holder}" if holder else ""),
+        hint=hint,
     )
 
 
@@ -126,8 +129,9 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
     After a failure only its log is kept, as `<final>-failed.log`, and the error's hint names it. `name` gives the
     final folder's name where only the finished folder tells it. Of two processes at once, the last one's folder stays.
     """
+    begun = final
     work = final.with_name(f"{files.TEMP}{final.name}-{os.getpid()}")
-    _remove_abandoned(final)
+    _remove_abandoned(begun)
     with files.disk_errors(final.parent):
         try:
             work.mkdir(parents=True)
@@ -143,6 +147,7 @@ def replacing(final: Path, log: str, name: Callable[[Path], str] | None = None) 
             raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            _remove_abandoned(begun)  # a program may have outlived its killed tool until now
 
 
 def _remove_abandoned(final: Path) -> None:
@@ -150,11 +155,18 @@ def _remove_abandoned(final: Path) -> None:
     start = f"{files.TEMP}{final.name}-"
     for folder in final.parent.glob(f"{glob.escape(start)}*"):
         pid = folder.name.removeprefix(start).removesuffix(files.OLD)
-        if not pid.isdecimal() or Path("/proc", pid).exists():
+        if not pid.isdecimal() or _is_tool(pid):
             continue
         with contextlib.suppress(AscendetError):
             check_not_busy(folder)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_tool(pid: str) -> bool:
+    """Return whether a process is a running ascendet: none that was killed and not reaped, nor a later process."""
+    with contextlib.suppress(OSError):
+        return b"ascendet" in Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+    return False
 
 
 # -- the runs of a training --

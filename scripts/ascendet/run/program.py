@@ -19,6 +19,7 @@ from typing import Any
 
 from ascendet import paths
 from ascendet.containers import container
+from ascendet.core import files
 from ascendet.machine import engine
 from ascendet.run import diagnose, folders
 from ascendet.run.target import Target
@@ -70,6 +71,11 @@ def execute(run: Run) -> None:
     AscendetError
         The error that `diagnose` finds.
     """
+    with files.disk_errors(run.log.parent):  # the log, too, fills a disk
+        _execute(run)
+
+
+def _execute(run: Run) -> None:
     work = run.log.parent
     (work / diagnose.ERROR).unlink(missing_ok=True)
     command, environ, name = ["bash", str(paths.ROOT / "scripts" / "run.sh")], run.environ, None
@@ -115,7 +121,9 @@ def container_command(run: Run) -> tuple[str, list[str]]:
     assert run.container is not None
     run.log.touch()
     run.container.prepare(run.log.parent)
-    name = re.sub(r"[^\w]+", "-", f"ascendet-{run.program}-{run.log.parent.name}")
+    # Of the work folder, with the one above it: compare-Ascend910B3-fp16 alone is there for every exported model.
+    place = "-".join(run.log.parts[-3:-1])
+    name = re.sub(r"[^\w]+", "-", f"ascendet-{run.program}-{place}")
     command = run.container.command(
         run.target.devices,
         [f"{container.SCRIPTS}/run.sh", run.program, *run.arguments],
@@ -215,7 +223,7 @@ def _passing_interrupts(children: list[subprocess.Popen[str]], name: str | None)
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()  # torchrun ends its ranks itself
-            print("\nstopping the ranks …", file=sys.stderr, flush=True)
+            print("\nstopping …", file=sys.stderr, flush=True)
         elif arrived[-1] - arrived[0] > _SAME_REQUEST:  # a second Ctrl-C
             if name:
                 subprocess.run([engine.client(), "kill", name], capture_output=True, check=False)

@@ -103,7 +103,7 @@ def ensure_cann_sim(stack: Stack, machine: str) -> Path:
         if not stage.fresh:
             with zipfile.ZipFile(built) as archive:
                 archive.extractall(stage.path)  # trusted: we built this wheel
-            for name in ("bin/npu-smi", "set_env.sh"):  # zipfile does not restore the mode
+            for name in ("bin/atc", "bin/npu-smi", "set_env.sh"):  # zipfile does not restore the mode
                 (stage.path / "cann_sim/tree" / name).chmod(0o755)
     return stage.final / "cann_sim" / "tree"
 

@@ -33,7 +33,7 @@ from staged_om.meta import META, Meta, Stage, file_digest
 from torch import Tensor, nn
 
 from blendmask import checkpoint, launch, om
-from blendmask.config import ConfigError, new
+from blendmask.config import new
 from blendmask.metric import describe
 from blendmask.model import BlendMask
 from blendmask.predict import load_model
@@ -66,7 +66,7 @@ class Exported:
 
     Raises
     ------
-    ConfigError
+    exporting.ConfigInvalid
         The model cannot take this size.
     """
 
@@ -80,15 +80,7 @@ class Exported:
         without: tuple[str, ...] = (),
         aipp: bool = False,
     ) -> None:
-        divisor = model.backbone.size_divisibility
-        if any(side % divisor for side in size):
-            raise ConfigError(
-                "the model cannot take pictures of this size",
-                name="config-invalid",
-                expected=f"multiples of {divisor} px",
-                found=f"{size[0]} x {size[1]}",
-                advice={"SIZES": "x".join(str(-(-side // divisor) * divisor) for side in size)},
-            )
+        exporting.check_size(size, model.backbone.size_divisibility)
         self.cfg, self.model, self.size, self.batch, self.aipp = cfg, model, size, batch, aipp
         self.everywhere = AT_BOXES in without
         self.keep_fp32 = () if ROIS_FP32 in without else ("RoiAlign",)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascendet_common.errors import RunError
+
 from staged_om.meta import Meta, Stage
 
 RECORD = "om.json"
@@ -21,8 +23,17 @@ KEEP_ALL = ("origin", "must_keep_origin_dtype", "force_fp32")
 FUSION_OFF = {"Switch": {"GraphFusion": {"ALL": "off"}, "UBFusion": {"ALL": "off"}}}
 
 
-class AtcFailed(RuntimeError):
-    """`atc` refused a model; the message has its text."""
+class AtcFailed(RunError):
+    """`atc` ended without an OM; `found` has its text.
+
+    `refused` says that it gave a code, so it would refuse the model again; else it was killed, or the disk was full.
+    """
+
+    default_name = "atc-failed"
+
+    def __init__(self, what: str, *, found: str, refused: bool) -> None:
+        super().__init__(what, found=found)
+        self.refused = refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +149,9 @@ def convert(
         text = done.stdout.strip()
         found = re.search(r"\b(E[A-Z]?\d{4,5}|SIM\d{3})\b", text)
         raise AtcFailed(
-            "\n".join(text[found.start() if found else 0 :].splitlines()[:8])
-            or f"exit code {done.returncode}"
+            f"atc cannot convert the stage {stage.name}",
+            found="\n".join(text[found.start() if found else 0 :].splitlines()[:8])
+            or f"exit code {done.returncode}",
+            refused=done.returncode > 0 and found is not None and "No space left on device" not in text,
         )
     return output

@@ -13,7 +13,6 @@ fused away. If the stage's own outputs keep the thresholds, nothing is searched:
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from ascendet_common import progress
+from ascendet_common import progress, results
 from ascendet_common.errors import RunError, forget, reporting
 
 from staged_om.atc import KEEP_ALL, Converted, convert
@@ -350,7 +349,7 @@ def main() -> None:
         steps = Export.open(args.om).steps
         runner = Runner(converted.meta, steps, onnx_stages(converted.meta, args.om.parent))
         passed = runner.run(list(open_inputs(args.inputs).pictures[: converted.meta.batch]))
-        results = {}
+        content = {}
         for name in [args.stage] if args.stage else stages:
             graph = read(converted.folder.parent / stages[name].file)
             probe = StageProbe(device, converted, stages[name], passed.inputs[name], work)
@@ -363,10 +362,10 @@ def main() -> None:
             )
             write_csv(finding.rows, work / f"{name}.csv")
             progress.write("note", text=f"{name}: {finding.describe()}")
-            results[name] = finding.facts()
+            content[name] = finding.facts()
             if finding.kind:
                 break
-        (work / RESULT).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results.write(work / RESULT, content)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Environment: MODEL, DATASET and CHECKPOINT, as for the family's `infer`; WORK_DI
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ascendet_common import progress
+from ascendet_common import progress, results
 from ascendet_common.errors import RunError, forget, reporting
 
 from staged_om.ap import Truth
@@ -144,7 +143,7 @@ def compare(
         content["AP"] = {
             "om": mine,
             "pytorch": theirs,
-            "difference": {kind: mine[kind] - theirs[kind] for kind in mine.keys() & theirs.keys()},
+            "difference": {kind: mine[kind] - theirs[kind] for kind in mine if kind in theirs},
         }
     content["pictures"] = [
         {
@@ -312,7 +311,7 @@ def run(paths: Paths, inputs: Inputs, score_thr: float, out: Path) -> None:
         content["first_divergence"] = (
             {"rung": rung.name, "picture": inputs.names[worst], **asdict(where)} if where else None
         )
-    (out / COMPARISON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    results.write(out / COMPARISON, content)
     if lost:
         raise NoDetections(
             f"the OMs find nothing in {len(lost)} of {len(inputs.names)} pictures in which PyTorch finds objects",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ascendet_common import results
 
 from staged_om.ap import Truth
 from staged_om.atc import RECORD, AtcFailed, Converted, convert
@@ -104,7 +105,9 @@ class Evaluator:
         try:
             folder = self._convert(precision, self._with_always(choice))
         except AtcFailed as error:
-            return {"AP": None, "refused": str(error)}
+            if not error.refused:  # not a property of the choice, so nothing to remember
+                raise
+            return {"AP": None, "refused": error.found}
         found: list[Detections] = []
         with Session(self.device, self.meta, self.steps, folder) as session:
             for pictures in self.inputs.batches(self.meta.batch):
@@ -137,11 +140,13 @@ class Evaluator:
                     keep=nodes,
                     aipp=self.converted.aipp(stage),
                 )
-                _write(done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)})
+                results.write(
+                    done, {"om": f"../../stages/{folder.name}/{om.name}", "sha256": file_digest(om)}
+                )
             stages[stage.name] = json.loads(done.read_text(encoding="utf-8"))
         made = self.work / "choices" / digest_of({"stages": stages})[:16]
         made.mkdir(parents=True, exist_ok=True)
-        _write(made / RECORD, {**self.converted.record, "precision": precision, "stages": stages})
+        results.write(made / RECORD, {**self.converted.record, "precision": precision, "stages": stages})
         return made
 
 
@@ -175,9 +180,3 @@ def detections_as_truth(found: list[Detections], inputs: Inputs, meta: Meta, sco
     ]
     content = {"images": images, "annotations": objects, "categories": categories}
     return Truth(annotations=content, image_ids=[one["id"] for one in images])
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    temp = file.with_name(f".tmp-{file.name}")
-    temp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temp.rename(file)

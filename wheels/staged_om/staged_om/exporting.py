@@ -36,6 +36,12 @@ _LARGEST = 2_000_000_000  # bytes of a protobuf file; a larger model's weights a
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+class ConfigInvalid(RunError):
+    """A size, or a model's configuration, that cannot be exported."""
+
+    default_name = "config-invalid"
+
+
 class ExportError(RunError):
     """A module that the exporter cannot write as ONNX, or that it writes as ATC cannot read it."""
 
@@ -257,6 +263,17 @@ def require_equal(what: str, expected: Arrays, found: Arrays) -> dict[str, Any]:
             found="; ".join(worst),
         )
     return rows
+
+
+def check_size(size: tuple[int, int], step: int) -> None:
+    """Raise `ConfigInvalid` unless height and width (px) are multiples of `step`, as the model needs them."""
+    if any(side % step for side in size):
+        raise ConfigInvalid(
+            "the model cannot take pictures of this size",
+            expected=f"multiples of {step} px",
+            found=f"{size[0]} x {size[1]}",
+            advice={"SIZES": "x".join(str(-(-side // step) * step) for side in size)},
+        )
 
 
 def export_id(stages: Sequence[Stage]) -> str:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ascendet_common import progress
+from ascendet_common import progress, results
 from ascendet_common.detect import draw
 from ascendet_common.errors import RunError, forget, reporting
 from ascendet_common.images import ImageError, printable, read
@@ -155,7 +155,7 @@ class Report:
             "copies": {"batches": self.batches, "bytes": self.copies, "stay_on_device": self.resident},
             "summary": self.summary(rate, limit),
         }
-        (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        results.write(out / "results.json", content)
 
     def summary(self, rate: float | None, limit: float | None) -> str:
         """Return the lines about throughput and copies."""

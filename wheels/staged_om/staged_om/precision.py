@@ -15,7 +15,6 @@ Every evaluated choice is stored by its digest, so a search that was interrupted
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ascendet_common import progress
+from ascendet_common import progress, results
 from ascendet_common.errors import RunError, forget, reporting
 
 from staged_om.atc import Converted
@@ -391,6 +390,7 @@ def run(
     """
     always = {stage.name: stage.keep_fp32 for stage in evaluator.meta.stages}
     content: dict[str, Any] = {
+        "pictures": len(evaluator.inputs.names),
         "reference": dict(evaluator.reference),
         "bound": bound,
         "mode": mode,
@@ -410,7 +410,7 @@ def run(
             show=show,
         )
     except NotReachable as error:
-        _store(out, content)
+        results.write(out / RESULT, content)
         raise NotWithin(
             f"in the mode {mode} no set of operators keeps AP within the bound",
             expected=f"a loss of at most {bound:g} with all of them in float32",
@@ -443,14 +443,8 @@ def run(
             file.write_text(keep_file(nodes), encoding="utf-8")
         else:
             file.unlink(missing_ok=True)
-    _store(out, content)
+    results.write(out / RESULT, content)
     return content
-
-
-def _store(out: Path, content: Mapping[str, Any]) -> None:
-    temp = out / f".tmp-{RESULT}"
-    temp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temp.rename(out / RESULT)
 
 
 def main() -> None:

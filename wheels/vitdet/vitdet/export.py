@@ -23,7 +23,7 @@ import torch
 from ascendet_common import progress
 from ascendet_common.checkpoints import CheckpointMismatch
 from ascendet_common.data import DataError, find_split, read
-from ascendet_common.errors import RunError, forget, reporting
+from ascendet_common.errors import forget, reporting
 from ascendet_common.options import add_export_options
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -42,12 +42,6 @@ AIPP = "backbone.aipp.cfg"
 # 17 is the first with LayerNormalization: at 16 ATC gets single operators of it, half of a model's time on a 310P, as a
 # user reports. RoiExtractor is registered up to 16.
 _NEWEST, _OF_EXTRACTOR = 17, 16
-
-
-class SizeError(RunError):
-    """A size of pictures that the model cannot take."""
-
-    default_name = "config-invalid"
 
 
 def choose_opset(stage: str, wanted: str, options: Options) -> tuple[int, str]:
@@ -75,23 +69,16 @@ class Exported:
 
     Raises
     ------
-    SizeError
+    exporting.ConfigInvalid
         The model cannot take this size, or pads with what is no byte while `aipp` is asked for.
     """
 
     def __init__(self, cfg: Config, model: Any, options: Options, *, aipp: bool = False) -> None:
         patch = model.backbone.patch_embed.proj.kernel_size[0]
-        step = 2 * patch
-        if any(side % step for side in options.size):
-            raise SizeError(
-                "the model cannot take pictures of this size",
-                expected=f"multiples of {step} px",
-                found=f"{options.size[0]} x {options.size[1]}",
-                advice={"SIZES": "x".join(str(-(-side // step) * step) for side in options.size)},
-            )
+        exporting.check_size(options.size, 2 * patch)
         own = (model.backbone.img_size,) * 2
         if options.size != own and "attention" in options.without:
-            raise SizeError(
+            raise exporting.ConfigInvalid(
                 "without the rewrite attention the model takes its own size only",
                 expected=f"{own[0]} x {own[1]}",
                 found=f"{options.size[0]} x {options.size[1]}",
@@ -113,7 +100,7 @@ class Exported:
         head, rpn, test = model.roi_head.bbox_head, model.rpn_head, model.test_cfg
         preprocessor = model.data_preprocessor
         if not preprocessor._flip:
-            raise SizeError("only models that take RGB can be exported")
+            raise exporting.ConfigInvalid("only models that take RGB can be exported")
         facts: dict[str, Any] = {
             "mean": preprocessor.mean.flatten().tolist(),
             "std": preprocessor.std.flatten().tolist(),
@@ -142,7 +129,7 @@ class Exported:
         }
         if self.aipp:
             if facts["pad"] is None:
-                raise SizeError(
+                raise exporting.ConfigInvalid(
                     "this model pads pictures after they are normalised, which AIPP cannot",
                     advice={"AIPP": ""},
                 )
@@ -299,7 +286,9 @@ class Exported:
 def _coder(coder: Any) -> dict[str, Any]:
     """Return what decoding needs of mmdet's DeltaXYWHBBoxCoder."""
     if coder.add_ctr_clamp or not coder.clip_border:
-        raise SizeError("boxes must be decoded without a limit of centres, and end at the border")
+        raise exporting.ConfigInvalid(
+            "boxes must be decoded without a limit of centres, and end at the border"
+        )
     return {"means": list(coder.means), "stds": list(coder.stds)}
 
 
