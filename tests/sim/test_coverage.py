@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 pytest.importorskip(
     "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
 )
-from cann_sim import coverage, operators, opinfo  # they import torch_npu
+from cann_sim import coverage, gate, operators, opinfo, whole  # they import torch_npu
 
 # Answers as cann_sim.opinfo does, but for operators that do what they are called.
 WORKER = textwrap.dedent("""
@@ -110,3 +111,75 @@ def test_every_registered_operator_has_a_state() -> None:
     assert {
         name.removeprefix("aten::") for name in known.intersection(registered) if name.startswith("aten::")
     } <= set(states)
+
+
+def result(
+    op: str, *, equal: int = 0, refused: int = 0, mode: str = "forward", **reasons: int
+) -> dict[str, Any]:
+    """A result of two samples in bfloat16; `mv` and `dim` are reasons of CANN, `values` is none that is known."""
+    texts = {
+        "mv": "error code is 161002: aclnnMv: self has data type DT_BF16, and on Ascend910B3 it must be in [DT_FLOAT]",
+        "dim": "error code is 161002: aclnnMv: self has 3 dimensions, shape [1,1,1], and must have 2 to 2",
+        "values": "values differ",
+    }
+    return {
+        "op": op, "dtype": "bfloat16", "mode": mode, "samples": 2, "equal": equal, "random": 0, "refused": refused,
+        "different": 2 - equal - refused, "crashed": 0, "reasons": {texts[name]: n for name, n in reasons.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (result("add", equal=2), "equal"),
+        (result("mv", refused=2, mv=2), "no dtype"),
+        (result("mv", equal=1, refused=1, mv=1), "refused"),
+        (result("mv", refused=2, mv=1, dim=1), "refused"),
+        (result("nn.functional.gelu", equal=1, values=1), "differs"),
+        (result("add", equal=1, values=1), "unexplained"),
+        (result("mv", refused=1, mv=1, values=1), "unexplained"),
+    ],
+)
+def test_an_operator_has_one_verdict(found: dict[str, Any], verdict: str) -> None:
+    assert gate.verdict(found, gate.differences()) == verdict
+    assert whole.count([found])["forward bfloat16"][verdict] == 1
+
+
+def test_a_dtype_that_cann_lacks_is_counted_apart_and_named() -> None:
+    results = [result("add", equal=2), result("mv", refused=2, mv=2)]
+    count = whole.count(results)["forward bfloat16"]
+    assert (count["percent"], count["percent of supported"], count["percent explained"]) == (
+        50.0,
+        100.0,
+        100.0,
+    )
+    text = "\n".join(whole.markdown(results))
+    assert "1 (2 samples)" in text
+    assert "| mv | forward bfloat16 | no dtype | 2 | 0 |" in text
+    assert not whole.below(results)
+
+
+def test_the_gate_names_what_falls() -> None:
+    equal, unknown = result("add", equal=2), result("sub", equal=1, values=1)
+    known = result("nn.functional.gelu", equal=1, values=1)
+    gradient = result("mul", equal=1, values=1, mode="gradient")
+    assert not whole.below([equal] * 99 + [known])
+    assert "unexplained" in whole.below([equal] * 99 + [unknown])[0]
+    assert "% of the operators are equal" in whole.below([equal] * 9 + [known])[0]
+    assert "gradients: 50.0 %" in whole.below([gradient])[-1]
+
+
+def test_the_page_of_coverage_holds_the_gate() -> None:
+    """COVERAGE.md is of the last whole run: no column says that something is unexplained."""
+    page = (Path(__file__).parents[2] / "wheels" / "cann_sim" / "COVERAGE.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in page.splitlines()
+        if line.startswith(("| forward", "| gradient"))
+    ]
+    wholes = {row[0]: row for row in rows if len(row) == len(whole.rows([])[0])}
+    assert wholes.keys() >= {"forward float32", "forward float16", "forward bfloat16", "gradient float32"}
+    for key, row in wholes.items():
+        assert row[6] == "0", f"{key}: {row[6]} operators are unexplained"
+        assert float(row[8]) >= whole.STRICT.get(key, 0)
+        assert float(row[9]) >= whole.EXPLAINED

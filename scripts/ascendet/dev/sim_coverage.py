@@ -1,4 +1,4 @@
-"""`make sim-coverage`: compare torch's operators on the simulated NPU with the CPU; print figures, write a table."""
+"""`make sim-coverage`: compare torch's operators on the simulated NPU with the CPU; print figures, write the tables."""
 
 from __future__ import annotations
 
@@ -37,24 +37,26 @@ def execute(args: argparse.Namespace) -> None:
         options += option if kept else []
         options += ["--seconds", str(args.seconds)] if args.seconds else []
         options += ["--json"] if args.json else []
-        run_coverage(stack, python, level, options)
+        run_cann_sim(stack, python, level, ["coverage", *options])
+    if kept and not args.json:
+        run_cann_sim(stack, python, "aclnn", ["differences", "--markdown", str(wheel / "DIFFERENCES.md")])
 
 
-def run_coverage(stack: Stack, python: Path, level: str, options: list[str]) -> None:
-    """Compare all operators at a level of cann_sim.
+def run_cann_sim(stack: Stack, python: Path, level: str, words: list[str]) -> None:
+    """Run a command of cann_sim at one of its levels.
 
     Raises
     ------
     AscendetError
-        `command-failed`: the comparison ended with an error.
+        `command-failed`: it did not finish, or what it found does not reach its gate.
     """
     # One thread, so that sums are always computed in the same order.
     environ = {"OMP_NUM_THREADS": "1", **activation.stack_environ(stack, "sim"), "CANN_SIM_LEVEL": level}
-    done = subprocess.run([python, "-m", "cann_sim", "coverage", *options], env=environ, check=False)
+    done = subprocess.run([python, "-m", "cann_sim", *words], env=environ, check=False)
     if done.returncode:
         raise AscendetError(
             "command-failed",
-            "the comparison did not finish",
+            f"the comparison ({words[0]}) did not finish, or does not reach its gate",
             found=f"exit code {done.returncode}",
             hint="read its message above; make sim-coverage continues where it stopped",
         )

@@ -53,7 +53,7 @@ def main() -> int:
     elif options.command == "check":
         return audit.execute(options)
     elif options.command == "coverage":
-        coverage.execute(options)
+        return coverage.execute(options)
     elif options.command == "differences":
         return differences.execute(options)
     else:

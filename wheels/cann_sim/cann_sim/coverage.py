@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import cann_sim
+from cann_sim import whole
 
 Job = tuple[str, str, str]  # operator, dtype, mode
 
@@ -47,8 +48,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
 
 
-def execute(args: argparse.Namespace) -> None:
-    """Run the jobs that have no result yet, then report."""
+def execute(args: argparse.Namespace) -> int:
+    """Run the jobs that have no result yet, then report; return 1 if the default level does not reach the gate."""
     state = State(args.state)
     deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
     try:
@@ -59,14 +60,21 @@ def execute(args: argparse.Namespace) -> None:
     if args.json:
         print(
             json.dumps(
-                {**state.pair, "unfinished": left, "results": results, "totals": totals(results)}, indent=1
+                {
+                    **state.pair,
+                    "unfinished": left,
+                    "results": results,
+                    "totals": totals(results),
+                    "whole": whole.count(results),
+                },
+                indent=1,
             )
         )
     else:
         print(summary(results))
     if left:
         print(f"{left} jobs are left: run the same command again", file=sys.stderr)
-        return
+        return 0
     if args.hold_back:
         from cann_sim import gate, operators
 
@@ -81,6 +89,10 @@ def execute(args: argparse.Namespace) -> None:
         text = markdown(state.pair, results, operators.aten(), npu_functions.markdown())
         args.markdown.write_text(text, encoding="utf-8")
         print(f"wrote {args.markdown}", file=sys.stderr)
+    low = whole.below(results) if state.level == "aclnn" and not args.only else []
+    for sentence in low:
+        print(f"error: {sentence}", file=sys.stderr)
+    return 1 if low else 0
 
 
 class State:
@@ -92,8 +104,8 @@ class State:
         digest = hashlib.sha256()
         for library in ("libcann_sim_compute.so", "libopapi.so"):
             digest.update((cann_sim.home() / "lib64" / library).read_bytes())
-        level = os.environ.get("CANN_SIM_LEVEL", "aclnn")
-        self._header = {**self.pair, "cann_sim": digest.hexdigest()[:16], "level": level}
+        self.level = os.environ.get("CANN_SIM_LEVEL", "aclnn")
+        self._header = {**self.pair, "cann_sim": digest.hexdigest()[:16], "level": self.level}
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._known: dict[Job, dict[str, Any]] = {}
         if lines and json.loads(lines[0]) == self._header:
@@ -241,28 +253,26 @@ def totals(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for kind in ("samples", "equal", "random", "different", "refused", "crashed"):
             counter[kind] += result[kind]
     return {
-        key: {**counter, "percent": percentage(counter["equal"] + counter["random"], counter["samples"])}
+        key: {
+            **counter,
+            "percent": whole.percentage(counter["equal"] + counter["random"], counter["samples"]),
+        }
         for key, counter in sums.items()
     }
 
 
-def percentage(part: int, whole: int) -> float:
-    """Return a percentage, rounded down to two digits, so that 100 means all.
-
-    >>> percentage(99999, 100000), percentage(3, 3), percentage(0, 0)
-    (99.99, 100.0, 100.0)
-    """
-    return int(10000 * part / whole) / 100 if whole else 100.0
-
-
 def summary(results: list[dict[str, Any]]) -> str:
-    """Return the totals as a table."""
+    """Return the totals as a table, and that of whole operators."""
     kinds = ("operators", "samples", "equal", "random", "different", "refused", "crashed", "percent")
     rows = [["", *kinds]]
     for key, total in sorted(totals(results).items()):
         rows.append(
             [key, *(f"{total[kind]:.2f}" if kind == "percent" else str(total[kind]) for kind in kinds)]
         )
+    return f"{_aligned(rows)}\n\nwhole operators\n{_aligned(whole.rows(results))}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *numbers in rows:
@@ -299,6 +309,7 @@ def markdown(
             for kind in ("operators", "samples", "equal", "random", "different", "refused", "crashed")
         ]
         lines.append(f"| {key} | {' | '.join(cells)} | {total['percent']:.2f} % |")
+    lines += ["", *whole.markdown(results)]
     lines += ["", "### The rest, by reason", "", "| reason | samples | operators |", "|---|--:|---|"]
     for reason, samples, names in _by_reason(results):
         lines.append(f"| {_cell(reason)} | {samples} | {_cell(', '.join(names))} |")

@@ -15,7 +15,21 @@ from typing import Any
 import cann_sim
 
 HELD = "OpInfo: "  # begins the reasons that `hold_back` writes; lines with other reasons are people's
+# What the samples of an operator come to in one dtype: the table of whole operators has a column for each.
+VERDICTS = {
+    "equal": "all samples give the CPU's results",
+    "differs": "torch_npu or torch computes some in another way, on a card too: DIFFERENCES.md",
+    "refused": "CANN refuses the arguments of some (161001, 161002), for a documented reason",
+    "no dtype": "CANN refuses the data type in all: on this SoC the operator does not have it",
+    "unexplained": "some fail for a reason that is not known",
+}
 _REFUSED = re.compile(r"error code is 16100[12]")
+_CANN_NAMES = {
+    "float32": "DT_FLOAT",
+    "float16": "DT_FLOAT16",
+    "bfloat16": "DT_BF16",
+    "complex64": "DT_COMPLEX64",
+}
 
 
 def level(operator: str) -> int:
@@ -42,14 +56,36 @@ def unexplained(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str
     >>> unexplained({"op": "gelu", "reasons": {"values differ": 3, "call aclnnX failed, error code is 161002": 1}}, [])
     ['values differ']
     """
-    patterns = [
-        pattern for entry in known if result["op"] in entry["operators"] for pattern in entry["reasons"]
-    ]
+    patterns = _patterns(result, known)
     return [
         reason
         for reason in result["reasons"]
         if not _REFUSED.search(reason) and not any(re.search(pattern, reason) for pattern in patterns)
     ]
+
+
+def _patterns(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str]:
+    return [pattern for entry in known if result["op"] in entry["operators"] for pattern in entry["reasons"]]
+
+
+def verdict(result: dict[str, Any], known: list[dict[str, Any]]) -> str:
+    """Return what an operator's samples in one dtype and mode come to, a key of `VERDICTS`.
+
+    >>> none = {"op": "mv", "dtype": "bfloat16", "samples": 2, "equal": 0, "random": 0, "refused": 2}
+    >>> why = "error code is 161002: aclnnMv: self has data type DT_BF16, and on Ascend910B3 it must be in [DT_FLOAT]"
+    >>> verdict({**none, "reasons": {why: 2}}, []), verdict({**none, "equal": 1, "refused": 1, "reasons": {why: 1}}, [])
+    ('no dtype', 'refused')
+    """
+    if result["equal"] + result["random"] == result["samples"]:
+        return "equal"
+    if unexplained(result, known):
+        return "unexplained"
+    own = f"has data type {_CANN_NAMES.get(result['dtype'])}, and"
+    if result["refused"] == result["samples"] and all(own in reason for reason in result["reasons"]):
+        return "no dtype"
+    patterns = _patterns(result, known)
+    differs = any(re.search(pattern, reason) for reason in result["reasons"] for pattern in patterns)
+    return "differs" if differs else "refused"
 
 
 def owners(name: str, mode: str, operators: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -40,6 +41,7 @@ struct Prepared {
     std::optional<c10::OperatorHandle> op;
     std::vector<Word> words;
     bool copies = false;
+    bool multiplies = false;  // matrices: of arguments whose inner sizes must agree
 };
 
 Word parse(const std::string &word) {
@@ -73,6 +75,8 @@ const Prepared &prepare(const Function &function) {
         prepared->by_hand = found->second;
     } else {
         prepared->copies = function.op[0] == '=';
+        prepared->multiplies = std::any_of(function.relations, function.relations + function.relation_count,
+                                           [](const Relation &rule) { return rule.kind == Relation::kInner; });
         const std::string name(function.op + (prepared->copies ? 1 : 0));
         const size_t dot = name.find('.');
         prepared->op = c10::Dispatcher::singleton().findSchemaOrThrow(
@@ -192,8 +196,9 @@ void call_in_place(const Prepared &prepared, torch::jit::Stack &stack) {
         }
         const at::Tensor given = stack[i].toTensor();
         // torch_npu's results are contiguous. The CPU computes with vectors, which round otherwise, only where the
-        // input lies as the result does: as at level aten, where the result takes the input's strides.
-        const at::Tensor *like = arguments[i].is_out() && given.is_contiguous() ? input_like(stack, given) : nullptr;
+        // input lies as the result does: as at level aten, where the result takes the input's strides. Products take none.
+        const bool takes_strides = arguments[i].is_out() && given.is_contiguous() && !prepared.multiplies;
+        const at::Tensor *like = takes_strides ? input_like(stack, given) : nullptr;
         if (like != nullptr && !like->is_contiguous() && like->is_non_overlapping_and_dense()) {
             stack[i] = at::empty_strided(given.sizes(), like->strides(), given.options());
         }

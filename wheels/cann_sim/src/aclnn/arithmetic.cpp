@@ -42,6 +42,10 @@ void l1_loss_gradient(const Value *v) {
 void kl_div_gradient(const Value *v) {
     write(v[5], kl_div_backward(tensor(v[0]), tensor(v[1]), tensor(v[2]), v[3].i, v[4].i != 0));
 }
+// (self, target, weight, weight of positives, reduction, out)
+void bce_with_logits_loss(const Value *v) {
+    write(v[5], bce_with_logits(tensor(v[0]), tensor(v[1]), tensor(v[2]), tensor(v[3]), v[4].i));
+}
 // (gradient, self, target, weight, weight of positives, reduction, out)
 void bce_with_logits_gradient(const Value *v) {
     write(v[6], bce_with_logits_backward(tensor(v[0]), tensor(v[1]), tensor(v[2]), tensor(v[3]), tensor(v[4]), v[5].i));
@@ -111,6 +115,7 @@ const ComputationRegistration registered{
     {"aclnnAminmax", min_and_max},
     {"aclnnL1LossBackward", l1_loss_gradient},
     {"aclnnKlDivBackward", kl_div_gradient},
+    {"aclnnBinaryCrossEntropyWithLogits", bce_with_logits_loss},
     {"aclnnBinaryCrossEntropyWithLogitsBackward", bce_with_logits_gradient},
     {"aclnnPreluBackward", prelu_gradient},
     {"aclnnLogSigmoidBackward", log_sigmoid_gradient},

@@ -26,6 +26,17 @@ at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const
 
 // d/dx of -w (pos y log s(x) + (1 - y) log(1 - s(x))), in the order of torch's own formula for the CPU
 // (torch/csrc/autograd/FunctionsManual.cpp), so that the two agree to the last bit.
+at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const at::Tensor &weight,
+                           const at::Tensor &positive, int64_t reduction) {
+    const auto wide = [](const at::Tensor &tensor) {
+        return tensor.defined() ? tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)) : tensor;
+    };
+    const at::Tensor loss =
+        at::binary_cross_entropy_with_logits(wide(input), wide(target), wide(weight), wide(positive), reduction);
+    const at::ScalarType type = at::promoteTypes(input.scalar_type(), target.scalar_type());
+    return loss.to(c10::isFloatingType(type) ? type : loss.scalar_type());
+}
+
 at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                                     const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
                                     int64_t reduction) {

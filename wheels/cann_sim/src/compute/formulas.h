@@ -1,4 +1,5 @@
-// Gradients of losses that only torch_npu has as operators; at level aten over NPU tensors, at level aclnn over CPU tensors.
+// Losses that a card computes in another way, and gradients of losses that only torch_npu has as operators; these are at
+// level aten over NPU tensors, at level aclnn over CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,6 +12,10 @@ at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input,
                             int64_t reduction);
 at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const at::Tensor &target, int64_t reduction,
                            bool log_target);
+// Of CPU tensors: the CPU's own, but half precision in float32 and rounded once, as by CANN's kernel
+// (sigmoid_cross_entropy_with_logits_v2).
+at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const at::Tensor &weight,
+                           const at::Tensor &positive, int64_t reduction);
 at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                                     const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
                                     int64_t reduction);

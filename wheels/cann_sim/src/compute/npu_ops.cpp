@@ -92,22 +92,17 @@ at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, 
 
 // ---- losses ----
 
-// The CPU's own, but half precision in float32 and rounded once, as an NPU is expected to (torch_npu's test allows 1e-3).
-at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const std::optional<at::Tensor> &weight,
-                           const std::optional<at::Tensor> &positive, int64_t reduction) {
+at::Tensor bce_with_logits_of_npu(const at::Tensor &input, const at::Tensor &target,
+                                  const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
+                                  int64_t reduction) {
     finish_queued_operators(input.device());
     const DeviceAllocation on_device;
-    const auto wide = [](const at::Tensor &tensor) {
-        const at::Tensor cpu = tensor.is_privateuseone() ? alias_on_cpu(tensor) : tensor;
-        return cpu.to(at::promoteTypes(cpu.scalar_type(), at::kFloat));
+    const auto on_cpu = [](const std::optional<at::Tensor> &tensor) {
+        const bool given = tensor.has_value() && tensor->defined();
+        return given && tensor->is_privateuseone() ? alias_on_cpu(*tensor) : tensor.value_or(at::Tensor());
     };
-    const auto if_given = [&wide](const std::optional<at::Tensor> &tensor) {
-        return tensor.has_value() && tensor->defined() ? std::optional(wide(*tensor)) : std::nullopt;
-    };
-    const at::Tensor loss = at::binary_cross_entropy_with_logits(wide(input), wide(target), if_given(weight),
-                                                                 if_given(positive), reduction);
-    const at::ScalarType type = at::promoteTypes(input.scalar_type(), target.scalar_type());
-    return wrap_on_npu(loss.to(c10::isFloatingType(type) ? type : loss.scalar_type()), input.device());
+    return wrap_on_npu(bce_with_logits(on_cpu(input), on_cpu(target), on_cpu(weight), on_cpu(positive), reduction),
+                       input.device());
 }
 
 // ---- indexing ----
@@ -251,7 +246,7 @@ void register_npu_ops() {
     };
     simulate(aten, "aten", "matmul_backward", TORCH_FN(matmul_backward));
     simulate(aten, "aten", "_conv_depthwise2d", TORCH_FN(conv_depthwise2d));
-    simulate(aten, "aten", "binary_cross_entropy_with_logits", TORCH_FN(bce_with_logits));
+    simulate(aten, "aten", "binary_cross_entropy_with_logits", TORCH_FN(bce_with_logits_of_npu));
     static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__,
                                    __LINE__);
     autograd.impl("_thnn_fused_lstm_cell", TORCH_FN(lstm_cell));
