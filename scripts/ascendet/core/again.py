@@ -42,7 +42,11 @@ def complete(hint: str, target: str) -> str:
     >>> complete("SIZES=1024x1024,800x1344", "export"), complete("make train, or CHECKPOINT=<file>", "export")
     ('make export SIZES=1024x1024,800x1344', 'make train, or CHECKPOINT=<file>')
     """
-    name, equals, _ = hint.partition("=")
-    if not (equals and re.fullmatch(r"[A-Z_]+", name)):
+    if not is_variable(hint):
         return hint
-    return f"{command(target, **{name: ''})} {hint}"
+    return f"{command(target, **{hint.partition('=')[0]: ''})} {hint}"
+
+
+def is_variable(hint: str) -> bool:
+    """Return whether a hint is only a variable with its value, or several."""
+    return re.match(r"[A-Z_]+=", hint) is not None

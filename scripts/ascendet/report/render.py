@@ -25,7 +25,7 @@ _GREY = "#777777"  # of texts and axes in charts, which take the page's colour i
 def tidy(text: str) -> str:
     """Return text without this machine's folders: paths in the repository as users type them, home folders as `~`."""
     text = paths.printable(text).replace(f"{paths.ROOT}/", "")
-    home = str(Path.home())
+    home = str(paths.home() or "")
     return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if len(home) > 1 else text
 
 

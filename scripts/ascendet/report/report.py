@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, options
+from ascendet.core import access, files, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.report import charts, compare, facts, page, render
@@ -91,10 +91,17 @@ def replacing(final: Path) -> Iterator[Path]:
                 yield work
                 files.publish(work, final)
     except OSError as error:
+        home = paths.shorten(final.parent)
+        refused = access.refusal(error)
+        if refused and not Path(error.filename).is_relative_to(paths.BUILD):
+            raise
+        # Of another build folder the runs would not be found: a place in this one must become the user's.
         raise AscendetError(
             "report-unwritable",
             f"the report cannot be written to {paths.shorten(final)}",
-            found=error.strerror or str(error),
-            hint=f"ls -ld {paths.shorten(files.existing(final.parent))}; "
-            "or ASCENDET_BUILD=<a folder that you may write to>",
+            expected=f"a folder {home} that {access.user()} may write to",
+            found=refused.found if refused else error.strerror or str(error),
+            hint=f"sudo mkdir -p {home} && sudo chown -R {access.user()} {home}"
+            if refused
+            else f"ls -ld {paths.shorten(files.existing(final.parent))}",
         ) from error

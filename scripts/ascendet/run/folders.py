@@ -269,7 +269,7 @@ def withdrawing(run: Path) -> Iterator[None]:
         yield
     except AscendetError as error:
         if new and (error.name.startswith("config-") or error.name == "checkpoint-missing"):
-            shutil.rmtree(run)
+            files.remove_tree(run)
             if before and before.is_dir():
                 link_latest(before)
             else:
