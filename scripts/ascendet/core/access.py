@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -85,10 +86,8 @@ def describe(path: Path) -> str:
     except OSError:
         return f"{paths.shorten(path)}, of which nothing may be read"
     owner, group = _name(known.st_uid), str(known.st_gid)
-    try:
+    with contextlib.suppress(KeyError):
         group = grp.getgrgid(known.st_gid).gr_name
-    except KeyError:
-        pass
     return f"{stat.filemode(known.st_mode)} {owner} {group} {paths.shorten(path)}"
 
 

@@ -92,7 +92,7 @@ def point(link: Path, target: str | Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it; an error names the file by its whole path, unlike that of `shutil.rmtree`."""
+    """Remove a folder with all that is in it; unlike that of `shutil.rmtree`, an error names the file by its whole path."""
 
     def fail(function: object, path: str, raised: Any) -> None:
         if isinstance(raised[1], OSError):
@@ -231,7 +231,7 @@ def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCEN
 def existing(folder: Path) -> Path:
     """Return the folder if it exists, else the nearest folder above it that does."""
     # Unlike Path.exists, os.path.exists raises nothing where a folder may not be entered.
-    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110
 
 
 def _free(folder: Path) -> int:

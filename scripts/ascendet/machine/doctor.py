@@ -152,7 +152,8 @@ def _disk(name: str, folder: Path, within: Sequence[str]) -> Check:
         (path for path in (folder, *(folder / one for one in within)) if not access.may_use(path)), None
     )
     if closed:
-        fix = f"{access.denied(closed).hint} for every command, or: sudo chown -R {access.user()} {paths.shorten(folder)}"
+        own = f"sudo chown -R {access.user()} {paths.shorten(folder)}"
+        fix = f"{access.denied(closed).hint} for every command, or: {own}"
         found = f"no access to {access.describe(access.blocking(closed))}"
         return Check(name=name, status="blocks", found=found, fix=fix)
     free, needed = shutil.disk_usage(existing).free / _GIB, needs.disk_gib()
