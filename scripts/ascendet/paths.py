@@ -19,7 +19,7 @@ def home() -> Path | None:
 
 
 def _cache() -> Path:
-    """Return the folder that all clones share and `make clean` keeps; without a home folder, one in the build folder."""
+    """Return the folder that all clones share and `make clean` keeps; without a home folder it is in the build's."""
     if named := os.environ.get("ASCENDET_CACHE"):
         return Path(named)
     if caches := os.environ.get("XDG_CACHE_HOME"):

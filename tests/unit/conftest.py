@@ -31,7 +31,7 @@ class _Capabilities(ctypes.Structure):
 
 @pytest.fixture
 def by_modes() -> Iterator[None]:
-    """Let files' modes hold for this process, also where it is root's, which may read and write everything otherwise."""
+    """Let files' modes hold for this process, even if it is root's, which may read and write everything otherwise."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = _Capabilities(version=0x20080522, process=0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and of the next 32 the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ascendet.report.charts import Charts
 from ascendet.run.score import NAMES
 
 MODEL, DATASET, RUN = "vitdet-tiny", "shapes", "first"
-CHECKPOINT = "c" * 64
+CHECKPOINT = hashlib.sha256(b"weights").hexdigest()
 ANNOTATIONS = "eefc2594d48871291fa901187cf859001069a45b15f7c7b1fa8ff8d030c01ab7"  # of requirements/bands
 WHERE = "2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet"
 SVG = b'<svg viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg"><text style="fill: #777777">a</text></svg>'

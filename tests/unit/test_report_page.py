@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import html.parser
+import json
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from ascendet.report.charts import Charts, _count_pictures, _svg, _take
 from ascendet.report.commands import Subject
 from ascendet.report.document import Cell, Page, Table
 from ascendet.report.facts import Facts
-from ascendet.report.reading import Reader
+from ascendet.report.reading import Reader, Reason
 from ascendet.report.verdict import Line
 from ascendet.report.words import LANGUAGES, Language, Words
 from conftest import fails
@@ -162,6 +165,100 @@ def test_figures_of_a_training_without_a_manifest_are_marked_or_their_devices_ca
     (line,) = (line for line in markdown.splitlines() if line.startswith("- throughput"))
     assert line.endswith("(simulated)") is evaluated
     assert ("No manifest says whether" in markdown) is not evaluated
+
+
+def test_a_checkpoint_that_was_cut_off_since_is_not_met() -> None:
+    run = material.everything()
+    assert lines()["training"].state == "met"
+    (run / "epoch_2.pth").write_text("weig")
+    assert (lines()["training"].state, lines()["training"].reason) == ("failed", "training.damaged")
+    text = str(compose())
+    assert "epoch_2.pth cannot be used" in text
+    assert "it has 4 bytes now" in text
+    (run / "epoch_2.pth").unlink()
+    assert (lines()["training"].state, lines()["training"].reason) == ("missing", "training.no-checkpoint")
+
+
+def test_a_training_is_met_by_its_log_not_by_its_manifest_alone() -> None:
+    run = material.add_run()
+    rows = (run / "progress.jsonl").read_text().splitlines(keepends=True)
+    train = [row for row in rows if '"train"' in row]
+    for kept, reason in (
+        (train, "finished"),
+        (train[:3], "finished"),  # the last steps need not be logged: 75 of 100, every 25th
+        ([*train[:2], rows[-1]], "finished"),  # validated at step 100
+        (train[:2], "cut"),
+        ([], "unlogged"),
+    ):
+        (run / "progress.jsonl").write_text("".join(kept))
+        line = lines()["training"]
+        assert line.reason == f"training.{reason}"
+        assert line.state == ("met" if reason == "finished" else "missing")
+        assert line.command == (
+            None if reason == "finished" else "make train MODEL=vitdet-tiny DATASET=shapes"
+        )
+    (run / "progress.jsonl").unlink()
+    assert lines()["training"].reason == "training.unlogged"
+    assert "no step of it is logged" in str(compose())
+
+
+@pytest.mark.parametrize("name", ["backbone.onnx", "Ascend910B3-origin/backbone.om"])
+def test_an_export_of_which_a_file_was_cut_off_since_is_not_met(name: str) -> None:
+    material.everything()
+    folder = material.add_om()
+    whole = hashlib.sha256(b"onnx").hexdigest()
+    (folder / "Ascend910B3-origin/backbone.om").write_text("onnx")
+    for file, stages in (
+        (folder / "export_meta.json", None),
+        (folder / "Ascend910B3-origin/om.json", "backbone"),
+    ):
+        content = json.loads(file.read_text())
+        (content["stages"][stages] if stages else content["stages"][0])["sha256"] = whole
+        material.write(file, content)
+    assert lines()["om"].state == "met"
+    (folder / name).write_text("on")
+    assert (lines()["om"].state, lines()["om"].reason) == ("failed", "om.damaged")
+    assert f"{name} cannot be used" in str(compose())
+
+
+def test_a_comparison_of_an_earlier_export_or_without_a_rung_shows_nothing() -> None:
+    material.everything()
+    folder = material.add_om()
+    comparison = folder / "compare-Ascend910B3-origin/compare.json"
+    material.write(comparison, json.loads(comparison.read_text()) | {"ladder": []})
+    assert (lines()["om"].state, lines()["om"].reason) == ("missing", "om.no-rungs")
+    material.add_om()
+    record = folder / "Ascend910B3-origin/om.json"
+    material.write(record, json.loads(record.read_text()) | {"export_id": "an earlier one"})
+    assert (lines()["om"].state, lines()["om"].reason) == ("missing", "om.old")
+
+
+def test_figures_of_another_checkpoint_are_not_this_ones() -> None:
+    run = material.everything()
+    other = {"checkpoint": "f" * 64}
+    material.add_speed(run / "speed", inputs=other)
+    assert (lines()["speed"].state, lines()["speed"].reason) == ("missing", "speed.old")
+    file = paths.BUILD / "mine.pth"
+    file.write_text("weights")
+    asked = replace(SUBJECT, checkpoint=str(file))
+    material.add_eval(material.home() / "eval-mine", checkpoint="mine.pth")
+    for content, reason in (("weights", "evaluation.done"), ("weig", "evaluation.other")):
+        file.write_text(content)
+        (line,) = (
+            one
+            for one in verdict.judge(facts.gather(asked, material.MODEL, "latest"))
+            if one.subject == "evaluation"
+        )
+        assert line.reason == reason
+
+
+def test_numbers_that_are_not_the_manifests_are_not_quoted() -> None:
+    run = material.everything()
+    numbers = json.loads((run / "eval/metrics.json").read_text())
+    numbers["bbox"]["AP"] = 0.99
+    material.write(run / "eval/metrics.json", numbers)
+    assert lines()["evaluation"].state == "missing"
+    assert "its numbers are not those of the manifest beside it" in str(compose())
 
 
 def test_a_rung_that_breaks_fails() -> None:
@@ -347,7 +444,7 @@ def test_a_chart_that_could_run_code_is_refused(tmp_path: Path) -> None:
     )
     for text in refused:
         (tmp_path / "chart.svg").write_text(text)
-        with pytest.raises(ValueError, match="more than a drawing"):
+        with pytest.raises(ValueError, match=r"^chart\.svg$"):
             _svg(tmp_path / "chart.svg")
     (tmp_path / "chart.svg").write_text(
         '<svg><use xlink:href="#m"/><text>a class on it= javascript:</text></svg>'
@@ -385,7 +482,7 @@ def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
     found, made = gather(), Charts()
     assert found.evaluation
     report.charts._find(found, found.evaluation, python, "en", 0.3, made)
-    assert made.no_findings == said.removeprefix("error: ")
+    assert made.no_findings == Reason(key="said", values={"text": said.removeprefix("error: ")})
     assert [one.section for one in found.broken] == broken
     assert made.remedy is None if command is None else str(made.remedy).startswith(command)
 
@@ -394,7 +491,7 @@ def test_a_page_without_an_environment_compiles_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(report.charts.venv, "stack_python", lambda _: tmp_path / "bin/python")
     material.add_eval(material.add_run() / "eval")
     made = report.charts.draw(gather(), "en", 0.3)
-    assert made.no_findings == made.no_curves == f"{tmp_path}/bin/python is not there"
+    assert made.no_findings == made.no_curves == Reason(key="absent", file=f"{tmp_path}/bin/python")
     assert str(made.remedy).startswith("make install")
 
 

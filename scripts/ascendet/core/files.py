@@ -92,7 +92,7 @@ def point(link: Path, target: str | Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it; unlike that of `shutil.rmtree`, an error names the file by its whole path."""
+    """Remove a folder with all that is in it; an error names its file by the whole path, unlike `shutil.rmtree`."""
 
     def fail(function: object, path: str, raised: Any) -> None:
         if isinstance(raised[1], OSError):

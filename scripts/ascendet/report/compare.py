@@ -10,7 +10,6 @@ from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
     Cell,
-    Damage,
     Missing,
     Page,
     Paragraph,
@@ -21,7 +20,7 @@ from ascendet.report.document import (
 from ascendet.report.facts import KINDS, Facts
 from ascendet.report.formats import DASH, ap, fixed, signed
 from ascendet.report.reading import dig, number
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 from ascendet.run.score import NAMES
 
 Pair = tuple[Facts, Facts]
@@ -38,10 +37,7 @@ def compose(pair: Pair, drawn: Charts, words: Words) -> Page:
         Section(id="verdicts", title=words("compare.verdicts"), blocks=[_verdicts(pair, words)]),
     ]
     for facts in pair:
-        sections[0].blocks[:0] = [
-            Damage(text=words("page.broken", file=one.file), why=one.why, command=one.command)
-            for one in facts.broken
-        ]
+        sections[0].blocks[:0] = [page.damage(one, words) for one in facts.broken]
     return Page(
         language="zh-CN" if words.language == "zh" else "en",
         title=words("compare.title", first=first.name, second=second.name),
@@ -243,8 +239,9 @@ def _tiles(pair: Pair, words: Words) -> list[Tile]:
 
 def _curves(pair: Pair, drawn: Charts, words: Words) -> Iterator[Block]:
     if not drawn.curves:
-        why = drawn.no_curves or words("training.no-steps")
-        yield Missing(text=words("training.no-curves", why=why), command=pair[0].subject.make("curves"))
+        why = because(words, drawn.no_curves) if drawn.no_curves else words("training.no-steps")
+        command = drawn.mend(drawn.no_curves) or pair[0].subject.make("curves")
+        yield Missing(text=words("training.no-curves", why=why), command=command)
         return
     captions = {name: words(f"compare.curve-{name}") for name in ("loss", "ap")}
     simulated = any(bool(facts.run and facts.trained_simulated) for facts in pair)

@@ -11,9 +11,9 @@ from ascendet.report.charts import Charts
 from ascendet.report.document import Cell, Damage, Judged, Page, Section, Tile
 from ascendet.report.facts import Facts
 from ascendet.report.formats import ap, duration, fixed, moment, signed
-from ascendet.report.reading import dig
+from ascendet.report.reading import Broken, dig
 from ascendet.report.verdict import Line
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 
 _MARKS = {"met": "✓", "failed": "✗", "measured": "•", "missing": "–"}
 _DIGITS: dict[str, Any] = {
@@ -150,6 +150,15 @@ def _sections(facts: Facts, charts: Charts, words: Words) -> list[Section]:
     ]
     for broken in facts.broken:
         section = next(one for one in sections if one.id == broken.section)
-        damage = Damage(text=words("page.broken", file=broken.file), why=broken.why, command=broken.command)
-        section.blocks.insert(0, damage)
+        section.blocks.insert(0, damage(broken, words))
     return sections
+
+
+def damage(broken: Broken, words: Words) -> Damage:
+    """Return the block about a file that cannot be used."""
+    return Damage(
+        text=words("page.broken", file=broken.file),
+        why=because(words, broken.why),
+        lead=words("page.rights" if broken.why.rights else "page.anew"),
+        command=broken.why.rights or broken.command,
+    )

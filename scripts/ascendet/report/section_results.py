@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ascendet import paths
-from ascendet.report import verdict
+from ascendet.report import bands, verdict
 from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
@@ -22,7 +22,7 @@ from ascendet.report.document import (
 from ascendet.report.facts import KINDS, Evaluation, Facts
 from ascendet.report.formats import ap, duration, fixed, signed
 from ascendet.report.reading import dig
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 from ascendet.run.score import NAMES
 
 # -- accuracy --
@@ -42,8 +42,8 @@ def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
         if not any(one.section == "accuracy" for one in facts.broken):
             yield Missing(text=words("accuracy.unreadable"), command=make)
         return
-    if facts.run and not found.of_checkpoint:
-        yield Missing(text=words("accuracy.old"), command=make)
+    if not found.of_checkpoint:
+        yield Missing(text=words("accuracy.old" if facts.run else "accuracy.other"), command=make)
     simulated = bool(found.simulated)
     images = found.images if found.images is not None else "?"
     rows = [
@@ -64,7 +64,7 @@ def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
             [Cell(text=str(found.manifest.get("checkpoint") or words("page.dash")), code=True)],
         ),
         (
-            words("environment.digest"),
+            words("accuracy.digest"),
             [Cell(text=str(dig(found.manifest, "inputs", "checkpoint") or ""), code=True)],
         ),
         (
@@ -108,7 +108,7 @@ def _other(one: Evaluation) -> list[Cell]:
 
 def _judged(facts: Facts, found: Evaluation, words: Words) -> Iterator[Block]:
     simulated = bool(found.simulated)
-    limits = verdict.band(facts.model, facts.dataset, found.annotations)
+    limits = bands.find(facts.model, facts.dataset, found.annotations)
     names = {"model": facts.model, "dataset": facts.dataset}
     if limits is None:
         yield Paragraph(text=words("accuracy.no-band", **names))
@@ -169,7 +169,8 @@ def _nothing_found(facts: Facts, words: Words, charts: Charts) -> Missing:
     make = facts.subject.make("eval")
     if charts.no_findings:
         return Missing(
-            text=words("pictures.no-findings", why=charts.no_findings), command=charts.remedy or make
+            text=words("pictures.no-findings", why=because(words, charts.no_findings)),
+            command=charts.mend(charts.no_findings) or make,
         )
     return Missing(text=words("pictures.none"), command=make)
 

@@ -21,7 +21,7 @@ from ascendet.report.document import (
 from ascendet.report.facts import Facts
 from ascendet.report.formats import duration, fixed, moment
 from ascendet.report.reading import dig, mapping, number
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 
 Rows = list[tuple[str, list[Cell]]]
 _PAIR = ("torch", "torch_npu", "torchvision")
@@ -146,8 +146,9 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         captions = {name: words(f"training.curve-{name}") for name in charts.curves}
         yield gallery(charts.curves, captions, words, simulated=bool(facts.trained_simulated))
     elif charts.no_curves:
-        command = charts.remedy or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
-        yield Missing(text=words("training.no-curves", why=charts.no_curves), command=command)
+        command = charts.mend(charts.no_curves) or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
+        why = because(words, charts.no_curves)
+        yield Missing(text=words("training.no-curves", why=why), command=command)
     if found.warnings:
         yield Heading(text=words("training.warnings"))
         yield Table(

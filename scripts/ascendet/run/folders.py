@@ -21,6 +21,8 @@ from ascendet.run.target import Target
 
 LOG = "train.log"
 PROGRESS = "progress.jsonl"  # written by wheels/common
+LAST = "last_checkpoint"  # names it
+LOCK = ".lock"  # held by scripts/run.sh
 # Errors whose cause one must read in the log.
 _LOGGED = ("run-failed", "export-failed", "onnx-differs", "atc-failed")
 
@@ -28,11 +30,23 @@ _LOGGED = ("run-failed", "export-failed", "onnx-differs", "atc-failed")
 def check_not_busy(folder: Path) -> None:
     """Raise `run-busy` if another process works in a run folder; scripts/run.sh holds the same lock while it runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy(folder) from None
+
+
+def is_busy(folder: Path) -> bool:
+    """Return whether another process works in a run folder, which may be another user's: nothing is written into it."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def busy(folder: Path) -> AscendetError:
@@ -70,7 +84,7 @@ def fallbacks(work: Path) -> list[dict[str, str]]:
 
 def last_checkpoint(run: Path) -> Path | None:
     """Return the last complete checkpoint of a run, or None; a training writes its name only after the checkpoint."""
-    note = run / "last_checkpoint"
+    note = run / LAST
     if not note.is_file():
         return None
     # Use only the name, because the folder may have been moved since.
