@@ -266,7 +266,9 @@ def drawn(name: str = "a|b <script>.png") -> Charts:
         "shown": 410,
         "score": 0.3,
         "errors": {"bbox": {"counts": counts}},
-        "notes": ["pictures that cannot be drawn: 1 (<b>.png: No such file or directory)"],
+        "notes": [
+            "pictures that are not there or cannot be read: 1 (<b>.png); make data-check DATASET=… says why"
+        ],
     }
     charts = dict.fromkeys(("precision_recall", "confusion", "errors"), SVG)
     curves = dict.fromkeys(("loss", "ap", "step"), SVG)

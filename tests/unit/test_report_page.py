@@ -386,7 +386,9 @@ def test_names_from_files_are_text_and_nothing_else(language: Language) -> None:
     markdown = render.to_markdown(made, Words(language))
     assert "<script" not in markdown
     assert "a\\|b &lt;script&gt;.png" in markdown
-    note = "pictures that cannot be drawn: 1 (&lt;b&gt;.png: No such file or directory)"
+    note = (
+        "pictures that are not there or cannot be read: 1 (&lt;b&gt;.png); make data-check DATASET=… says why"
+    )
     assert note in text
     assert note in markdown
 

@@ -58,7 +58,7 @@ class Evaluation(Result):
 
 @dataclass(kw_only=True)
 class Facts:
-    """All facts of a report; `digest` is the checkpoint's recorded SHA-256, `damaged` says that the file has another."""
+    """All facts of a report; `digest` is the checkpoint's recorded SHA-256, `damaged` that its file has another."""
 
     subject: Subject
     model: str
