@@ -7,6 +7,7 @@ import hashlib
 import html.parser
 import json
 import re
+import shutil
 import string
 from collections import Counter
 from dataclasses import replace
@@ -259,6 +260,74 @@ def test_numbers_that_are_not_the_manifests_are_not_quoted() -> None:
     material.write(run / "eval/metrics.json", numbers)
     assert lines()["evaluation"].state == "missing"
     assert "its numbers are not those of the manifest beside it" in str(compose())
+
+
+@pytest.mark.parametrize(("key", "said"), [("x", "another key"), (None, "is not here now")])
+def test_a_data_set_that_changed_or_is_gone_since_is_not_how_one_reproduces_it(
+    key: str | None, said: str, build: Path
+) -> None:
+    material.add_eval(material.add_run() / "eval")
+    folder = build / "data/shapes"
+    command = ["__main__.py", "data", "--dataset", "shapes"]
+
+    def now(key: str, content: str) -> str:
+        material.write(folder / "manifest.json", {"key": key, "command": command})
+        material.write(folder / "annotations/instances_val.json", content)
+        return str(compose())
+
+    text = now("d" * 16, "{}")
+    assert "make data DATASET=shapes" in text
+    assert "has another key now" not in text
+    if key:
+        text = now(key, "{}")
+    else:
+        shutil.rmtree(folder)
+        text = str(compose())
+    assert said in text
+    assert "make data DATASET=shapes" not in gather().commands
+    material.add_eval(
+        material.home() / "first/eval", inputs={"annotations": hashlib.sha256(b"{}").hexdigest()}
+    )
+    assert "another key" not in now("x", "{}")  # made anew by another stack, with the same annotations
+
+
+def test_a_run_is_reported_although_its_data_set_is_gone(
+    monkeypatch: pytest.MonkeyPatch, build: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    material.add_run()
+    material.home().rename(build / "runs/vitdet-tiny_mine")
+    run_stage(monkeypatch, "--dataset=mine")
+    assert "ran to its end" in capsys.readouterr().out
+    fails("dataset-unknown", run_stage, monkeypatch, "--dataset=nobodys")
+    fails("dataset-unknown", run_stage, monkeypatch, "--dataset=../x")
+
+
+def test_a_single_logged_loss_is_said_once() -> None:
+    run = material.add_run()
+    rows = (run / "progress.jsonl").read_text().splitlines(keepends=True)
+    (run / "progress.jsonl").write_text("".join(row for row in rows if '"step": 100' in row))
+    markdown = render.to_markdown(compose(), Words("en"))
+    assert "- loss: 1.000 (simulated)\n" in markdown
+
+
+def test_chinese_sentences_have_chinese_punctuation() -> None:
+    material.everything()
+    markdown = render.to_markdown(compose("zh"), Words("zh"))
+    prose = re.sub(
+        r"<code>.*?</code>|```.*?```|\]\([^)]*\)|^\| mm.*$", "", markdown, flags=re.DOTALL | re.MULTILINE
+    )
+    assert re.findall(r".{8}[\u4e00-\u9fff] ?[;:,(](?!\d).{8}", prose) == []
+
+
+def test_a_band_is_for_the_recipe() -> None:
+    run = material.add_run()
+    material.add_eval(run / "eval", box=0.1)
+    assert lines()["accuracy.bbox"].state == "failed"
+    for given, said in (({"epochs": "1"}, "EPOCHS=1"), ({"lr": 0.5, "amp": True}, "LR=0.5 AMP=1")):
+        material.add_run(inputs={"amp": False, "lr": None, **given})
+        line = lines()["accuracy.bbox"]
+        assert (line.state, line.values["changed"]) == ("measured", said)
+        assert f"given {said}" in str(compose())
 
 
 def test_a_rung_that_breaks_fails() -> None:

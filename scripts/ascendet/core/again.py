@@ -21,8 +21,18 @@ def command(target: str, **changed: str) -> str:
     """
     variables = given() | changed
     return " ".join(
-        ["make", target, *(f"{name}={shlex.quote(value)}" for name, value in variables.items() if value)]
+        ["make", target, *(f"{name}={quote(value)}" for name, value in variables.items() if value)]
     )
+
+
+def quote(text: str) -> str:
+    r"""Return a value as one word of the shell, with as few quotes as it takes.
+
+    >>> print(quote("a.jpg"), quote("a b"), quote("'a b' *.png"), quote("it's $1"))
+    a.jpg 'a b' "'a b' *.png" 'it'"'"'s $1'
+    """
+    plain = "'" in text and not re.search(r'["$`\\!]', text)
+    return f'"{text}"' if plain else shlex.quote(text)
 
 
 def given() -> dict[str, str]:

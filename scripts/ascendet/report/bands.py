@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ascendet.report.facts import Facts
+from ascendet.report.reading import dig, mapping
 from ascendet.run.evaluate import BANDS
 
 
@@ -36,3 +38,12 @@ def find(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> 
         valid=digest == content["annotations"],
         simulated=content["device"] == "simulated",
     )
+
+
+def changed(facts: Facts) -> str:
+    """Return what a training was given that its recipe, which a band is measured with, has otherwise: "EPOCHS=1"."""
+    inputs = mapping(dig(facts.run.manifest if facts.run else None, "inputs"))
+    given = {"epochs": "EPOCHS", "lr": "LR", "amp": "AMP", "start": "CHECKPOINT"}
+    found = {variable: inputs[name] for name, variable in given.items() if inputs.get(name)}
+    values = {"AMP": "1", "CHECKPOINT": "…"}
+    return " ".join(f"{variable}={values.get(variable, value)}" for variable, value in found.items())

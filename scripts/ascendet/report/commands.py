@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +56,7 @@ def of_stage(argv: Sequence[str]) -> str | None:
         else:
             continue
         if name not in _LEFT_OUT and value and (name in _SHOWN or value != defaults.get(name)):
-            given.append(f"{name}={shlex.quote(value)}")
+            given.append(f"{name}={again.quote(value)}")
     return " ".join(["make", _TARGETS.get(argv[1], argv[1]), *dict.fromkeys(given)])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ascendet import paths
-from ascendet.core import manifest
+from ascendet.core import files, manifest
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
@@ -59,9 +59,11 @@ class Environment:
     patches
         The patches of these wheels.
     data
-        The data set's key, and its annotations' digest where an evaluation names it.
+        The data set's key in the manifests.
+    data_now
+        The key of the data set that is here now, if it is not known to be that of the manifests; "" if there is none.
     data_commands
-        The command that made the data set.
+        The command that made the data set, unless it is another by now.
     """
 
     where: list[str] = field(default_factory=list)
@@ -74,6 +76,7 @@ class Environment:
     wheels_now: bool = False
     patches: list[PatchFact] = field(default_factory=list)
     data: str | None = None
+    data_now: str | None = None
     data_commands: list[str] = field(default_factory=list)
 
 
@@ -102,21 +105,29 @@ def gather(subject: Subject, manifests: Sequence[Json], reader: Reader) -> Envir
         found.wheels = _wheels(dig(installed, "layers"), known)
         found.wheels_now = bool(found.wheels)
     found.patches = list(_patches(stack))
-    found.data_commands = list(filter(None, [_data_command(subject, reader)]))
+    content, annotations = _data(subject, reader)
+    key = str(content.get("key") or "")
+    evaluated = [digest for one in manifests if (digest := dig(one, "inputs", "annotations"))]
+    # Stacks make the same pictures and annotations under different keys.
+    if found.data and found.data != key and not annotations.intersection(evaluated):
+        found.data_now = key
+    elif command := of_manifest(content):
+        found.data_commands = [command]
     return found
 
 
-def _data_command(subject: Subject, reader: Reader) -> str | None:
-    """Return the command that made a data set, or None if it is not here or does not say."""
+def _data(subject: Subject, reader: Reader) -> tuple[Json, set[str]]:
+    """Return the manifest of the data set and its annotation files' SHA-256; ({}, set()) if it is not here."""
     make = subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
     try:
         folder = datasets.find(subject.dataset).folder
+        digests = {files.digest(one) for one in (folder / datasets.ANNOTATIONS).glob("*.json")}
     except AscendetError:
-        return None
+        return {}, set()
     except OSError as error:
         reader.note("environment", Path(error.filename), error, make)
-        return None
-    return of_manifest(reader.table("environment", folder / manifest.MANIFEST, make))
+        return {}, set()
+    return reader.table("environment", folder / manifest.MANIFEST, make) or {}, digests
 
 
 def _image(digest: str, reader: Reader, make: str) -> Json:

@@ -22,6 +22,7 @@ _DIGITS: dict[str, Any] = {
     "high": ap,
     "official": ap,
     "difference": lambda value: signed(value, 4),
+    "loss": lambda value: fixed(value, 4),
     "seconds": duration,
     "first": fixed,
     "steady": fixed,

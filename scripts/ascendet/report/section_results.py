@@ -114,6 +114,8 @@ def _judged(facts: Facts, found: Evaluation, words: Words) -> Iterator[Block]:
         yield Paragraph(text=words("accuracy.no-band", **names))
     elif not limits.valid:
         yield Paragraph(text=words("accuracy.other-annotations", **names))
+    elif changed := bands.changed(facts):
+        yield Paragraph(text=words("accuracy.other-recipe", **names, changed=changed))
     elif not verdict.is_whole(facts, found):
         yield Missing(text=words("accuracy.part"), command=facts.subject.make("eval", IMAGES=""))
     else:
@@ -187,7 +189,7 @@ def _pictures(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         )
         return
     score = f"{found['score']:g}"
-    yield Paragraph(text=f"{words('pictures.text', score=score)} {words('pictures.quality')}")
+    yield Paragraph(text=words("pictures.text", score=score))
     simulated = bool(facts.evaluation and facts.evaluation.simulated)
     for role in ("best", "worst", "example"):
         figures = []

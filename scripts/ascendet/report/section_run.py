@@ -75,6 +75,14 @@ def _environment(facts: Facts, words: Words) -> Iterator[Block]:
         settings = [f"{name}={value}" for name, value in facts.training.settings.items()]
         add("runtime", " ".join(settings), code=True)
     yield Listing(rows=rows)
+    if found.data_now is not None:
+        key = "environment.data-changed" if found.data_now else "environment.data-gone"
+        make = facts.subject.make(
+            "data-check" if found.data_now else "data", MODEL="", CHECKPOINT="", IMAGES=""
+        )
+        yield Missing(
+            text=words(key, dataset=facts.dataset, now=found.data_now, then=found.data), command=make
+        )
     if facts.results and not machine:
         target = facts.subject.make("train" if facts.run else "eval")
         yield Missing(text=words("environment.not-recorded"), command=target)
@@ -215,7 +223,9 @@ def _training_rows(facts: Facts, words: Words) -> Rows:
     if "amp" in inputs:
         add("precision", words("training.amp" if inputs["amp"] else "training.full"))
     if found.first_loss is not None and found.last_loss is not None:
-        text = words("training.loss-of", first=fixed(found.first_loss, 3), last=fixed(found.last_loss, 3))
+        text = fixed(found.last_loss, 3)
+        if found.logged > 1:
+            text = words("training.loss-of", first=fixed(found.first_loss, 3), last=text)
         add("loss", text, marked=True)
     if found.attempts > 1:
         add("attempts", str(found.attempts))

@@ -152,6 +152,9 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
             yield Line(**common, state="measured", reason="accuracy.no-band")
         elif not limits.valid:
             yield Line(**common, state="measured", reason="accuracy.other-annotations")
+        elif changed := bands.changed(facts):
+            common["values"] |= {"changed": changed}
+            yield Line(**common, state="measured", reason="accuracy.other-recipe")
         elif not whole:
             line = {
                 **common,
@@ -287,8 +290,8 @@ def _staged(facts: Facts) -> Iterator[Line]:
             "rung": broken,
         }
         difference = (made.ap or {}).get("difference", {})
-        values["difference"] = min(difference.values(), default=None)
-        reason = "om.broken" if broken else "om.same" if values["difference"] is not None else "om.pairs"
+        values["loss"] = max(0.0, -min(difference.values())) if difference else None
+        reason = "om.broken" if broken else "om.same" if difference else "om.pairs"
         if not made.rungs or not made.of_export:
             command = make("om-compare")
             reason = "om.no-rungs" if made.of_export else "om.old"

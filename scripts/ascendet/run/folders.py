@@ -265,7 +265,7 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
         "resume-impossible",
         f"{target.model} on {target.dataset} has no unfinished training with a checkpoint",
         found=f"{len(all_runs(target))} runs in {paths.shorten(target.home)}",
-        hint=again.command("train", RESUME=""),
+        hint=again.command("train", RESUME="", RUN=""),  # a run's name is taken
     )
 
 
