@@ -330,6 +330,26 @@ def test_a_band_is_for_the_recipe() -> None:
         assert f"given {said}" in str(compose())
 
 
+@pytest.mark.parametrize("state", ["failed", "interrupted", "stopped"])
+def test_a_training_that_ended_before_a_step_was_not_at_step_0_of_0(state: str) -> None:
+    run = material.add_run(state="running" if state == "stopped" else state, error="npu-lost")
+    (run / "progress.jsonl").unlink()
+    assert lines()["training"].reason == f"training.{state}-early"
+    text = str(compose())
+    assert "before its first logged step" in text
+    assert "0 of 0" not in text
+
+
+def test_what_only_one_run_has_been_evaluated_with_does_not_differ() -> None:
+    for name in ("first", "second"):
+        material.add_run(name)
+    material.add_eval(material.home() / "first/eval")
+    pair = gather("first"), gather("second")
+    made = compare.compose(pair, material.drawn(), Words("en"))
+    assert "Their inputs are the same" in str(made)
+    assert made.made.count("/runs/vitdet-tiny_shapes/") == 2
+
+
 def test_a_rung_that_breaks_fails() -> None:
     material.add_run()
     material.add_om(holds=False)

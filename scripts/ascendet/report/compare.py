@@ -52,7 +52,7 @@ def compose(pair: Pair, drawn: Charts, words: Words) -> Page:
         tiles=_tiles(pair, words),
         verdict=[],
         sections=sections,
-        made=page.made(first, words),
+        made=page.made(pair, words),
     )
 
 
@@ -92,9 +92,8 @@ def _different(pair: Pair) -> Iterator[tuple[str, str, str]]:
     one, other = sides
     for name in dict.fromkeys([*one, *other]):
         values = one.get(name, DASH), other.get(name, DASH)
-        unknown = (
-            name.startswith("machine.") and DASH in values
-        )  # a manifest of an older version does not say it
+        # What a manifest of an older version does not say, or nobody has evaluated, is not known to differ.
+        unknown = name.startswith(("machine.", "annotations")) and DASH in values
         chosen_anew = name == "settings.HCCL_IF_BASE_PORT"
         if values[0] != values[1] and not unknown and not chosen_anew:
             yield name, *values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,14 +47,15 @@ def compose(facts: Facts, charts: Charts, words: Words) -> Page:
         tiles=_tiles(facts, words),
         verdict=[put(line, words) for line in lines],
         sections=_sections(facts, charts, words),
-        made=made(facts, words),
+        made=made([facts], words),
     )
 
 
-def made(facts: Facts, words: Words) -> str:
+def made(all_facts: Sequence[Facts], words: Words) -> str:
     """Return the sentence about when and from what a page was made."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return words("page.made", date=date, version=__version__, folder=paths.shorten(facts.home))
+    folders = words("page.list").join(paths.shorten(facts.home) for facts in all_facts)
+    return words("page.made", date=date, version=__version__, folder=folders)
 
 
 def put(line: Line, words: Words) -> Judged:

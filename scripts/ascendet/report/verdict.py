@@ -14,6 +14,12 @@ from ascendet.report.staged import Staged
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
 _OFFICIAL = "coco"  # the data set of all official figures; coco-val and coco-val200 are parts of it
+# How a training ended that did not finish: before a step was logged, and after.
+_ENDED = {
+    "failed": ("training.failed-early", "training.failed"),
+    "interrupted": ("training.interrupted-early", "training.interrupted"),
+    "stopped": ("training.stopped-early", "training.stopped"),
+}
 State = Literal["met", "failed", "measured", "missing"]
 
 
@@ -80,7 +86,7 @@ def _training(facts: Facts) -> Iterator[Line]:
     elif facts.state == "running":
         reason = "training.running" if values["of"] else "training.starting"
         yield Line(**common, state="missing", reason=reason, values=values, simulated=simulated)
-    elif facts.state in ("failed", "interrupted", "stopped"):
+    elif facts.state in _ENDED:
         values["error"] = str(facts.run.manifest.get("error") or facts.state)
         state: State = "failed" if facts.state == "failed" else "missing"
         command = make(
@@ -89,7 +95,7 @@ def _training(facts: Facts) -> Iterator[Line]:
         yield Line(
             **common,
             state=state,
-            reason=f"training.{facts.state}",
+            reason=_ENDED[facts.state][bool(values["of"])],
             values=values,
             command=command,
             simulated=simulated,
