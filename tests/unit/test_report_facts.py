@@ -363,6 +363,8 @@ def test_charts_of_what_may_not_be_read_say_so_in_words(
     python.chmod(0o755)
     monkeypatch.setattr(charts.venv, "stack_python", lambda _: python)
     monkeypatch.setattr(charts, "_draw_curves", lambda *_: None)
+    inputs = {"annotations": hashlib.sha256(b"{}").hexdigest(), "checkpoint": material.CHECKPOINT}
+    material.add_eval(run / "eval", inputs=inputs)
     material.write(run / "eval/images.json", {"annotations": str(truth), "images": [1]})
     file = {truth.name: truth, python.name: python}.get(name, run / "eval" / name)
     file.chmod(0)

@@ -284,6 +284,7 @@ def test_a_data_set_that_changed_or_is_gone_since_is_not_how_one_reproduces_it(
         shutil.rmtree(folder)
         text = str(compose())
     assert said in text
+    assert "FROM" not in text  # shapes is not the user's own
     assert "make data DATASET=shapes" not in gather().commands
     material.add_eval(
         material.home() / "first/eval", inputs={"annotations": hashlib.sha256(b"{}").hexdigest()}
@@ -297,6 +298,10 @@ def test_a_run_is_reported_although_its_data_set_is_gone(
     material.add_run()
     material.home().rename(build / "runs/vitdet-tiny_mine")
     run_stage(monkeypatch, "--dataset=mine")
+    assert (
+        "make data DATASET=mine FROM='&lt;folder or zip&gt;'"
+        in next(build.glob("reports/*/report.md")).read_text()
+    )
     assert "ran to its end" in capsys.readouterr().out
     fails("dataset-unknown", run_stage, monkeypatch, "--dataset=nobodys")
     fails("dataset-unknown", run_stage, monkeypatch, "--dataset=../x")
@@ -348,6 +353,23 @@ def test_what_only_one_run_has_been_evaluated_with_does_not_differ() -> None:
     made = compare.compose(pair, material.drawn(), Words("en"))
     assert "Their inputs are the same" in str(made)
     assert made.made.count("/runs/vitdet-tiny_shapes/") == 2
+
+
+def test_predictions_are_not_shown_beside_other_annotations(build: Path) -> None:
+    named, here = build / "elsewhere.json", build / "data/shapes/annotations/instances_val.json"
+    digest = hashlib.sha256(b"{}").hexdigest()
+
+    def found(first: str | None, second: str | None, digest: str | None = digest) -> Path | None:
+        for file, content in ((named, first), (here, second)):
+            file.unlink(missing_ok=True)
+            if content:
+                material.write(file, content)
+        return report.charts._annotations(named, "shapes", digest)
+
+    assert found("{}", None) == named
+    assert found(None, "{}") == found("[]", "{}") == here
+    assert found("[]", None) is found("[]", "[]") is found(None, None) is None
+    assert found("[]", "{}", digest=None) == named
 
 
 def test_a_rung_that_breaks_fails() -> None:
@@ -567,7 +589,8 @@ def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
     python.chmod(0o755)
     annotations = tmp_path / "instances_val.json"
     annotations.write_text("{}")
-    evaluated = material.add_eval(material.add_run() / "eval")
+    inputs = {"annotations": hashlib.sha256(b"{}").hexdigest(), "checkpoint": material.CHECKPOINT}
+    evaluated = material.add_eval(material.add_run() / "eval", inputs=inputs)
     material.write(evaluated / "predictions.json", [])
     material.write(evaluated / "images.json", {"annotations": str(annotations), "images": [1]})
     found, made = gather(), Charts()

@@ -195,7 +195,7 @@ def _find(
         annotations = _annotations(named, facts.dataset, evaluation.annotations)
         if annotations is None:
             made.no_findings = Reason(key="moved", file=paths.shorten(named))
-            made.remedy = facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
+            made.remedy = facts.subject.make_data()
             return
         files_read = {
             "predictions": files.digest(predictions),
@@ -234,13 +234,15 @@ def _find(
 
 
 def _annotations(file: Path, dataset: str, digest: str | None) -> Path | None:
-    """Return the annotation file of an evaluation, or an equal one of the data set here where the folder was moved."""
-    if file.is_file():
-        return file
-    for known in sorted((assets.root() / dataset / datasets.ANNOTATIONS).glob("instances_*.json")):
-        if digest and files.digest(known) == digest:
-            return known
-    return None
+    """Return the annotation file of an evaluation, or an equal one of the data set here where it was moved or changed.
+
+    Predictions beside other annotations than they were evaluated with would show errors that nobody made.
+    """
+    here = sorted((assets.root() / dataset / datasets.ANNOTATIONS).glob("instances_*.json"))
+    known = [one for one in (file, *here) if one.is_file()]
+    if digest is None:  # an evaluation of an older version does not say it
+        return file if file in known else None
+    return next((one for one in known if files.digest(one) == digest), None)
 
 
 def _count_pictures(annotations: Path) -> dict[str, int]:

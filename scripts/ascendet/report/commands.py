@@ -13,6 +13,7 @@ from typing import Any
 
 from ascendet import paths
 from ascendet.core import again
+from ascendet.data import datasets
 
 _TARGETS = {"evaluate": "eval"}  # stages that are called differently than their make target
 _SHOWN = ("MODEL", "DATASET")  # whatever their defaults are: a report is read elsewhere
@@ -93,3 +94,9 @@ class Subject:
         checkpoint = "" if target == "train" else self.checkpoint
         reports = {"RUN": "", "REPORT_LANG": "", "SCORE": "", "CHECKPOINT": checkpoint}
         return again.command(target, **about | reports | more)
+
+    def make_data(self, target: str = "data") -> str:
+        """Return the command that makes the data set; one of the user's own is taken in from somewhere."""
+        own = target == "data" and self.dataset not in datasets.load()
+        given = {"FROM": "<folder or zip>"} if own else {}
+        return self.make(target, MODEL="", CHECKPOINT="", IMAGES="", **given)

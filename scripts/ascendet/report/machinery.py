@@ -118,7 +118,7 @@ def gather(subject: Subject, manifests: Sequence[Json], reader: Reader) -> Envir
 
 def _data(subject: Subject, reader: Reader) -> tuple[Json, set[str]]:
     """Return the manifest of the data set and its annotation files' SHA-256; ({}, set()) if it is not here."""
-    make = subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
+    make = subject.make_data()
     try:
         folder = datasets.find(subject.dataset).folder
         digests = {files.digest(one) for one in (folder / datasets.ANNOTATIONS).glob("*.json")}

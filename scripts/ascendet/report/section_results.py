@@ -185,7 +185,7 @@ def _pictures(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
     if not charts.pictures:
         yield Missing(
             text=words("pictures.no-pictures"),
-            command=facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES=""),
+            command=facts.subject.make_data(),
         )
         return
     score = f"{found['score']:g}"

@@ -77,9 +77,7 @@ def _environment(facts: Facts, words: Words) -> Iterator[Block]:
     yield Listing(rows=rows)
     if found.data_now is not None:
         key = "environment.data-changed" if found.data_now else "environment.data-gone"
-        make = facts.subject.make(
-            "data-check" if found.data_now else "data", MODEL="", CHECKPOINT="", IMAGES=""
-        )
+        make = facts.subject.make_data("data-check" if found.data_now else "data")
         yield Missing(
             text=words(key, dataset=facts.dataset, now=found.data_now, then=found.data), command=make
         )

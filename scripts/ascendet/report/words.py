@@ -38,7 +38,7 @@ class Words:
 def because(words: Words, why: Reason) -> str:
     """Return why a file cannot be used, as a part of a sentence."""
     text = words(f"reason.{why.key}", **why.values)
-    return f"{why.file}: {text}" if why.file else text
+    return f"{why.file}{words('page.colon')}{text}" if why.file else text
 
 
 def choose(asked: str, environ: Mapping[str, str] | None = None) -> Language:
