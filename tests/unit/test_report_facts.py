@@ -130,7 +130,7 @@ def test_every_option_of_the_makefile_has_its_variable() -> None:
         "--run",
         "a b",
     ]
-    assert of_stage(argv) == "make train MODEL=m DATASET=d AMP=1 RESUME=1 DEVICES=6 RUN='a b'"
+    assert of_stage(argv) == "make train MODEL=m DATASET=d AMP=1 DEVICES=6 RUN='a b'"
 
 
 # -- states --
@@ -182,6 +182,25 @@ def test_a_resumed_training_is_one() -> None:
     assert found.training
     assert (found.training.attempts, found.training.step, found.training.last_loss) == (2, 50, 1.5)
     assert found.broken == []
+
+
+def test_a_resumed_training_that_repeats_no_logged_step_is_one_of_two_attempts() -> None:
+    command = material.common("train", ["--run", "first", "--resume"])["command"]
+    run = material.add_run(command=command)
+    rows = [json.loads(row) for row in (run / "progress.jsonl").read_text().splitlines()]
+    for after in (30, 60):  # before the next logged step, and one that is logged a second time
+        note = {"phase": "note", "text": f"resumed after step {after}", "time": 1.0}
+        again = [row for row in rows if row["phase"] == "train" and row["step"] > after]
+        before = [
+            row for row in rows if row["phase"] != "train" or row["step"] <= max(after, 75 * (after == 60))
+        ]
+        material.write(
+            run / "progress.jsonl", "".join(json.dumps(row) + "\n" for row in (*before, note, *again))
+        )
+        found = gather()
+        assert found.training is not None
+        assert (found.training.attempts, found.training.step) == (2, 100)
+    assert found.commands == ["make train MODEL=vitdet-tiny DATASET=shapes RUN=first"]
 
 
 def test_an_image_is_known_by_its_digest_and_labels(build: Path) -> None:

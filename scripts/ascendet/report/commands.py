@@ -17,7 +17,7 @@ from ascendet.data import datasets
 
 _TARGETS = {"evaluate": "eval"}  # stages that are called differently than their make target
 _SHOWN = ("MODEL", "DATASET")  # whatever their defaults are: a report is read elsewhere
-_LEFT_OUT = ("JSON",)
+_LEFT_OUT = ("JSON", "RESUME")  # who trains anew resumes nothing
 
 
 @functools.cache

@@ -14,6 +14,7 @@ _RECIPE = re.compile(
     r"recipe: (\d+) images per step = (\d+) devices? x (\d+) images? x (\d+) accumulated "
     r"\(recipe: (\d+)\), learning rate ([\d.e+-]+)"
 )
+_RESUMED = re.compile(r"resumed after step (\d+)$")
 _SETTING = re.compile(r"^runtime: ([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 _HEAD = 20_000  # characters of the log in which the settings stand
 
@@ -121,5 +122,8 @@ def _add(found: Training, row: Json, spent: list[float]) -> None:
         if recipe := _RECIPE.match(text):
             names = ("images", "devices", "per_device", "accumulated", "recipe", "lr")
             found.batch = dict(zip(names, map(float, recipe.groups()), strict=True))
+        elif resumed := _RESUMED.match(text):
+            found.attempts += 1
+            found.step = min(found.step, int(resumed[1]))
         elif text not in found.notes:
             found.notes.append(text)

@@ -298,6 +298,8 @@ def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
     before = manifest.read(run) or {}
     spent = before.get("seconds")
     past = float(spent) if isinstance(spent, int | float) else 0.0
+    if started := before.get("started"):  # a resumed training began when it was first started
+        facts = facts | {"started": started}
 
     def write(state: str, **more: object) -> None:
         seconds = round(past + time.monotonic() - clock, 1)
