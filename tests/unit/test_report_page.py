@@ -372,6 +372,14 @@ def test_predictions_are_not_shown_beside_other_annotations(build: Path) -> None
     assert found("[]", "{}", digest=None) == named
 
 
+def test_captions_are_text_in_markdown() -> None:
+    material.everything()
+    made = page.compose(gather(), material.drawn("a_b's *c*.png"), Words("en"))
+    markdown = render.to_markdown(made, Words("en"))
+    assert "*a\\_b's \\*c\\*.png: 4 found" in markdown
+    assert "each column's own median" in markdown
+
+
 def test_a_rung_that_breaks_fails() -> None:
     material.add_run()
     material.add_om(holds=False)

@@ -122,7 +122,7 @@ def _draw(
                 markerfacecolor=line.colour if line.marker == _MARKERS[0] else "none",
                 label=line.label,
             )
-        # Room for a marker at the top: the margin of matplotlib is a part of the range of values, not of the axis from 0.
+        # Room for a marker at the top: matplotlib takes its margin from the range of values, not from the whole axis.
         axes.set(xlabel=across, ylabel=up, ylim=limits or (0, axes.get_ylim()[1] * 1.03))
         if second:
             axes.plot([], [], color=second.colour, linestyle=second.style, linewidth=1.3, label=second.label)
