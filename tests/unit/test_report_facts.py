@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import report_material as material
-from ascendet.report import charts, facts, page, render
+from ascendet.report import charts, facts, page, render, verdict
 from ascendet.report.charts import Charts
 from ascendet.report.commands import Subject, makefile, of_stage
 from ascendet.report.facts import Facts
@@ -367,6 +367,38 @@ def test_what_may_not_be_read_is_said_in_words_with_the_command_that_lets_one(
     assert {"en": "has no right to read it", "zh": "无权读取"}[language] in markdown
     assert "Errno" not in markdown
     assert "Permission denied" not in markdown
+
+
+@pytest.mark.usefixtures("by_modes")
+def test_what_cannot_be_read_is_not_called_not_made(build: Path) -> None:
+    run = material.everything()
+    (om,) = (build / "om").iterdir()
+    closed = [run / "progress.jsonl", run / "eval", run / "speed", om]
+    for file in closed:
+        file.chmod(0)
+    found = gather()
+    said = {line.subject: line for line in verdict.judge(found)}
+    whole = text(found)
+    for file in closed:
+        file.chmod(0o700)
+    reasons = {
+        "training": "training.unread",
+        "evaluation": "evaluation.broken",
+        "speed": "speed.unread",
+        "om": "om.unread",
+    }
+    for (subject, reason), file in zip(reasons.items(), closed, strict=True):
+        assert (said[subject].reason, said[subject].state) == (reason, "missing")
+        assert str(said[subject].command).startswith("sudo chmod a+r"), subject
+        assert str(file) in str(said[subject].command)
+    for claim in (
+        "Not evaluated",
+        "Not measured: first",
+        "Not exported",
+        "No step was logged",
+        "not evaluated",
+    ):
+        assert claim not in whole
 
 
 @pytest.mark.usefixtures("by_modes")

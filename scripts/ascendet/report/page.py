@@ -163,5 +163,5 @@ def damage(broken: Broken, words: Words) -> Damage:
         text=words("page.broken", file=broken.file),
         why=because(words, broken.why),
         lead=words("page.rights" if broken.why.rights else "page.anew"),
-        command=broken.why.rights or broken.command,
+        command=broken.remedy,
     )

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,10 @@ def reason(error: Exception, file: Path) -> Reason:
             right = f"sudo chmod a+r{'X' if at.is_dir() else ''} {paths.shorten(at)}"
             return Reason(
                 key="denied",
-                values={"user": access.user(), "found": refused.found},
+                values={
+                    "user": access.user(),
+                    "found": str(refused.found).removesuffix(f" {paths.shorten(file)}"),
+                },
                 rights=right if inside else f"ls -ld {paths.shorten(at)}",
             )
         case IsADirectoryError():
@@ -65,6 +68,16 @@ class Broken:
     file: str
     why: Reason
     command: str
+
+    @property
+    def remedy(self) -> str:
+        """The command that gives the right to read it, or else the one that makes it anew."""
+        return self.why.rights or self.command
+
+
+def unread(broken: Iterable[Broken], section: str) -> Broken | None:
+    """Return a file that a section misses, so that what it would show may have been measured; None if there is none."""
+    return next((one for one in broken if one.section == section), None)
 
 
 @dataclass(kw_only=True)

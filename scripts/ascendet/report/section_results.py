@@ -21,7 +21,7 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import KINDS, Evaluation, Facts
 from ascendet.report.formats import ap, duration, fixed, signed
-from ascendet.report.reading import dig
+from ascendet.report.reading import dig, unread
 from ascendet.report.words import Words, because
 from ascendet.run.score import NAMES
 
@@ -35,11 +35,12 @@ def accuracy(facts: Facts, words: Words) -> Section:
 
 def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
     found, make = facts.evaluation, facts.subject.make("eval")
-    if found is None:
-        yield Missing(text=words("accuracy.none"), command=make)
-        return
-    if not found.numbers:
-        if not any(one.section == "accuracy" for one in facts.broken):
+    if found is None or not found.numbers:
+        if unread(facts.broken, "accuracy"):
+            return  # which is said at the head of the section
+        if found is None:
+            yield Missing(text=words("accuracy.none"), command=make)
+        else:
             yield Missing(text=words("accuracy.unreadable"), command=make)
         return
     if not found.of_checkpoint:

@@ -20,7 +20,7 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import Facts
 from ascendet.report.formats import duration, fixed, moment
-from ascendet.report.reading import dig, mapping, number
+from ascendet.report.reading import dig, mapping, number, unread
 from ascendet.report.words import Words, because
 
 Rows = list[tuple[str, list[Cell]]]
@@ -147,6 +147,8 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         yield Paragraph(text=words("training.devices-unknown"))
     yield Listing(rows=_training_rows(facts, words))
     if not found.logged and not starting:
+        if unread(facts.broken, "training"):
+            return  # which is said at the head of the section
         yield Missing(text=words("training.no-steps"), command=make)
     elif charts.curves:
         captions = {name: words(f"training.curve-{name}") for name in charts.curves}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ascendet.report import bands
 from ascendet.report.facts import Evaluation, Facts
-from ascendet.report.reading import dig, number
+from ascendet.report.reading import dig, number, unread
 from ascendet.report.staged import Staged
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
@@ -112,6 +112,8 @@ def _finished(facts: Facts, common: dict[str, Any]) -> Line:
         return Line(**common, state="failed", reason="training.damaged")
     if facts.checkpoint is None:
         return Line(**common, state="missing", reason="training.no-checkpoint")
+    if broken := None if facts.training and facts.training.logged else unread(facts.broken, "training"):
+        return Line(**common | {"command": broken.remedy}, state="missing", reason="training.unread")
     if facts.training is None or not facts.training.logged:
         return Line(**common, state="missing", reason="training.unlogged")
     if not facts.training.complete:
@@ -123,8 +125,10 @@ def _evaluation(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     common: dict[str, Any] = {"subject": "evaluation", "section": "accuracy"}
     if found is None or not found.numbers:
-        reason = "evaluation.none" if found is None else "evaluation.broken"
-        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
+        broken = unread(facts.broken, "accuracy")
+        reason = "evaluation.none" if found is None and broken is None else "evaluation.broken"
+        command = broken.remedy if broken else facts.subject.make("eval")
+        yield Line(**common, state="missing", reason=reason, command=command)
         return
     if not found.of_checkpoint:
         reason = "evaluation.old" if facts.run else "evaluation.other"
@@ -261,6 +265,8 @@ def _speed(facts: Facts) -> Line:
             "rate": float(fixed["steady"]["images_per_second"]),
         }
     except (AssertionError, KeyError, TypeError, ValueError):
+        if broken := unread(facts.broken, "inference"):
+            return Line(**common, state="missing", reason="speed.unread", command=broken.remedy)
         return Line(
             **common, state="missing", reason="speed.none", command=facts.subject.make("speed", IMAGES="")
         )
@@ -277,7 +283,9 @@ def _staged(facts: Facts) -> Iterator[Line]:
     common: dict[str, Any] = {"subject": "om", "section": "om"}
     mine = [one for one in facts.staged if one.of_checkpoint]
     if not mine:
-        yield Line(**common, state="missing", reason="om.none", command=make("export"))
+        broken = unread(facts.broken, "om")
+        reason, command = ("om.unread", broken.remedy) if broken else ("om.none", make("export"))
+        yield Line(**common, state="missing", reason=reason, command=command)
         return
     if any(one.damaged for one in mine):
         yield Line(**common, state="failed", reason="om.damaged", command=make("export"))
