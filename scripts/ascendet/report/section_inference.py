@@ -162,8 +162,10 @@ def _waits(facts: Facts, words: Words) -> Iterator[Block]:
         yield Paragraph(text=words("waits.fallbacks-none"))
     else:
         yield Missing(text=words("waits.fallbacks-unknown"), command=facts.subject.make("eval"))
-    yield Heading(text=words("waits.counters"))
     found = facts.counters
+    if found is None and unread(facts.broken, "waits"):
+        return  # which is said at the head of the section
+    yield Heading(text=words("waits.counters"))
     if found is None and facts.simulated is False:
         yield Paragraph(text=words("waits.counters-real"))
     elif found is None:
