@@ -220,4 +220,4 @@ bench-%: ## Print a benchmark's figures: bench-train, -step-time, -backbone, -pi
 print-%: ## Print a variable of this file: make print-MODEL
 	@printf '%s\n' '$($*)'
 clean: ## Remove build/; the cache in the home folder stays
-	@rm -rf build
+	@$(PY) clean

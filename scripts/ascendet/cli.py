@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
 from ascendet import __version__, paths
-from ascendet.core import again, files
+from ascendet.core import access, again, files
 from ascendet.core.options import Parser
 from ascendet.errors import EXIT_CODES, AscendetError
 
@@ -30,6 +30,7 @@ class StageCommand:
 
 # In the order of the packages.
 STAGES: dict[str, StageCommand] = {
+    "clean": StageCommand("core.clean", "host", "remove the build folder; the cache stays"),
     "doctor": StageCommand(
         "machine.doctor", "host", "check this machine and list every problem with its fix"
     ),
@@ -121,7 +122,8 @@ STAGES: dict[str, StageCommand] = {
     "test": StageCommand("dev.test", "tools", "run the linters and the test suites"),
     "bench": StageCommand("dev.bench", "tools", "run a benchmark in the stack's environment"),
 }
-# The make target of a stage that has another name, of the packages run and om.
+# The packages whose stages are called like their make targets, and the stage of them that is not.
+_NAMED_LIKE_TARGETS = ("envs.", "wheels.install", "data.", "run.", "om.", "report.")
 _TARGETS = {"evaluate": "eval"}
 
 
@@ -142,15 +144,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         with files.disk_errors(paths.BUILD):
             return _run(argv)
     except AscendetError as error:
-        sys.stdout.flush()
-        stage = STAGES.get(argv[0]) if argv else None
-        if stage and stage.module.startswith(("run.", "om.")):
-            error.hint = again.complete(error.hint, _TARGETS.get(argv[0], argv[0]))
-        sys.stderr.write(error.render(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
-        return error.exit_code
+        return _fail(argv, error)
+    except OSError as error:
+        refused = access.refusal(error)
+        if refused is None:
+            raise
+        return _fail(argv, refused)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_CODES["interrupted"]
+
+
+def _fail(argv: list[str], error: AscendetError) -> int:
+    """Print an error of a stage, and return its exit code."""
+    sys.stdout.flush()
+    stage = STAGES.get(argv[0]) if argv else None
+    if stage and stage.module.startswith(_NAMED_LIKE_TARGETS):
+        error.hint = again.complete(error.hint, _TARGETS.get(argv[0], argv[0]))
+    elif error.name == "permission-denied" and again.is_variable(error.hint):
+        error.hint = f"the same command with {error.hint}"
+    sys.stderr.write(error.render(colour=sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+    return error.exit_code
 
 
 def _run(argv: list[str]) -> int:

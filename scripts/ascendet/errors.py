@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 # Sorted by code. 10-39 core, 40-59 sources/patches/wheel/abi, configurations,
-# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM, 102-109 release, 110 reports.
+# 60-69 data, 70-79 train/eval, 80-89 image/container, 91-101 staged OM, 102-109 release, 110 reports, 111- core again.
 EXIT_CODES: dict[str, int] = {
     "python-version": 10,
     "usage": 11,
@@ -108,6 +108,7 @@ EXIT_CODES: dict[str, int] = {
     "release-unsigned": 106,
     "signature-invalid": 107,
     "report-unwritable": 110,
+    "permission-denied": 111,
 }
 
 # Errors of programs that run without the tool, and the code that each ends with; None where the program continues and

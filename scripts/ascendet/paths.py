@@ -8,9 +8,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ASCENDET_BUILD") or ROOT / "build").absolute()
-_XDG_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-# Shared by all clones and kept by `make clean`: pip's cache, built wheels, downloads.
-CACHE = Path(os.environ.get("ASCENDET_CACHE") or _XDG_CACHE / "ascendet").absolute()
+
+
+def home() -> Path | None:
+    """Return the user's home folder; None for a user without one, as in a container that is given a bare uid."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _cache() -> Path:
+    """Return the folder that all clones share and `make clean` keeps; without a home folder it is in the build's."""
+    if named := os.environ.get("ASCENDET_CACHE"):
+        return Path(named)
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches).expanduser() / "ascendet"
+    mine = home()
+    return mine / ".cache" / "ascendet" if mine else BUILD / "cache"
+
+
+# pip's cache, built wheels, downloads.
+CACHE = _cache().absolute()
 REQUIREMENTS = ROOT / "requirements"
 LOCK = REQUIREMENTS / "lock"
 WHEELS = ROOT / "wheels"

@@ -21,6 +21,7 @@ from vitdet import launch
 from vitdet.checkpoint import drop_class_layers
 from vitdet.data import DataError, classes_of, count_pictures, fill, find_split, set_classes
 from vitdet.infer import Trained
+from vitdet.predictions import NumberedCocoMetric
 from vitdet.recipe import RecipeRunner, fit, stretch
 
 CONFIGS = Path(vitdet.__file__).parent / "configs"
@@ -63,6 +64,12 @@ def test_coco_s_classes_are_mmdet_s_in_its_order():
     content = {"categories": [dict(id=number, name=name) for number, name in zip(ids, names, strict=True)]}
     assert classes_of(content) == names
     assert (names[ids.index(13)], names[ids.index(90)]) == ("stop sign", "toothbrush")
+
+
+def test_ranks_hand_over_their_results_in_the_runs_folder(monkeypatch, tmp_path):
+    """Not in the current folder, mmengine's choice: that is the checkout, which may be another user's."""
+    monkeypatch.setenv("WORK_DIR", str(tmp_path))
+    assert NumberedCocoMetric().collect_dir == f"{tmp_path}/.results"
 
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in CONFIGS.glob("*.py")))

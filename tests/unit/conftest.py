@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,27 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     return tmp_path / "build"
+
+
+class _Capabilities(ctypes.Structure):
+    """The header of capget(2) and capset(2)."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("process", ctypes.c_int))
+
+
+@pytest.fixture
+def by_modes() -> Iterator[None]:
+    """Let files' modes hold for this process, even if it is root's, which may read and write everything otherwise."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = _Capabilities(version=0x20080522, process=0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and of the next 32 the same
+    assert libc.capget(ctypes.byref(header), sets) == 0
+    before = sets[0]
+    sets[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(header), sets) == 0
+    yield
+    sets[0] = before
+    assert libc.capset(ctypes.byref(header), sets) == 0
 
 
 def fails(name: str, call: object, *arguments: object, **options: object) -> AscendetError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ascendet.report.charts import Charts
 from ascendet.run.score import NAMES
 
 MODEL, DATASET, RUN = "vitdet-tiny", "shapes", "first"
-CHECKPOINT = "c" * 64
+CHECKPOINT = hashlib.sha256(b"weights").hexdigest()
 ANNOTATIONS = "eefc2594d48871291fa901187cf859001069a45b15f7c7b1fa8ff8d030c01ab7"  # of requirements/bands
 WHERE = "2 x Ascend910B3 (simulated, cann_sim) in build/venv/vitdet"
 SVG = b'<svg viewBox="0 0 9 9" xmlns="http://www.w3.org/2000/svg"><text style="fill: #777777">a</text></svg>'
@@ -272,7 +273,9 @@ def drawn(name: str = "a|b <script>.png") -> Charts:
         "shown": 410,
         "score": 0.3,
         "errors": {"bbox": {"counts": counts}},
-        "notes": ["pictures that cannot be drawn: 1 (<b>.png: No such file or directory)"],
+        "notes": [
+            "pictures that are not there or cannot be read: 1 (<b>.png); make data-check DATASET=… says why"
+        ],
     }
     charts = dict.fromkeys(("precision_recall", "confusion", "errors"), SVG)
     curves = dict.fromkeys(("loss", "ap", "step"), SVG)

@@ -116,7 +116,7 @@ def test_missing_manager_nodes(tmp_path: Path) -> None:
 def test_device_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = machine(tmp_path / "root", npus=1, cann="8.5.0")
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: "davinci" not in str(path) and real(path, mode))
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: "davinci" not in str(path) and real(path, mode))
     check = examine(root, "real")["device group"]
     assert check.status == "blocks"
     assert "HwHiAiUser" in (check.fix or "")

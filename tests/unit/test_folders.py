@@ -236,3 +236,22 @@ def test_a_named_run_is_made_once_and_resumed_by_name(aim: Target) -> None:
     make_run(aim, "z-newer", "interrupted")
     assert folders.find_resumable(aim, {}, "mine") == run
     fails("resume-impossible", folders.find_resumable, aim, {}, "other")
+
+
+def test_a_resumed_training_began_when_it_was_first_started(build: Path) -> None:
+    run = build / "runs/m_d/first"
+    run.mkdir(parents=True)
+    (run / "a.pth").touch()
+    (run / "last_checkpoint").write_text("a.pth")
+    for started in ("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"):
+        with folders.keeping_state(run, {"started": started}):
+            pass
+        assert (manifest.read(run) or {})["started"] == "2026-01-01T00:00:00+00:00"
+
+
+def test_what_cannot_be_resumed_is_started_under_another_name(
+    aim: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(aim, "first", "interrupted", checkpoint=False)
+    monkeypatch.setenv("MAKEFLAGS", "w -- RUN=first EPOCHS=4 RESUME=1")
+    assert fails("resume-impossible", folders.find_resumable, aim, {}, "first").hint == "make train EPOCHS=4"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ascendet import paths
-from ascendet.run import program
+from ascendet.run import diagnose, program
 from conftest import fails
 
 LOGS = {
@@ -50,6 +50,19 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def execute(folder: Path, name: str = "train") -> None:
     program.execute(program.Run(program=name, environ=os.environ, log=folder / "x.log"))
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_the_next_command_of_an_interrupted_training_is_one_that_works(
+    checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", "w -- RUN=first EPOCHS=4 RESUME=1")
+    if checkpoint:
+        (tmp_path / "epoch_1.pth").touch()
+        (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
+    hint = diagnose.interrupted("train", tmp_path / "train.log").hint
+    # Without a checkpoint neither the name nor RESUME=1 can be used again.
+    assert hint == ("make train RUN=first EPOCHS=4 RESUME=1" if checkpoint else "make train EPOCHS=4")
 
 
 @pytest.mark.parametrize("name", LOGS)
@@ -180,7 +193,10 @@ def test_the_next_command_is_that_of_the_program(
         (tmp_path / "e.pth").touch()
         (tmp_path / "last_checkpoint").write_text("e.pth")
     verb, _, rest = command.partition(" RESUME")
-    expected = f"{verb} RUN=mine DEVICES=6,7" + (f" RESUME{rest}" if rest else "")
+    name = (
+        "" if (program_name, checkpoint) == ("train", False) else " RUN=mine"
+    )  # taken, and not to be resumed
+    expected = f"{verb}{name} DEVICES=6,7" + (f" RESUME{rest}" if rest else "")
     assert fails("npu-out-of-memory", execute, tmp_path, program_name).hint.endswith(f"then: {expected}")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import report_material as material
-from ascendet.report import facts, page
+from ascendet.report import charts, facts, page, render, verdict
 from ascendet.report.charts import Charts
 from ascendet.report.commands import Subject, makefile, of_stage
 from ascendet.report.facts import Facts
-from ascendet.report.words import Words
+from ascendet.report.words import Language, Words
 from conftest import fails
 
 SUBJECT = Subject(stack="vitdet", model=material.MODEL, dataset=material.DATASET)
@@ -130,7 +130,7 @@ def test_every_option_of_the_makefile_has_its_variable() -> None:
         "--run",
         "a b",
     ]
-    assert of_stage(argv) == "make train MODEL=m DATASET=d AMP=1 RESUME=1 DEVICES=6 RUN='a b'"
+    assert of_stage(argv) == "make train MODEL=m DATASET=d AMP=1 DEVICES=6 RUN='a b'"
 
 
 # -- states --
@@ -182,6 +182,25 @@ def test_a_resumed_training_is_one() -> None:
     assert found.training
     assert (found.training.attempts, found.training.step, found.training.last_loss) == (2, 50, 1.5)
     assert found.broken == []
+
+
+def test_a_resumed_training_that_repeats_no_logged_step_is_one_of_two_attempts() -> None:
+    command = material.common("train", ["--run", "first", "--resume"])["command"]
+    run = material.add_run(command=command)
+    rows = [json.loads(row) for row in (run / "progress.jsonl").read_text().splitlines()]
+    for after in (30, 60):  # before the next logged step, and one that is logged a second time
+        note = {"phase": "note", "text": f"resumed after step {after}", "time": 1.0}
+        again = [row for row in rows if row["phase"] == "train" and row["step"] > after]
+        before = [
+            row for row in rows if row["phase"] != "train" or row["step"] <= max(after, 75 * (after == 60))
+        ]
+        material.write(
+            run / "progress.jsonl", "".join(json.dumps(row) + "\n" for row in (*before, note, *again))
+        )
+        found = gather()
+        assert found.training is not None
+        assert (found.training.attempts, found.training.step) == (2, 100)
+    assert found.commands == ["make train MODEL=vitdet-tiny DATASET=shapes RUN=first"]
 
 
 def test_an_image_is_known_by_its_digest_and_labels(build: Path) -> None:
@@ -296,7 +315,131 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
     (run / "eval/metrics.json").unlink()
     (run / "eval/metrics.json").mkdir()
     (broken,) = gather().broken
-    assert "directory" in broken.why
+    assert broken.why.key == "folder"
+
+
+CLOSED = (
+    *FILES,
+    "train.log",
+    "last_checkpoint",
+    "epoch_2.pth",
+    "eval",
+    "speed",
+    "backbone.onnx",
+    "Ascend910B3-origin",
+    "compare-Ascend910B3-origin",
+    ".",  # the export's folder
+    "wheelhouse",
+    "wheelhouse/mmcv/key/manifest.json",
+    "data/shapes/manifest.json",
+)
+
+
+@pytest.mark.usefixtures("by_modes")
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("name", CLOSED)
+def test_what_may_not_be_read_is_said_in_words_with_the_command_that_lets_one(
+    name: str, language: Language, build: Path
+) -> None:
+    run = material.everything()
+    om = next((build / "om").iterdir())
+    stage = om / "export_meta.json"
+    content = json.loads(stage.read_text())
+    content["stages"][0]["sha256"] = hashlib.sha256(b"onnx").hexdigest()
+    material.write(stage, content)
+    for made in ("wheelhouse/mmcv/key", "data/shapes"):
+        material.write(build / made / "manifest.json", {})
+    (build / "data/shapes/annotations").mkdir()
+    material.write(build / "data/shapes/annotations/instances_val.json", {})
+    places = (om,) if name == "." else (run, om, build)
+    file = next(folder / name for folder in places if (folder / name).exists())
+    mode = file.stat().st_mode
+    file.chmod(0)
+    try:
+        found = gather()
+        made_page = page.compose(found, Charts(), Words(language))
+    finally:
+        file.chmod(mode)
+    shown = {one.file for one in found.broken}
+    assert any(str(file) == one or str(file) in one for one in shown), shown
+    markdown = render.to_markdown(made_page, Words(language))
+    assert f"<code>sudo chmod a+r{'X' * file.is_dir()} {file}</code>" in markdown
+    assert {"en": "has no right to read it", "zh": "无权读取"}[language] in markdown
+    assert "Errno" not in markdown
+    assert "Permission denied" not in markdown
+
+
+@pytest.mark.usefixtures("by_modes")
+def test_what_cannot_be_read_is_not_called_not_made(build: Path) -> None:
+    run = material.everything()
+    (om,) = (build / "om").iterdir()
+    closed = [run / "progress.jsonl", run / "eval", run / "speed", om, *run.glob("counters*")]
+    for file in closed:
+        file.chmod(0)
+    found = gather()
+    said = {line.subject: line for line in verdict.judge(found)}
+    whole = text(found)
+    for file in closed:
+        file.chmod(0o700)
+    reasons = {
+        "training": "training.unread",
+        "evaluation": "evaluation.broken",
+        "speed": "speed.unread",
+        "om": "om.unread",
+    }
+    for (subject, reason), file in zip(reasons.items(), closed, strict=False):
+        assert (said[subject].reason, said[subject].state) == (reason, "missing")
+        assert str(said[subject].command).startswith("sudo chmod a+r"), subject
+        assert str(file) in str(said[subject].command)
+    for claim in (
+        "Not evaluated",
+        "Not counted",
+        "Not measured: first",
+        "Not exported",
+        "No step was logged",
+        "not evaluated",
+    ):
+        assert claim not in whole
+
+
+@pytest.mark.usefixtures("by_modes")
+@pytest.mark.parametrize("name", ["predictions.json", "images.json", "instances_val.json", "python"])
+def test_charts_of_what_may_not_be_read_say_so_in_words(
+    name: str, build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = material.everything()
+    truth = build / "annotations/instances_val.json"
+    python = build / "python"
+    material.write(truth, {})
+    material.write(python, "")
+    python.chmod(0o755)
+    monkeypatch.setattr(charts.venv, "stack_python", lambda _: python)
+    monkeypatch.setattr(charts, "_draw_curves", lambda *_: None)
+    inputs = {"annotations": hashlib.sha256(b"{}").hexdigest(), "checkpoint": material.CHECKPOINT}
+    material.add_eval(run / "eval", inputs=inputs)
+    material.write(run / "eval/images.json", {"annotations": str(truth), "images": [1]})
+    file = {truth.name: truth, python.name: python}.get(name, run / "eval" / name)
+    file.chmod(0)
+    found = gather()
+    made = charts.draw(found, "zh", 0.3)
+    markdown = render.to_markdown(page.compose(found, made, Words("zh")), Words("zh"))
+    assert f"sudo chmod a+r {file}" in markdown
+    assert "无权读取" in markdown
+    assert "Errno" not in markdown
+    assert "denied" not in markdown
+
+
+@pytest.mark.usefixtures("by_modes")
+def test_a_run_of_another_user_is_running_only_while_it_runs() -> None:
+    run = material.add_run(state="running")
+    (run / ".lock").touch()
+    (run / ".lock").chmod(0o400)
+    run.chmod(0o500)
+    assert gather().state == "stopped"
+    with (run / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert gather().state == "running"
+    run.chmod(0o700)
 
 
 def test_a_run_whose_checkpoint_may_not_be_read_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import html.parser
+import json
 import re
+import shutil
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from ascendet.report.charts import Charts, _count_pictures, _svg, _take
 from ascendet.report.commands import Subject
 from ascendet.report.document import Cell, Page, Table
 from ascendet.report.facts import Facts
-from ascendet.report.reading import Reader
+from ascendet.report.reading import Reader, Reason
 from ascendet.report.verdict import Line
 from ascendet.report.words import LANGUAGES, Language, Words
 from conftest import fails
@@ -164,6 +168,218 @@ def test_figures_of_a_training_without_a_manifest_are_marked_or_their_devices_ca
     assert ("No manifest says whether" in markdown) is not evaluated
 
 
+def test_a_checkpoint_that_was_cut_off_since_is_not_met() -> None:
+    run = material.everything()
+    assert lines()["training"].state == "met"
+    (run / "epoch_2.pth").write_text("weig")
+    assert (lines()["training"].state, lines()["training"].reason) == ("failed", "training.damaged")
+    text = str(compose())
+    assert "epoch_2.pth cannot be used" in text
+    assert "it has 4 bytes now" in text
+    (run / "epoch_2.pth").unlink()
+    assert (lines()["training"].state, lines()["training"].reason) == ("missing", "training.no-checkpoint")
+
+
+def test_a_training_is_met_by_its_log_not_by_its_manifest_alone() -> None:
+    run = material.add_run()
+    rows = (run / "progress.jsonl").read_text().splitlines(keepends=True)
+    train = [row for row in rows if '"train"' in row]
+    for kept, reason in (
+        (train, "finished"),
+        (train[:3], "finished"),  # the last steps need not be logged: 75 of 100, every 25th
+        ([*train[:2], rows[-1]], "finished"),  # validated at step 100
+        (train[:2], "cut"),
+        ([], "unlogged"),
+    ):
+        (run / "progress.jsonl").write_text("".join(kept))
+        line = lines()["training"]
+        assert line.reason == f"training.{reason}"
+        assert line.state == ("met" if reason == "finished" else "missing")
+        assert line.command == (
+            None if reason == "finished" else "make train MODEL=vitdet-tiny DATASET=shapes"
+        )
+    (run / "progress.jsonl").unlink()
+    assert lines()["training"].reason == "training.unlogged"
+    assert "no step of it is logged" in str(compose())
+
+
+@pytest.mark.parametrize("name", ["backbone.onnx", "Ascend910B3-origin/backbone.om"])
+def test_an_export_of_which_a_file_was_cut_off_since_is_not_met(name: str) -> None:
+    material.everything()
+    folder = material.add_om()
+    whole = hashlib.sha256(b"onnx").hexdigest()
+    (folder / "Ascend910B3-origin/backbone.om").write_text("onnx")
+    for file, stages in (
+        (folder / "export_meta.json", None),
+        (folder / "Ascend910B3-origin/om.json", "backbone"),
+    ):
+        content = json.loads(file.read_text())
+        (content["stages"][stages] if stages else content["stages"][0])["sha256"] = whole
+        material.write(file, content)
+    assert lines()["om"].state == "met"
+    (folder / name).write_text("on")
+    assert (lines()["om"].state, lines()["om"].reason) == ("failed", "om.damaged")
+    assert f"{name} cannot be used" in str(compose())
+
+
+def test_a_comparison_of_an_earlier_export_or_without_a_rung_shows_nothing() -> None:
+    material.everything()
+    folder = material.add_om()
+    comparison = folder / "compare-Ascend910B3-origin/compare.json"
+    material.write(comparison, json.loads(comparison.read_text()) | {"ladder": []})
+    assert (lines()["om"].state, lines()["om"].reason) == ("missing", "om.no-rungs")
+    material.add_om()
+    record = folder / "Ascend910B3-origin/om.json"
+    material.write(record, json.loads(record.read_text()) | {"export_id": "an earlier one"})
+    assert (lines()["om"].state, lines()["om"].reason) == ("missing", "om.old")
+
+
+def test_figures_of_another_checkpoint_are_not_this_ones() -> None:
+    run = material.everything()
+    other = {"checkpoint": "f" * 64}
+    material.add_speed(run / "speed", inputs=other)
+    assert (lines()["speed"].state, lines()["speed"].reason) == ("missing", "speed.old")
+    file = paths.BUILD / "mine.pth"
+    file.write_text("weights")
+    asked = replace(SUBJECT, checkpoint=str(file))
+    material.add_eval(material.home() / "eval-mine", checkpoint="mine.pth")
+    for content, reason in (("weights", "evaluation.done"), ("weig", "evaluation.other")):
+        file.write_text(content)
+        (line,) = (
+            one
+            for one in verdict.judge(facts.gather(asked, material.MODEL, "latest"))
+            if one.subject == "evaluation"
+        )
+        assert line.reason == reason
+
+
+def test_numbers_that_are_not_the_manifests_are_not_quoted() -> None:
+    run = material.everything()
+    numbers = json.loads((run / "eval/metrics.json").read_text())
+    numbers["bbox"]["AP"] = 0.99
+    material.write(run / "eval/metrics.json", numbers)
+    assert lines()["evaluation"].state == "missing"
+    assert "its numbers are not those of the manifest beside it" in str(compose())
+
+
+@pytest.mark.parametrize(("key", "said"), [("x", "another key"), (None, "is not here now")])
+def test_a_data_set_that_changed_or_is_gone_since_is_not_how_one_reproduces_it(
+    key: str | None, said: str, build: Path
+) -> None:
+    material.add_eval(material.add_run() / "eval")
+    folder = build / "data/shapes"
+    command = ["__main__.py", "data", "--dataset", "shapes"]
+
+    def now(key: str, content: str) -> str:
+        material.write(folder / "manifest.json", {"key": key, "command": command})
+        material.write(folder / "annotations/instances_val.json", content)
+        return str(compose())
+
+    text = now("d" * 16, "{}")
+    assert "make data DATASET=shapes" in text
+    assert "has another key now" not in text
+    if key:
+        text = now(key, "{}")
+    else:
+        shutil.rmtree(folder)
+        text = str(compose())
+    assert said in text
+    assert "FROM" not in text  # shapes is not the user's own
+    assert "make data DATASET=shapes" not in gather().commands
+    material.add_eval(
+        material.home() / "first/eval", inputs={"annotations": hashlib.sha256(b"{}").hexdigest()}
+    )
+    assert "another key" not in now("x", "{}")  # made anew by another stack, with the same annotations
+
+
+def test_a_run_is_reported_although_its_data_set_is_gone(
+    monkeypatch: pytest.MonkeyPatch, build: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    material.add_run()
+    material.home().rename(build / "runs/vitdet-tiny_mine")
+    run_stage(monkeypatch, "--dataset=mine")
+    assert (
+        "make data DATASET=mine FROM='&lt;folder or zip&gt;'"
+        in next(build.glob("reports/*/report.md")).read_text()
+    )
+    assert "ran to its end" in capsys.readouterr().out
+    fails("dataset-unknown", run_stage, monkeypatch, "--dataset=nobodys")
+    fails("dataset-unknown", run_stage, monkeypatch, "--dataset=../x")
+
+
+def test_a_single_logged_loss_is_said_once() -> None:
+    run = material.add_run()
+    rows = (run / "progress.jsonl").read_text().splitlines(keepends=True)
+    (run / "progress.jsonl").write_text("".join(row for row in rows if '"step": 100' in row))
+    markdown = render.to_markdown(compose(), Words("en"))
+    assert "- loss: 1.000 (simulated)\n" in markdown
+
+
+def test_chinese_sentences_have_chinese_punctuation() -> None:
+    material.everything()
+    markdown = render.to_markdown(compose("zh"), Words("zh"))
+    prose = re.sub(
+        r"<code>.*?</code>|```.*?```|\]\([^)]*\)|^\| mm.*$", "", markdown, flags=re.DOTALL | re.MULTILINE
+    )
+    assert re.findall(r".{8}[\u4e00-\u9fff] ?[;:,(](?!\d).{8}", prose) == []
+
+
+def test_a_band_is_for_the_recipe() -> None:
+    run = material.add_run()
+    material.add_eval(run / "eval", box=0.1)
+    assert lines()["accuracy.bbox"].state == "failed"
+    for given, said in (({"epochs": "1"}, "EPOCHS=1"), ({"lr": 0.5, "amp": True}, "LR=0.5 AMP=1")):
+        material.add_run(inputs={"amp": False, "lr": None, **given})
+        line = lines()["accuracy.bbox"]
+        assert (line.state, line.values["changed"]) == ("measured", said)
+        assert f"given {said}" in str(compose())
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "stopped"])
+def test_a_training_that_ended_before_a_step_was_not_at_step_0_of_0(state: str) -> None:
+    run = material.add_run(state="running" if state == "stopped" else state, error="npu-lost")
+    (run / "progress.jsonl").unlink()
+    assert lines()["training"].reason == f"training.{state}-early"
+    text = str(compose())
+    assert "before its first logged step" in text
+    assert "0 of 0" not in text
+
+
+def test_what_only_one_run_has_been_evaluated_with_does_not_differ() -> None:
+    for name in ("first", "second"):
+        material.add_run(name)
+    material.add_eval(material.home() / "first/eval")
+    pair = gather("first"), gather("second")
+    made = compare.compose(pair, material.drawn(), Words("en"))
+    assert "Their inputs are the same" in str(made)
+    assert made.made.count("/runs/vitdet-tiny_shapes/") == 2
+
+
+def test_predictions_are_not_shown_beside_other_annotations(build: Path) -> None:
+    named, here = build / "elsewhere.json", build / "data/shapes/annotations/instances_val.json"
+    digest = hashlib.sha256(b"{}").hexdigest()
+
+    def found(first: str | None, second: str | None, digest: str | None = digest) -> Path | None:
+        for file, content in ((named, first), (here, second)):
+            file.unlink(missing_ok=True)
+            if content:
+                material.write(file, content)
+        return report.charts._annotations(named, "shapes", digest)
+
+    assert found("{}", None) == named
+    assert found(None, "{}") == found("[]", "{}") == here
+    assert found("[]", None) is found("[]", "[]") is found(None, None) is None
+    assert found("[]", "{}", digest=None) == named
+
+
+def test_captions_are_text_in_markdown() -> None:
+    material.everything()
+    made = page.compose(gather(), material.drawn("a_b's *c*.png"), Words("en"))
+    markdown = render.to_markdown(made, Words("en"))
+    assert "*a\\_b's \\*c\\*.png: 4 found" in markdown
+    assert "each column's own median" in markdown
+
+
 def test_a_rung_that_breaks_fails() -> None:
     material.add_run()
     material.add_om(holds=False)
@@ -289,7 +505,9 @@ def test_names_from_files_are_text_and_nothing_else(language: Language) -> None:
     markdown = render.to_markdown(made, Words(language))
     assert "<script" not in markdown
     assert "a\\|b &lt;script&gt;.png" in markdown
-    note = "pictures that cannot be drawn: 1 (&lt;b&gt;.png: No such file or directory)"
+    note = (
+        "pictures that are not there or cannot be read: 1 (&lt;b&gt;.png); make data-check DATASET=… says why"
+    )
     assert note in text
     assert note in markdown
 
@@ -347,7 +565,7 @@ def test_a_chart_that_could_run_code_is_refused(tmp_path: Path) -> None:
     )
     for text in refused:
         (tmp_path / "chart.svg").write_text(text)
-        with pytest.raises(ValueError, match="more than a drawing"):
+        with pytest.raises(ValueError, match=r"^chart\.svg$"):
             _svg(tmp_path / "chart.svg")
     (tmp_path / "chart.svg").write_text(
         '<svg><use xlink:href="#m"/><text>a class on it= javascript:</text></svg>'
@@ -379,13 +597,14 @@ def test_a_package_that_is_missing_is_no_fault_of_the_predictions(
     python.chmod(0o755)
     annotations = tmp_path / "instances_val.json"
     annotations.write_text("{}")
-    evaluated = material.add_eval(material.add_run() / "eval")
+    inputs = {"annotations": hashlib.sha256(b"{}").hexdigest(), "checkpoint": material.CHECKPOINT}
+    evaluated = material.add_eval(material.add_run() / "eval", inputs=inputs)
     material.write(evaluated / "predictions.json", [])
     material.write(evaluated / "images.json", {"annotations": str(annotations), "images": [1]})
     found, made = gather(), Charts()
     assert found.evaluation
     report.charts._find(found, found.evaluation, python, "en", 0.3, made)
-    assert made.no_findings == said.removeprefix("error: ")
+    assert made.no_findings == Reason(key="said", values={"text": said.removeprefix("error: ")})
     assert [one.section for one in found.broken] == broken
     assert made.remedy is None if command is None else str(made.remedy).startswith(command)
 
@@ -394,7 +613,7 @@ def test_a_page_without_an_environment_compiles_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(report.charts.venv, "stack_python", lambda _: tmp_path / "bin/python")
     material.add_eval(material.add_run() / "eval")
     made = report.charts.draw(gather(), "en", 0.3)
-    assert made.no_findings == made.no_curves == f"{tmp_path}/bin/python is not there"
+    assert made.no_findings == made.no_curves == Reason(key="absent", file=f"{tmp_path}/bin/python")
     assert str(made.remedy).startswith("make install")
 
 

@@ -136,7 +136,7 @@ def ensure(request: ImageRequest) -> Image:
     final = folder / manifest.digest_inputs(inputs)
     known = manifest.read(final)
     if known and not engine.inspect("image", [str(known["image"])]):
-        shutil.rmtree(final)  # docker rmi has removed the image that it describes
+        files.remove_tree(final)  # docker rmi has removed the image that it describes
     with manifest.stage(f"image/{folder.name}", inputs) as stage:
         if not stage.fresh:
             labels = _labels(stack, request.soc, name, base, inputs)
@@ -312,7 +312,7 @@ def _labels(
     inputs: dict[str, object],
 ) -> dict[str, str]:
     """Return the image's labels: OCI's annotations, and ours about the software in it."""
-    revision = process.ask(["git", "rev-parse", "HEAD"], cwd=paths.ROOT)
+    revision = process.ask(process.git("rev-parse", "HEAD"))
     return {
         "org.opencontainers.image.title": f"Ascendet {stack.name}",
         "org.opencontainers.image.description": stack.summary,

@@ -21,8 +21,18 @@ def command(target: str, **changed: str) -> str:
     """
     variables = given() | changed
     return " ".join(
-        ["make", target, *(f"{name}={shlex.quote(value)}" for name, value in variables.items() if value)]
+        ["make", target, *(f"{name}={quote(value)}" for name, value in variables.items() if value)]
     )
+
+
+def quote(text: str) -> str:
+    r"""Return a value as one word of the shell, with as few quotes as it takes.
+
+    >>> print(quote("a.jpg"), quote("a b"), quote("'a b' *.png"), quote("it's $1"))
+    a.jpg 'a b' "'a b' *.png" 'it'"'"'s $1'
+    """
+    plain = "'" in text and not re.search(r'["$`\\!]', text)
+    return f'"{text}"' if plain else shlex.quote(text)
 
 
 def given() -> dict[str, str]:
@@ -42,7 +52,11 @@ def complete(hint: str, target: str) -> str:
     >>> complete("SIZES=1024x1024,800x1344", "export"), complete("make train, or CHECKPOINT=<file>", "export")
     ('make export SIZES=1024x1024,800x1344', 'make train, or CHECKPOINT=<file>')
     """
-    name, equals, _ = hint.partition("=")
-    if not (equals and re.fullmatch(r"[A-Z_]+", name)):
+    if not is_variable(hint):
         return hint
-    return f"{command(target, **{name: ''})} {hint}"
+    return f"{command(target, **{hint.partition('=')[0]: ''})} {hint}"
+
+
+def is_variable(hint: str) -> bool:
+    """Return whether a hint is only a variable with its value, or several."""
+    return re.match(r"[A-Z_]+=", hint) is not None

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from ascendet import paths
 from ascendet.errors import AscendetError
@@ -88,6 +89,17 @@ def point(link: Path, target: str | Path) -> None:
     temp.unlink(missing_ok=True)
     temp.symlink_to(target)
     temp.replace(link)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it; an error names its file by the whole path, unlike `shutil.rmtree`."""
+
+    def fail(function: object, path: str, raised: Any) -> None:
+        if isinstance(raised[1], OSError):
+            raised[1].filename = path
+        raise raised[1]
+
+    shutil.rmtree(folder, onerror=fail)
 
 
 def fsync(path: Path) -> None:
@@ -221,7 +233,8 @@ def check_space(folder: Path, needed: int, move: str = "ASCENDET_BUILD and ASCEN
 
 def existing(folder: Path) -> Path:
     """Return the folder if it exists, else the nearest folder above it that does."""
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+    # Unlike Path.exists, os.path.exists raises nothing where a folder may not be entered.
+    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110
 
 
 def _free(folder: Path) -> int:

@@ -174,7 +174,7 @@ def _take(cache: Path, temp: Path) -> bool:
     if _digests(temp) == content.get("outputs"):
         return True
     print(f"{cache}: does not match its manifest; removed", file=sys.stderr, flush=True)
-    shutil.rmtree(temp)
+    files.remove_tree(temp)
     shutil.rmtree(cache, ignore_errors=True)
     return False
 

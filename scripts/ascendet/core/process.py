@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ascendet.core import files
+from ascendet import paths
+from ascendet.core import access, files
 from ascendet.errors import AscendetError
 
 Command = Sequence[str | Path]
@@ -42,14 +43,14 @@ def run(
         If False, the program prints to the terminal, and "" is returned.
     disks, room
         Folders that the program writes to. If it fails and one of their disks has fewer than `room` bytes free, the
-        error is `disk-full`.
+        error is `disk-full`; if one of them may not be written to, `permission-denied`.
     text
         The program's standard input.
 
     Raises
     ------
     AscendetError
-        `error`, with the last lines of the program's output; `disk-full`.
+        `error`, with the last lines of the program's output; `disk-full`; `permission-denied`.
     """
     pipe = subprocess.PIPE if capture else None
     try:
@@ -74,6 +75,7 @@ def run(
     for folder in disks:
         if files.is_full(folder, room):
             raise files.disk_full(folder)
+    access.require(*disks)
     printed = tail(f"{done.stdout}\n{done.stderr}") if capture else ""
     ended = describe_exit(done.returncode)
     raise AscendetError(
@@ -88,6 +90,15 @@ def ask(command: Command, *, cwd: Path | None = None, env: Mapping[str, str] | N
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def git(*arguments: str) -> list[str]:
+    """Return the command that asks git about this repository, whoever owns its folder.
+
+    git refuses a folder of another user since its configuration can name programs to run. Who runs our make there does
+    that anyway.
+    """
+    return ["git", "-c", f"safe.directory={paths.ROOT}", "-C", str(paths.ROOT), *arguments]
 
 
 def require(name: str, package: str) -> str:

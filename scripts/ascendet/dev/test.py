@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import options
+from ascendet.core import options, process
 from ascendet.core.stack import Stack
 from ascendet.dev import reports, suites
 from ascendet.dev.jobs import Job, Outcome, Pool, count_slots
@@ -241,6 +241,6 @@ def _read_lint(outcome: Outcome) -> Report:
 
 def _tracked(*patterns: str) -> list[Path]:
     """Return the files that git knows, or would add."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
-    listed = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    command = process.git("ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns)
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [paths.ROOT / name for name in listed.splitlines()]

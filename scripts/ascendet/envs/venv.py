@@ -142,7 +142,7 @@ def _create(home: Path, python: str, locks: list[Path], base: str) -> None:
     base_python = interpreter(python)
     if home.exists():
         print(f"{paths.shorten(home)}: creating it again: its locks changed or it is incomplete", flush=True)
-        shutil.rmtree(home)
+        files.remove_tree(home)
     else:
         print(f"{paths.shorten(home)}: creating it", flush=True)
     if not tools:
@@ -213,7 +213,7 @@ def _install(command: list[str], python: Path, environ: Mapping[str, str]) -> No
         command,
         env=environ,
         capture=False,
-        disks=[paths.BUILD, paths.CACHE, Path(tempfile.gettempdir())],
+        disks=[paths.BUILD, *(paths.CACHE / name for name in ("uv", "pip")), Path(tempfile.gettempdir())],
         room=256 * 2**20,  # the installer has removed again what it had written
         error="install-failed",
         what=f"packages could not be installed into {paths.shorten(python.parent.parent)}",

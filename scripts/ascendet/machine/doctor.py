@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ascendet import paths
-from ascendet.core import files, options
+from ascendet.core import access, files, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.machine import engine, host, needs
@@ -90,8 +90,8 @@ def diagnose(
     """Yield the results of all checks, in the order in which a build would fail; `root` replaces `/` in them."""
     run = run or _run
     yield from _toolchain(stack, run)
-    yield _disk("disk build", paths.BUILD)
-    yield _disk("disk cache", paths.CACHE)
+    yield _disk("disk build", paths.BUILD, ["runs", "reports", "venv", "venv/tools", f"venv/{stack.name}"])
+    yield _disk("disk cache", paths.CACHE, ["uv", "pip", "sdist", "wheelhouse"])
     yield _memory(root)
     yield _docker(run)
     yield from _npu(stack, npu, root, run)
@@ -145,13 +145,19 @@ def _compiler(run: Run) -> Check:
     return Check(name="compiler", status="blocks", found=found if gnu else f"{found} is not GNU's", fix=fix)
 
 
-def _disk(name: str, folder: Path) -> Check:
+def _disk(name: str, folder: Path, within: Sequence[str]) -> Check:
+    """Check that a folder and those `within` it may be used, and that its disk has room."""
     existing = files.existing(folder)
+    closed = next(
+        (path for path in (folder, *(folder / one for one in within)) if not access.may_use(path)), None
+    )
+    if closed:
+        own = f"sudo chown -R {access.user()} {paths.shorten(folder)}"
+        fix = f"{access.denied(closed).hint} for every command, or: {own}"
+        found = f"no access to {access.describe(access.blocking(closed))}"
+        return Check(name=name, status="blocks", found=found, fix=fix)
     free, needed = shutil.disk_usage(existing).free / _GIB, needs.disk_gib()
     found = f"{free:.0f} GiB free for {paths.shorten(folder)}"
-    if not os.access(existing, os.W_OK):
-        fix = f"chown {existing}, or set ASCENDET_BUILD and ASCENDET_CACHE to folders that you own"
-        return Check(name=name, status="blocks", found=f"{existing} is not writable", fix=fix)
     if free >= needed or (paths.BUILD / "venv").exists():
         return Check(name=name, status="ok", found=found)
     fix = f"{needed} GiB are needed; free some, or set ASCENDET_BUILD and ASCENDET_CACHE to a larger disk"
@@ -228,7 +234,7 @@ def _access(nodes: list[Path], root: Path, blocks: Status) -> Iterator[Check]:
         fix = "start the container with " + " ".join(f"--device /dev/{name}" for name in missing)
         yield Check(name="device nodes", status=blocks, found=f"no {', '.join(missing)}", fix=fix)
     closed = [
-        node for node in (*nodes, *managers) if node.exists() and not os.access(node, os.R_OK | os.W_OK)
+        node for node in (*nodes, *managers) if node.exists() and not access.can(node, os.R_OK | os.W_OK)
     ]
     if closed:
         gid = closed[0].stat().st_gid

@@ -7,7 +7,6 @@ import platform
 import re
 from pathlib import Path
 
-from ascendet import paths
 from ascendet.core import process
 from ascendet.machine import host
 
@@ -23,7 +22,7 @@ def describe(npu: host.NpuKind, root: Path = Path("/")) -> dict[str, object]:
         (of this repository, git's id, with `-dirty` where files differ). What is not known is left out.
     """
     tree = host.find_cann(root) if npu == "real" else None
-    revision = process.ask(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=paths.ROOT)
+    revision = process.ask(process.git("describe", "--always", "--dirty", "--abbrev=12"))
     facts = {
         "arch": platform.machine(),
         "kernel": platform.release(),

@@ -6,23 +6,24 @@ evaluation. A page appears without them where they cannot be made, and says why.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, manifest
+from ascendet.core import access, files, manifest
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.envs import venv
 from ascendet.report import facts as gathering
 from ascendet.report.facts import Evaluation, Facts
-from ascendet.report.reading import Json, Reader
+from ascendet.report.reading import Json, Reader, Reason, reason
 from ascendet.report.words import Language
 from ascendet.run import folders
 from ascendet.supply import assets
@@ -53,12 +54,16 @@ class Charts:
     """What was drawn: SVGs by name, pictures with what findings.json says of each; or why it could not be."""
 
     curves: dict[str, bytes] = field(default_factory=dict)
-    no_curves: str = ""
+    no_curves: Reason | None = None
     findings: Json | None = None
     charts: dict[str, bytes] = field(default_factory=dict)
     pictures: list[tuple[Json, bytes]] = field(default_factory=list)
-    no_findings: str = ""
+    no_findings: Reason | None = None
     remedy: str | None = None
+
+    def mend(self, why: Reason | None) -> str | None:
+        """Return the command that removes a reason, None where it is the one that makes what charts are drawn of."""
+        return (why.rights if why else None) or self.remedy
 
 
 def draw(facts: Facts, language: Language, score: float) -> Charts:
@@ -83,11 +88,20 @@ def _environment(facts: Facts, made: Charts) -> Path | None:
     It is taken as it is: a training may be running in it, and a page need not compile a stack.
     """
     python = venv.stack_python(Stack.load(facts.subject.stack))
-    if python.exists():
+    if access.can(python, os.X_OK):
         return python
-    made.no_curves = made.no_findings = f"{paths.shorten(python)} is not there"
-    made.remedy = _install(facts)
+    if os.path.lexists(python):
+        why = _because(PermissionError(errno.EACCES, "", str(python)), python)
+    else:
+        why = Reason(key="absent", file=paths.shorten(python))
+        made.remedy = _install(facts)
+    made.no_curves = made.no_findings = why
     return None
+
+
+def _because(error: Exception, file: Path) -> Reason:
+    """Return why a file cannot be used, with its name."""
+    return replace(reason(error, file), file=paths.shorten(file))
 
 
 def _install(facts: Facts) -> str:
@@ -97,6 +111,10 @@ def _install(facts: Facts) -> str:
 
 class DrawError(Exception):
     """A program that draws failed; the message is the last line of what it said."""
+
+
+class ActiveError(ValueError):
+    """A chart holds more than a drawing; the message is its file's name."""
 
 
 class EnvironmentIncompleteError(DrawError):
@@ -131,7 +149,7 @@ def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, mad
     try:
         progress = [[run.name, files.digest(run / folders.PROGRESS)] for run in runs]
     except OSError as error:
-        made.no_curves = str(error)
+        made.no_curves = _because(error, Path(error.filename))
         return
     inputs = {"progress": progress, "language": language, "software": _software()}
     options = [*(f"--run={run}" for run in runs), f"--language={language}"]
@@ -143,8 +161,16 @@ def _draw_curves(trained: Sequence[Facts], python: Path, language: Language, mad
             file = stage.final / f"{name}.svg"
             if file.is_file():
                 made.curves[name] = _svg(file)
-    except (DrawError, ValueError) as error:
-        made.no_curves = str(error)
+    except EnvironmentIncompleteError as error:
+        made.no_curves, made.remedy = _said(error), _install(trained[0])
+    except DrawError as error:
+        made.no_curves = _said(error)
+    except ActiveError as error:
+        made.no_curves = Reason(key="drawing", file=str(error))
+
+
+def _said(error: DrawError) -> Reason:
+    return Reason(key="said", values={"text": str(error)})
 
 
 def _software() -> str:
@@ -159,24 +185,25 @@ def _find(
     found = gathering.predictions(evaluation, make, reader)
     if found is None:
         facts.broken += reader.broken
-        made.no_findings = reader.broken[0].why if reader.broken else ""
+        made.no_findings = (
+            replace(reader.broken[0].why, file=reader.broken[0].file) if reader.broken else None
+        )
         return
     predictions, listed = found
-    annotations = _annotations(Path(listed["annotations"]), facts.dataset, evaluation.annotations)
-    if annotations is None:
-        made.no_findings = (
-            f"{paths.shorten(Path(listed['annotations']))} is not here, nor annotations equal to it"
-        )
-        made.remedy = facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES="")
-        return
+    named = Path(listed["annotations"])
     try:
+        annotations = _annotations(named, facts.dataset, evaluation.annotations)
+        if annotations is None:
+            made.no_findings = Reason(key="moved", file=paths.shorten(named))
+            made.remedy = facts.subject.make_data()
+            return
         files_read = {
             "predictions": files.digest(predictions),
             "annotations": files.digest(annotations),
             "pictures": _count_pictures(annotations),
         }
     except OSError as error:
-        made.no_findings = str(error)
+        made.no_findings = _because(error, Path(error.filename))
         return
     inputs = {
         **files_read,
@@ -197,24 +224,25 @@ def _find(
                 options += [f"--images={images}", f"--out={stage.path}"]
                 _run(python, "ascendet_common.findings", *options)
     except EnvironmentIncompleteError as error:
-        made.no_findings = str(error)
-        made.remedy = _install(facts)
+        made.no_findings, made.remedy = _said(error), _install(facts)
     except DrawError as error:
-        made.no_findings = str(error)
-        reader.note("pictures", predictions, str(error), make)
+        made.no_findings = _said(error)
+        reader.note("pictures", predictions, made.no_findings, make)
     else:
         _take(stage.final, made, reader, make)
     facts.broken += reader.broken
 
 
 def _annotations(file: Path, dataset: str, digest: str | None) -> Path | None:
-    """Return the annotation file of an evaluation, or an equal one of the data set here where the folder was moved."""
-    if file.is_file():
-        return file
-    for known in sorted((assets.root() / dataset / datasets.ANNOTATIONS).glob("instances_*.json")):
-        if digest and files.digest(known) == digest:
-            return known
-    return None
+    """Return the annotation file of an evaluation, or an equal one of the data set here where it was moved or changed.
+
+    Predictions beside other annotations than they were evaluated with would show errors that nobody made.
+    """
+    here = sorted((assets.root() / dataset / datasets.ANNOTATIONS).glob("instances_*.json"))
+    known = [one for one in (file, *here) if one.is_file()]
+    if digest is None:  # an evaluation of an older version does not say it
+        return file if file in known else None
+    return next((one for one in known if files.digest(one) == digest), None)
 
 
 def _count_pictures(annotations: Path) -> dict[str, int]:
@@ -244,8 +272,8 @@ def _take(folder: Path, made: Charts, reader: Reader, make: str) -> None:
 
 
 def _svg(file: Path) -> bytes:
-    """Return a chart; raise ValueError for one that could run code in a page."""
+    """Return a chart; raise ActiveError for one that could run code in a page."""
     text = file.read_text(encoding="utf-8")
     if _ACTIVE.search(text):
-        raise ValueError(f"{file.name} holds more than a drawing")
+        raise ActiveError(file.name)
     return text.encode()

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ascendet import paths
 from ascendet.core import again
+from ascendet.data import datasets
 
 _TARGETS = {"evaluate": "eval"}  # stages that are called differently than their make target
 _SHOWN = ("MODEL", "DATASET")  # whatever their defaults are: a report is read elsewhere
-_LEFT_OUT = ("JSON",)
+_LEFT_OUT = ("JSON", "RESUME")  # who trains anew resumes nothing
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def of_stage(argv: Sequence[str]) -> str | None:
         else:
             continue
         if name not in _LEFT_OUT and value and (name in _SHOWN or value != defaults.get(name)):
-            given.append(f"{name}={shlex.quote(value)}")
+            given.append(f"{name}={again.quote(value)}")
     return " ".join(["make", _TARGETS.get(argv[1], argv[1]), *dict.fromkeys(given)])
 
 
@@ -94,3 +94,9 @@ class Subject:
         checkpoint = "" if target == "train" else self.checkpoint
         reports = {"RUN": "", "REPORT_LANG": "", "SCORE": "", "CHECKPOINT": checkpoint}
         return again.command(target, **about | reports | more)
+
+    def make_data(self, target: str = "data") -> str:
+        """Return the command that makes the data set; one of the user's own is taken in from somewhere."""
+        own = target == "data" and self.dataset not in datasets.load()
+        given = {"FROM": "<folder or zip>"} if own else {}
+        return self.make(target, MODEL="", CHECKPOINT="", IMAGES="", **given)

@@ -10,7 +10,6 @@ from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
     Cell,
-    Damage,
     Missing,
     Page,
     Paragraph,
@@ -21,7 +20,7 @@ from ascendet.report.document import (
 from ascendet.report.facts import KINDS, Facts
 from ascendet.report.formats import DASH, ap, fixed, signed
 from ascendet.report.reading import dig, number
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 from ascendet.run.score import NAMES
 
 Pair = tuple[Facts, Facts]
@@ -38,10 +37,7 @@ def compose(pair: Pair, drawn: Charts, words: Words) -> Page:
         Section(id="verdicts", title=words("compare.verdicts"), blocks=[_verdicts(pair, words)]),
     ]
     for facts in pair:
-        sections[0].blocks[:0] = [
-            Damage(text=words("page.broken", file=one.file), why=one.why, command=one.command)
-            for one in facts.broken
-        ]
+        sections[0].blocks[:0] = [page.damage(one, words) for one in facts.broken]
     return Page(
         language="zh-CN" if words.language == "zh" else "en",
         title=words("compare.title", first=first.name, second=second.name),
@@ -56,7 +52,7 @@ def compose(pair: Pair, drawn: Charts, words: Words) -> Page:
         tiles=_tiles(pair, words),
         verdict=[],
         sections=sections,
-        made=page.made(first, words),
+        made=page.made(pair, words),
     )
 
 
@@ -96,9 +92,8 @@ def _different(pair: Pair) -> Iterator[tuple[str, str, str]]:
     one, other = sides
     for name in dict.fromkeys([*one, *other]):
         values = one.get(name, DASH), other.get(name, DASH)
-        unknown = (
-            name.startswith("machine.") and DASH in values
-        )  # a manifest of an older version does not say it
+        # What a manifest of an older version does not say, or nobody has evaluated, is not known to differ.
+        unknown = name.startswith(("machine.", "annotations")) and DASH in values
         chosen_anew = name == "settings.HCCL_IF_BASE_PORT"
         if values[0] != values[1] and not unknown and not chosen_anew:
             yield name, *values
@@ -243,8 +238,9 @@ def _tiles(pair: Pair, words: Words) -> list[Tile]:
 
 def _curves(pair: Pair, drawn: Charts, words: Words) -> Iterator[Block]:
     if not drawn.curves:
-        why = drawn.no_curves or words("training.no-steps")
-        yield Missing(text=words("training.no-curves", why=why), command=pair[0].subject.make("curves"))
+        why = because(words, drawn.no_curves) if drawn.no_curves else words("training.no-steps")
+        command = drawn.mend(drawn.no_curves) or pair[0].subject.make("curves")
+        yield Missing(text=words("training.no-curves", why=why), command=command)
         return
     captions = {name: words(f"compare.curve-{name}") for name in ("loss", "ap")}
     simulated = any(bool(facts.run and facts.trained_simulated) for facts in pair)

@@ -93,10 +93,11 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """A file that cannot be used, why, and the command that makes it anew."""
+    """A file that cannot be used, why, and the command that mends it, after the words that `lead` to it."""
 
     text: str
     why: str
+    lead: str
     command: str
     kind: str = "damage"
 

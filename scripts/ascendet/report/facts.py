@@ -14,7 +14,7 @@ from ascendet.errors import AscendetError
 from ascendet.report import counters, machinery, staged, training
 from ascendet.report.commands import Subject, of_manifest
 from ascendet.report.machinery import Environment
-from ascendet.report.reading import Broken, Json, Reader, dig, number
+from ascendet.report.reading import Broken, Json, Reader, Reason, dig, mapping, number
 from ascendet.report.staged import Staged
 from ascendet.report.training import Training
 from ascendet.run import folders
@@ -58,7 +58,7 @@ class Evaluation(Result):
 
 @dataclass(kw_only=True)
 class Facts:
-    """All facts of a report."""
+    """All facts of a report; `digest` is the checkpoint's recorded SHA-256, `damaged` that its file has another."""
 
     subject: Subject
     model: str
@@ -69,6 +69,7 @@ class Facts:
     state: str | None = None
     checkpoint: str | None = None
     digest: str | None = None
+    damaged: bool = False
     training: Training | None = None
     evaluation: Evaluation | None = None
     others: list[Evaluation] = field(default_factory=list)
@@ -143,9 +144,7 @@ def gather(subject: Subject, model: str, run: str) -> Facts:
         facts.digest = dig(facts.evaluation.manifest, "inputs", "checkpoint")
     facts.staged = staged.gather(subject, model, facts.digest, reader)
     facts.counters = counters.gather(facts.home, counters.command(subject, facts.home), reader)
-    facts.environment = machinery.gather(
-        subject.stack, subject.dataset, [one.manifest for one in facts.results]
-    )
+    facts.environment = machinery.gather(subject, [one.manifest for one in facts.results], reader)
     facts.commands = _list_commands(facts)
     facts.broken = reader.broken
     return facts
@@ -179,9 +178,8 @@ def _find(subject: Subject, home: Path, run: str) -> tuple[Path | None, str, str
         raise _nothing(
             subject, home, f"the run {run}", subject.make("report", RUN=known[-1] if known else ""), known
         )
-    for file in sorted(
-        home.glob(f"eval-*/{manifest.MANIFEST}"), key=lambda one: one.stat().st_mtime, reverse=True
-    ):
+    found = home.glob(f"eval-*/{manifest.MANIFEST}")
+    for file in sorted(found, key=lambda one: one.stat().st_mtime, reverse=True):
         checkpoint = dig(Reader().table("", file, ""), "checkpoint")
         if isinstance(checkpoint, str):
             return None, Path(checkpoint).stem, checkpoint
@@ -192,7 +190,7 @@ def _last_checkpoint(run: Path) -> Path | None:
     """Return the last complete checkpoint of a run; None if there is none, or it may not be read."""
     try:
         return folders.last_checkpoint(run)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
@@ -222,12 +220,20 @@ def _read_run(facts: Facts, folder: Path, reader: Reader) -> None:
     make = facts.subject.make("train")
     content = reader.table("environment", folder / manifest.MANIFEST, make) or {}
     facts.run = Result(folder=folder, manifest=content)
-    facts.state = _state(folder, content)
-    last = _last_checkpoint(folder)
+    try:
+        facts.state = _state(folder, content)
+    except OSError as error:
+        reader.note("training", folder / folders.LOCK, error, make)
+    try:
+        last = folders.last_checkpoint(folder)
+    except (OSError, ValueError) as error:
+        last = None
+        reader.note("training", folder / folders.LAST, error, make)
     facts.checkpoint = paths.shorten(last) if last else None
     outputs = content.get("outputs")
     if isinstance(outputs, dict) and last:
         facts.digest = outputs.get(last.name)
+        facts.damaged = reader.unlike("training", last, facts.digest, make) is not None
     facts.training = training.gather(folder, make, reader, finished=facts.state == "finished")
 
 
@@ -235,11 +241,7 @@ def _state(folder: Path, content: Json) -> str | None:
     """Return a run's state; `stopped` where the manifest says that it runs and no process holds its lock."""
     state = content.get("state")
     if state == "running":
-        try:
-            folders.check_not_busy(folder)
-        except (AscendetError, OSError):
-            return "running"
-        return "stopped"
+        return "running" if folders.is_busy(folder) else "stopped"
     return str(state) if state in _ENDS else None
 
 
@@ -249,7 +251,7 @@ def _state(folder: Path, content: Json) -> str | None:
 def _read_results(facts: Facts, folder: Path, stem: str, reader: Reader) -> None:
     """Read what the stages left in `folder`: for the checkpoint with this name; for the run's last one if it is ""."""
     evaluations = []
-    for file in sorted(folder.glob(f"eval*/{manifest.MANIFEST}")):
+    for file in reader.files("accuracy", folder, f"eval*/{manifest.MANIFEST}", facts.subject.make("eval")):
         found = _evaluation(facts, file.parent, reader)
         if not found.manifest:
             continue  # of which checkpoint, pictures and devices its numbers are is not known
@@ -285,7 +287,10 @@ def _evaluation(facts: Facts, folder: Path, reader: Reader) -> Evaluation:
                 kind: {name: float(stored[kind][name]) for name in NAMES} for kind in KINDS if kind in stored
             }
             if not numbers:
-                raise ValueError("has neither boxes nor masks")
+                raise ValueError("neither boxes nor masks")
+            if any(numbers[kind] != known for kind, known in mapping(content.get("metrics")).items()):
+                reader.note("accuracy", file, Reason(key="numbers"), make)
+                numbers = {}
     classes: dict[str, Json] = {}
     file = folder / CLASSES
     by_class = reader.table("accuracy", file, make)

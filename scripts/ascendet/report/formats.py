@@ -54,17 +54,17 @@ def brief(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Return a time as hours, minutes and seconds.
+    """Return a time with the units that both languages know; of hours without the seconds.
 
-    >>> duration(404.7), duration(3725), duration(None)
-    ('6:45', '1:02:05', '–')
+    >>> duration(15.6), duration(404.7), duration(3725), duration(None)
+    ('16 s', '6 min 45 s', '1 h 2 min', '–')
     """
     found = number(seconds)
     if found is None:
         return DASH
     minutes, rest = divmod(round(found), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def moment(text: Any) -> str:

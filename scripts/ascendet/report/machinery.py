@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ascendet import paths
-from ascendet.core import manifest
+from ascendet.core import files, manifest
 from ascendet.core.spec import Spec
 from ascendet.core.stack import Stack
 from ascendet.data import datasets
 from ascendet.envs import venv
 from ascendet.errors import AscendetError
-from ascendet.report.commands import of_manifest
-from ascendet.report.reading import Json, dig, mapping
+from ascendet.report.commands import Subject, of_manifest
+from ascendet.report.reading import Json, Reader, dig, mapping
 from ascendet.supply import patches
 
 
@@ -58,9 +59,11 @@ class Environment:
     patches
         The patches of these wheels.
     data
-        The data set's key, and its annotations' digest where an evaluation names it.
+        The data set's key in the manifests.
+    data_now
+        The key of the data set that is here now, if it is not known to be that of the manifests; "" if there is none.
     data_commands
-        The command that made the data set.
+        The command that made the data set, unless it is another by now.
     """
 
     where: list[str] = field(default_factory=list)
@@ -73,12 +76,15 @@ class Environment:
     wheels_now: bool = False
     patches: list[PatchFact] = field(default_factory=list)
     data: str | None = None
+    data_now: str | None = None
     data_commands: list[str] = field(default_factory=list)
 
 
-def gather(stack_name: str, dataset: str, manifests: Sequence[Json]) -> Environment:
+def gather(subject: Subject, manifests: Sequence[Json], reader: Reader) -> Environment:
     """Return the environment that the manifests of a run and its results describe, and of the data set's."""
-    stack = Stack.load(stack_name)
+    stack = Stack.load(subject.stack)
+    make = subject.make("install", MODEL="", DATASET="", CHECKPOINT="")
+    known = _wheelhouse(reader, make)
     found = Environment(cann=stack.cann)
     for content in manifests:
         if (where := content.get("where")) and str(where) not in found.where:
@@ -89,30 +95,45 @@ def gather(stack_name: str, dataset: str, manifests: Sequence[Json]) -> Environm
         found.data = found.data or dig(content, "inputs", "data")
         found.locks = found.locks or dig(content, "inputs", "locks")
         if image := dig(content, "inputs", "image"):
-            found.image = _image(str(image))
+            found.image = _image(
+                str(image), reader, subject.make("image", MODEL="", DATASET="", CHECKPOINT="")
+            )
         if not found.wheels:
-            found.wheels = _wheels(dig(content, "inputs", "wheels"))
+            found.wheels = _wheels(dig(content, "inputs", "wheels"), known)
     if not found.wheels and found.image is None:
-        found.wheels = _wheels(dig(manifest.read(venv.stack_home(stack)), "layers"))
+        installed = reader.table("environment", venv.stack_home(stack) / manifest.MANIFEST, make)
+        found.wheels = _wheels(dig(installed, "layers"), known)
         found.wheels_now = bool(found.wheels)
     found.patches = list(_patches(stack))
-    found.data_commands = list(filter(None, [_data_command(dataset)]))
+    content, annotations = _data(subject, reader)
+    key = str(content.get("key") or "")
+    evaluated = [digest for one in manifests if (digest := dig(one, "inputs", "annotations"))]
+    # Stacks make the same pictures and annotations under different keys.
+    if found.data and found.data != key and not annotations.intersection(evaluated):
+        found.data_now = key
+    elif command := of_manifest(content):
+        found.data_commands = [command]
     return found
 
 
-def _data_command(dataset: str) -> str | None:
-    """Return the command that made a data set, or None if it is not here or does not say."""
+def _data(subject: Subject, reader: Reader) -> tuple[Json, set[str]]:
+    """Return the manifest of the data set and its annotation files' SHA-256; ({}, set()) if it is not here."""
+    make = subject.make_data()
     try:
-        folder = datasets.find(dataset).folder
+        folder = datasets.find(subject.dataset).folder
+        digests = {files.digest(one) for one in (folder / datasets.ANNOTATIONS).glob("*.json")}
     except AscendetError:
-        return None
-    return of_manifest(manifest.read(folder))
+        return {}, set()
+    except OSError as error:
+        reader.note("environment", Path(error.filename), error, make)
+        return {}, set()
+    return reader.table("environment", folder / manifest.MANIFEST, make) or {}, digests
 
 
-def _image(digest: str) -> Json:
+def _image(digest: str, reader: Reader, make: str) -> Json:
     """Return what is known of an image: its id, and where `make image` built it here, its tag, labels and SBOM."""
-    for file in (paths.BUILD / "image").glob(f"*/*/{manifest.MANIFEST}"):
-        content = manifest.read(file.parent) or {}
+    for file in reader.files("environment", paths.BUILD / "image", f"*/*/{manifest.MANIFEST}", make):
+        content = reader.table("environment", file, make) or {}
         if content.get("image") == digest:
             labels = mapping(dig(content, "labels"))
             return {
@@ -126,21 +147,21 @@ def _image(digest: str) -> Json:
     return {"id": digest}
 
 
-def _wheels(layers: Any) -> list[Wheel]:
+def _wheels(layers: Any, known: Mapping[str, str]) -> list[Wheel]:
     if not isinstance(layers, dict):
         return []
-    known = _wheelhouse()
     return [
         Wheel(name=str(name), digest=str(digest), file=known.get(str(digest)))
         for name, digest in sorted(layers.items())
     ]
 
 
-def _wheelhouse() -> dict[str, str]:
+def _wheelhouse(reader: Reader, make: str) -> dict[str, str]:
     """Return the wheel files of the wheelhouse by digest, and by the key of the folder that they are in."""
     found = {}
-    for file in (paths.BUILD / "wheelhouse").glob(f"*/*/{manifest.MANIFEST}"):
-        for name, digest in mapping(dig(manifest.read(file.parent), "outputs")).items():
+    for file in reader.files("environment", paths.BUILD / "wheelhouse", f"*/*/{manifest.MANIFEST}", make):
+        content = reader.table("environment", file, make)
+        for name, digest in mapping(dig(content, "outputs")).items():
             if str(name).endswith(".whl"):
                 found[str(digest)] = found[file.parent.name] = str(name)
     return found

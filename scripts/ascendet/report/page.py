@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,9 +12,9 @@ from ascendet.report.charts import Charts
 from ascendet.report.document import Cell, Damage, Judged, Page, Section, Tile
 from ascendet.report.facts import Facts
 from ascendet.report.formats import ap, duration, fixed, moment, signed
-from ascendet.report.reading import dig
+from ascendet.report.reading import Broken, dig
 from ascendet.report.verdict import Line
-from ascendet.report.words import Words
+from ascendet.report.words import Words, because
 
 _MARKS = {"met": "✓", "failed": "✗", "measured": "•", "missing": "–"}
 _DIGITS: dict[str, Any] = {
@@ -22,6 +23,7 @@ _DIGITS: dict[str, Any] = {
     "high": ap,
     "official": ap,
     "difference": lambda value: signed(value, 4),
+    "loss": lambda value: fixed(value, 4),
     "seconds": duration,
     "first": fixed,
     "steady": fixed,
@@ -45,14 +47,15 @@ def compose(facts: Facts, charts: Charts, words: Words) -> Page:
         tiles=_tiles(facts, words),
         verdict=[put(line, words) for line in lines],
         sections=_sections(facts, charts, words),
-        made=made(facts, words),
+        made=made([facts], words),
     )
 
 
-def made(facts: Facts, words: Words) -> str:
+def made(all_facts: Sequence[Facts], words: Words) -> str:
     """Return the sentence about when and from what a page was made."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return words("page.made", date=date, version=__version__, folder=paths.shorten(facts.home))
+    folders = words("page.list").join(paths.shorten(facts.home) for facts in all_facts)
+    return words("page.made", date=date, version=__version__, folder=folders)
 
 
 def put(line: Line, words: Words) -> Judged:
@@ -150,6 +153,15 @@ def _sections(facts: Facts, charts: Charts, words: Words) -> list[Section]:
     ]
     for broken in facts.broken:
         section = next(one for one in sections if one.id == broken.section)
-        damage = Damage(text=words("page.broken", file=broken.file), why=broken.why, command=broken.command)
-        section.blocks.insert(0, damage)
+        section.blocks.insert(0, damage(broken, words))
     return sections
+
+
+def damage(broken: Broken, words: Words) -> Damage:
+    """Return the block about a file that cannot be used."""
+    return Damage(
+        text=words("page.broken", file=broken.file),
+        why=because(words, broken.why),
+        lead=words("page.rights" if broken.why.rights else "page.anew"),
+        command=broken.remedy,
+    )

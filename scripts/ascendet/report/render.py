@@ -25,7 +25,7 @@ _GREY = "#777777"  # of texts and axes in charts, which take the page's colour i
 def tidy(text: str) -> str:
     """Return text without this machine's folders: paths in the repository as users type them, home folders as `~`."""
     text = paths.printable(text).replace(f"{paths.ROOT}/", "")
-    home = str(Path.home())
+    home = str(paths.home() or "")
     return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if len(home) > 1 else text
 
 
@@ -100,7 +100,11 @@ def _environment() -> jinja2.Environment:
 
 def _final(value: object) -> Markup:
     """Return a value for Markdown: escaped, unless it is a piece of Markdown already."""
-    return value if isinstance(value, Markup) else Markup(escape_markdown(str(value)))  # noqa: S704  # escaped
+    if isinstance(value, Markup):
+        return value
+    text = str(value)
+    before, after = text[:1] == " ", text[-1:] == " "  # of words that stand between two values
+    return Markup(" " * before + escape_markdown(text) + " " * after)  # noqa: S704  # escaped
 
 
 def _inline(figure: Figure) -> Markup:
@@ -139,27 +143,23 @@ def _markdown_cell(cell: Cell, words: Words, *, marked: bool = True) -> Markup:
     if cell.strong and text:
         text = f"**{text}**"
     if cell.simulated and marked and text:
-        text = f"{text} ({words('page.simulated')})"
+        text += words("page.brackets", text=words("page.simulated"))
     return Markup(text)  # noqa: S704  # escaped above
 
 
 def terminal(page: Page, most: int) -> Iterator[str]:
     """Yield the verdict for a terminal: a headline, then a line each, at most `most` lines in all."""
-    yield f"{page.headline} ({page.summary})"
+    words = Words("zh" if page.language.startswith("zh") else "en")
+    yield page.headline + words("page.brackets", text=page.summary)
     shown = page.verdict if len(page.verdict) < most else page.verdict[: most - 2]
     width = max((_width(line.subject) for line in shown), default=0)
     for line in shown:
-        made = f" ({page_word(page)})" if line.simulated else ""
-        command = f": {line.command}" if line.command else ""
+        made = words("page.brackets", text=words("page.simulated")) if line.simulated else ""
+        command = words("page.colon") + line.command if line.command else ""
         pad = " " * (width - _width(line.subject))
         yield tidy(f"  {line.mark} {line.subject}{pad}  {line.text}{made}{command}")
     if left := len(page.verdict) - len(shown):
         yield f"  … {left}"
-
-
-def page_word(page: Page) -> str:
-    """Return the word for simulated in the page's language."""
-    return Words("zh" if page.language.startswith("zh") else "en")("page.simulated")
 
 
 def _width(text: str) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ascendet import paths
-from ascendet.core import files, options
+from ascendet.core import access, files, options
 from ascendet.core.stack import Stack
+from ascendet.data import datasets
 from ascendet.errors import AscendetError
 from ascendet.report import charts, compare, facts, page, render
 from ascendet.report.commands import Subject
@@ -37,8 +38,11 @@ def execute(args: argparse.Namespace) -> None:
     """Write the report, and print where it is and its verdict."""
     words = Words(choose(args.language))
     score = infer.check_options(args.score, "skip")
-    own = target.check_names(Stack.load(args.stack), args.model, args.dataset)
+    own = target.check_model(Stack.load(args.stack), args.model)
     model = own.name if own else args.model
+    runs = paths.BUILD / "runs" / f"{model}_{args.dataset}"
+    if not (datasets.is_name(args.dataset) and runs.is_dir()):  # a data set of one's own may be gone by now
+        datasets.find(args.dataset)
     subject = Subject(stack=args.stack, model=args.model, dataset=args.dataset, checkpoint=args.checkpoint)
     found = [facts.gather(subject, model, run) for run in _runs(args.run, model, args.dataset)]
     suffix = "" if words.language == "en" else f"_{words.language}"
@@ -91,10 +95,17 @@ def replacing(final: Path) -> Iterator[Path]:
                 yield work
                 files.publish(work, final)
     except OSError as error:
+        home = paths.shorten(final.parent)
+        refused = access.refusal(error)
+        if refused and not Path(error.filename).is_relative_to(paths.BUILD):
+            raise
+        # Of another build folder the runs would not be found: a place in this one must become the user's.
         raise AscendetError(
             "report-unwritable",
             f"the report cannot be written to {paths.shorten(final)}",
-            found=error.strerror or str(error),
-            hint=f"ls -ld {paths.shorten(files.existing(final.parent))}; "
-            "or ASCENDET_BUILD=<a folder that you may write to>",
+            expected=f"a folder {home} that {access.user()} may write to",
+            found=refused.found if refused else error.strerror or str(error),
+            hint=f"sudo mkdir -p {home} && sudo chown -R {access.user()} {home}"
+            if refused
+            else f"ls -ld {paths.shorten(files.existing(final.parent))}",
         ) from error

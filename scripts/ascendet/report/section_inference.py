@@ -12,7 +12,7 @@ from ascendet.report.counters import command as counters_command
 from ascendet.report.document import Block, Cell, Heading, Listing, Missing, Paragraph, Section, Table
 from ascendet.report.facts import Facts
 from ascendet.report.formats import fixed, mega
-from ascendet.report.reading import dig
+from ascendet.report.reading import dig, unread
 from ascendet.report.words import Words
 from ascendet.run.speed import SPEED
 
@@ -28,7 +28,9 @@ def inference(facts: Facts, words: Words) -> Section:
 
 def _inference(facts: Facts, words: Words) -> Iterator[Block]:
     make = facts.subject.make("speed", IMAGES="")
-    if facts.speed is None:
+    if facts.speed is None and unread(facts.broken, "inference"):
+        pass  # which is said at the head of the section
+    elif facts.speed is None:
         yield Missing(text=words("inference.none"), command=make)
     else:
         speed, simulated = facts.speed.manifest.get("speed"), bool(facts.speed.simulated)
@@ -160,8 +162,10 @@ def _waits(facts: Facts, words: Words) -> Iterator[Block]:
         yield Paragraph(text=words("waits.fallbacks-none"))
     else:
         yield Missing(text=words("waits.fallbacks-unknown"), command=facts.subject.make("eval"))
-    yield Heading(text=words("waits.counters"))
     found = facts.counters
+    if found is None and unread(facts.broken, "waits"):
+        return  # which is said at the head of the section
+    yield Heading(text=words("waits.counters"))
     if found is None and facts.simulated is False:
         yield Paragraph(text=words("waits.counters-real"))
     elif found is None:

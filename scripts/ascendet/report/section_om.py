@@ -18,6 +18,7 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import KINDS, Facts
 from ascendet.report.formats import DASH, brief, fixed, mega, signed
+from ascendet.report.reading import unread
 from ascendet.report.staged import Comparison, Conversion, Staged, Sweep
 from ascendet.report.words import Words
 
@@ -25,7 +26,7 @@ from ascendet.report.words import Words
 def om(facts: Facts, words: Words) -> Section:
     """Return the section about OM."""
     blocks: list[Block] = []
-    if not any(one.of_checkpoint for one in facts.staged):
+    if not any(one.of_checkpoint for one in facts.staged) and not unread(facts.broken, "om"):
         blocks.append(Missing(text=words("om.none"), command=facts.subject.make("export")))
     for one in facts.staged:
         blocks += _staged(one, facts.subject, words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ascendet import paths
-from ascendet.report import verdict
+from ascendet.report import bands, verdict
 from ascendet.report.charts import Charts
 from ascendet.report.document import (
     Block,
@@ -21,8 +21,8 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import KINDS, Evaluation, Facts
 from ascendet.report.formats import ap, duration, fixed, signed
-from ascendet.report.reading import dig
-from ascendet.report.words import Words
+from ascendet.report.reading import dig, unread
+from ascendet.report.words import Words, because
 from ascendet.run.score import NAMES
 
 # -- accuracy --
@@ -35,15 +35,16 @@ def accuracy(facts: Facts, words: Words) -> Section:
 
 def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
     found, make = facts.evaluation, facts.subject.make("eval")
-    if found is None:
-        yield Missing(text=words("accuracy.none"), command=make)
-        return
-    if not found.numbers:
-        if not any(one.section == "accuracy" for one in facts.broken):
+    if found is None or not found.numbers:
+        if unread(facts.broken, "accuracy"):
+            return  # which is said at the head of the section
+        if found is None:
+            yield Missing(text=words("accuracy.none"), command=make)
+        else:
             yield Missing(text=words("accuracy.unreadable"), command=make)
         return
-    if facts.run and not found.of_checkpoint:
-        yield Missing(text=words("accuracy.old"), command=make)
+    if not found.of_checkpoint:
+        yield Missing(text=words("accuracy.old" if facts.run else "accuracy.other"), command=make)
     simulated = bool(found.simulated)
     images = found.images if found.images is not None else "?"
     rows = [
@@ -64,7 +65,7 @@ def _accuracy(facts: Facts, words: Words) -> Iterator[Block]:
             [Cell(text=str(found.manifest.get("checkpoint") or words("page.dash")), code=True)],
         ),
         (
-            words("environment.digest"),
+            words("accuracy.digest"),
             [Cell(text=str(dig(found.manifest, "inputs", "checkpoint") or ""), code=True)],
         ),
         (
@@ -108,12 +109,14 @@ def _other(one: Evaluation) -> list[Cell]:
 
 def _judged(facts: Facts, found: Evaluation, words: Words) -> Iterator[Block]:
     simulated = bool(found.simulated)
-    limits = verdict.band(facts.model, facts.dataset, found.annotations)
+    limits = bands.find(facts.model, facts.dataset, found.annotations)
     names = {"model": facts.model, "dataset": facts.dataset}
     if limits is None:
         yield Paragraph(text=words("accuracy.no-band", **names))
     elif not limits.valid:
         yield Paragraph(text=words("accuracy.other-annotations", **names))
+    elif changed := bands.changed(facts):
+        yield Paragraph(text=words("accuracy.other-recipe", **names, changed=changed))
     elif not verdict.is_whole(facts, found):
         yield Missing(text=words("accuracy.part"), command=facts.subject.make("eval", IMAGES=""))
     else:
@@ -169,7 +172,8 @@ def _nothing_found(facts: Facts, words: Words, charts: Charts) -> Missing:
     make = facts.subject.make("eval")
     if charts.no_findings:
         return Missing(
-            text=words("pictures.no-findings", why=charts.no_findings), command=charts.remedy or make
+            text=words("pictures.no-findings", why=because(words, charts.no_findings)),
+            command=charts.mend(charts.no_findings) or make,
         )
     return Missing(text=words("pictures.none"), command=make)
 
@@ -182,11 +186,11 @@ def _pictures(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
     if not charts.pictures:
         yield Missing(
             text=words("pictures.no-pictures"),
-            command=facts.subject.make("data", MODEL="", CHECKPOINT="", IMAGES=""),
+            command=facts.subject.make_data(),
         )
         return
     score = f"{found['score']:g}"
-    yield Paragraph(text=f"{words('pictures.text', score=score)} {words('pictures.quality')}")
+    yield Paragraph(text=words("pictures.text", score=score))
     simulated = bool(facts.evaluation and facts.evaluation.simulated)
     for role in ("best", "worst", "example"):
         figures = []

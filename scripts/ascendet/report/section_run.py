@@ -20,8 +20,8 @@ from ascendet.report.document import (
 )
 from ascendet.report.facts import Facts
 from ascendet.report.formats import duration, fixed, moment
-from ascendet.report.reading import dig, mapping, number
-from ascendet.report.words import Words
+from ascendet.report.reading import dig, mapping, number, unread
+from ascendet.report.words import Words, because
 
 Rows = list[tuple[str, list[Cell]]]
 _PAIR = ("torch", "torch_npu", "torchvision")
@@ -75,6 +75,12 @@ def _environment(facts: Facts, words: Words) -> Iterator[Block]:
         settings = [f"{name}={value}" for name, value in facts.training.settings.items()]
         add("runtime", " ".join(settings), code=True)
     yield Listing(rows=rows)
+    if found.data_now is not None:
+        key = "environment.data-changed" if found.data_now else "environment.data-gone"
+        make = facts.subject.make_data("data-check" if found.data_now else "data")
+        yield Missing(
+            text=words(key, dataset=facts.dataset, now=found.data_now, then=found.data), command=make
+        )
     if facts.results and not machine:
         target = facts.subject.make("train" if facts.run else "eval")
         yield Missing(text=words("environment.not-recorded"), command=target)
@@ -141,13 +147,16 @@ def _training(facts: Facts, words: Words, charts: Charts) -> Iterator[Block]:
         yield Paragraph(text=words("training.devices-unknown"))
     yield Listing(rows=_training_rows(facts, words))
     if not found.logged and not starting:
+        if unread(facts.broken, "training"):
+            return  # which is said at the head of the section
         yield Missing(text=words("training.no-steps"), command=make)
     elif charts.curves:
         captions = {name: words(f"training.curve-{name}") for name in charts.curves}
         yield gallery(charts.curves, captions, words, simulated=bool(facts.trained_simulated))
     elif charts.no_curves:
-        command = charts.remedy or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
-        yield Missing(text=words("training.no-curves", why=charts.no_curves), command=command)
+        command = charts.mend(charts.no_curves) or facts.subject.make("curves", RUN=facts.name, CHECKPOINT="")
+        why = because(words, charts.no_curves)
+        yield Missing(text=words("training.no-curves", why=why), command=command)
     if found.warnings:
         yield Heading(text=words("training.warnings"))
         yield Table(
@@ -214,7 +223,9 @@ def _training_rows(facts: Facts, words: Words) -> Rows:
     if "amp" in inputs:
         add("precision", words("training.amp" if inputs["amp"] else "training.full"))
     if found.first_loss is not None and found.last_loss is not None:
-        text = words("training.loss-of", first=fixed(found.first_loss, 3), last=fixed(found.last_loss, 3))
+        text = fixed(found.last_loss, 3)
+        if found.logged > 1:
+            text = words("training.loss-of", first=fixed(found.first_loss, 3), last=text)
         add("loss", text, marked=True)
     if found.attempts > 1:
         add("attempts", str(found.attempts))

@@ -39,6 +39,7 @@ class Comparison:
 
     name: str
     simulated: bool | None
+    of_export: bool
     counts: Json
     score: float
     pairs: Json
@@ -63,7 +64,7 @@ class Sweep:
 
 @dataclass(kw_only=True)
 class Staged:
-    """An exported model with all that was made of it."""
+    """An exported model with all that was made of it; `damaged` says that an ONNX or OM file is not as it was made."""
 
     folder: Path
     height: int
@@ -76,6 +77,7 @@ class Staged:
     comparisons: list[Comparison] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
     latency: list[Json] = field(default_factory=list)
+    damaged: bool = False
     commands: list[str] = field(default_factory=list)
 
     @property
@@ -88,7 +90,9 @@ def gather(subject: Subject, model: str, digest: str | None, reader: Reader) -> 
     """Return the exports of a model on a data set, those of the checkpoint with this SHA-256 first."""
     found = []
     make = subject.make("export")
-    for file in sorted(exported.home().glob(f"{model}-{subject.dataset}-*x*-b*/{exported.META}")):
+    for file in reader.files(
+        "om", exported.home(), f"{model}-{subject.dataset}-*x*-b*/{exported.META}", make
+    ):
         content = reader.table("om", file, make)
         if content is None:
             continue
@@ -102,10 +106,11 @@ def gather(subject: Subject, model: str, digest: str | None, reader: Reader) -> 
 
 
 def _export(folder: Path, meta: Json, digest: str | None, make: str, reader: Reader) -> Staged:
-    stages = []
+    stages, damaged = [], False
     for stage in meta["stages"]:
         file = folder / str(stage["file"])
         size = file.stat().st_size if file.is_file() else None
+        damaged |= reader.unlike("om", file, stage.get("sha256"), make) is not None
         stages.append(
             {
                 "name": str(stage["name"]),
@@ -139,13 +144,14 @@ def _export(folder: Path, meta: Json, digest: str | None, make: str, reader: Rea
         of_checkpoint=digest is not None and meta["checkpoint_sha256"] == digest,
         stages=stages,
         checks=checks,
+        damaged=damaged,
         commands=[command] if command else [],
     )
 
 
 def _read_conversions(one: Staged, meta: Json, subject: Subject, reader: Reader) -> None:
-    for file in sorted(one.folder.glob(f"[!.]*/{exported.RECORD}")):
-        make = subject.make("om")
+    make = subject.make("om")
+    for file in reader.files("om", one.folder, f"[!.]*/{exported.RECORD}", make):
         record = reader.table("om", file, make)
         if record is None:
             continue
@@ -154,6 +160,7 @@ def _read_conversions(one: Staged, meta: Json, subject: Subject, reader: Reader)
             for name, entry in record["stages"].items():
                 om = file.parent / str(entry["om"])
                 size = om.stat().st_size if om.is_file() else None
+                one.damaged |= reader.unlike("om", om, entry.get("sha256"), make) is not None
                 stages.append({"name": str(name), "bytes": size, "seconds": number(entry.get("seconds"))})
             one.conversions.append(
                 Conversion(
@@ -176,7 +183,7 @@ def _mode(precision: str) -> str:
 
 
 def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
-    for file in sorted(one.folder.glob(f"compare-*/{COMPARISON}")):
+    for file in reader.files("om", one.folder, f"compare-*/{COMPARISON}", subject.make("om-compare")):
         name = file.parent.name.removeprefix("compare-")
         made = next((known for known in one.conversions if known.name == name), None)
         make = subject.make("om-compare", PRECISION=_mode(made.precision) if made else "")
@@ -189,6 +196,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                 Comparison(
                     name=name,
                     simulated=made.simulated if made else None,
+                    of_export=made is not None and made.of_export,
                     counts={
                         side: {
                             key: int(sides[side][key])
@@ -214,8 +222,8 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
                 )
             )
             one.commands.append(make)
-    for file in sorted(one.folder.glob(f"precision-*/{precision.RESULT}")):
-        make = subject.make("om-precision")
+    make = subject.make("om-precision")
+    for file in reader.files("om", one.folder, f"precision-*/{RESULT}", make):
         content = reader.table("om", file, make)
         if content is None:
             continue
@@ -279,8 +287,10 @@ def _search(content: Any) -> Json | None:
 
 def _read_latency(one: Staged, meta: Json, subject: Subject, model: str, reader: Reader) -> None:
     """Read the manifests of `make infer-om` with this export; it is one folder for all sizes, shown with the first."""
-    for file in sorted(exported.home().glob(f"{model}-{subject.dataset}-infer-*/{manifest.MANIFEST}")):
-        make = subject.make("infer-om", IMAGES="<pictures>")
+    make = subject.make("infer-om", IMAGES="<pictures>")
+    for file in reader.files(
+        "om", exported.home(), f"{model}-{subject.dataset}-infer-*/{manifest.MANIFEST}", make
+    ):
         content = reader.table("om", file, make)
         if content is None or meta["export_id"] not in (dig(content, "inputs", "export_ids") or ()):
             continue

@@ -14,6 +14,7 @@ _RECIPE = re.compile(
     r"recipe: (\d+) images per step = (\d+) devices? x (\d+) images? x (\d+) accumulated "
     r"\(recipe: (\d+)\), learning rate ([\d.e+-]+)"
 )
+_RESUMED = re.compile(r"resumed after step (\d+)$")
 _SETTING = re.compile(r"^runtime: ([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 _HEAD = 20_000  # characters of the log in which the settings stand
 
@@ -44,6 +45,8 @@ class Training:
         The run-time settings that scripts/run.sh printed.
     logged
         How many rows of training there are.
+    gap
+        The most steps between two rows: the last ones of a training need not be logged.
     attempts
         How often the training was started or resumed.
     """
@@ -62,7 +65,14 @@ class Training:
     warnings: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     logged: int = 0
+    gap: int = 0
     attempts: int = 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the rows reach the training's end, as far as they can tell."""
+        reached = max(self.step, self.aps[-1][0] if self.aps else 0)
+        return 0 < self.of <= reached + self.gap
 
 
 def gather(run: Path, make: str, reader: Reader, *, finished: bool) -> Training:
@@ -80,7 +90,7 @@ def gather(run: Path, make: str, reader: Reader, *, finished: bool) -> Training:
     except FileNotFoundError:
         pass
     except OSError as error:
-        reader.note("training", run / folders.LOG, error.strerror or str(error), make)
+        reader.note("training", run / folders.LOG, error, make)
     return found
 
 
@@ -89,6 +99,7 @@ def _add(found: Training, row: Json, spent: list[float]) -> None:
     if phase == "train":
         step = int(row["step"])
         found.attempts += step <= found.step
+        found.gap = max(found.gap, step - found.step)
         found.step, found.of = step, int(row["of"])
         found.epoch = int(row.get("epoch") or 0)
         found.last_loss = number(row.get("loss"))
@@ -111,5 +122,8 @@ def _add(found: Training, row: Json, spent: list[float]) -> None:
         if recipe := _RECIPE.match(text):
             names = ("images", "devices", "per_device", "accumulated", "recipe", "lr")
             found.batch = dict(zip(names, map(float, recipe.groups()), strict=True))
+        elif resumed := _RESUMED.match(text):
+            found.attempts += 1
+            found.step = min(found.step, int(resumed[1]))
         elif text not in found.notes:
             found.notes.append(text)

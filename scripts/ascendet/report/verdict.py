@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ascendet.report import bands
 from ascendet.report.facts import Evaluation, Facts
-from ascendet.report.reading import number
+from ascendet.report.reading import dig, number, unread
 from ascendet.report.staged import Staged
-from ascendet.run.evaluate import BANDS
 
 # `met` and `failed` are judged against something; `measured` is a figure that nothing is there to judge by.
 _OFFICIAL = "coco"  # the data set of all official figures; coco-val and coco-val200 are parts of it
+# How a training ended that did not finish: before a step was logged, and after.
+_ENDED = {
+    "failed": ("training.failed-early", "training.failed"),
+    "interrupted": ("training.interrupted-early", "training.interrupted"),
+    "stopped": ("training.stopped-early", "training.stopped"),
+}
 State = Literal["met", "failed", "measured", "missing"]
 
 
@@ -47,34 +52,6 @@ class Line:
     simulated: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Band:
-    """An acceptance band of a model on a data set: AP by kind as (low, high), and where it comes from.
-
-    `valid` says that it is for the annotations asked about, `simulated` that it was measured on simulated devices.
-    """
-
-    limits: Mapping[str, tuple[float, float]]
-    source: str
-    valid: bool
-    simulated: bool
-
-
-def band(model: str, dataset: str, digest: str | None, folder: Path = BANDS) -> Band | None:
-    """Return the acceptance band of a model on a data set, `valid` if it is for annotations with this SHA-256."""
-    file = folder / f"{model}_{dataset}.toml"
-    if not file.is_file():
-        return None
-    content = tomllib.loads(file.read_text(encoding="utf-8"))
-    limits = {kind: (float(low), float(high)) for kind, (low, high) in content["AP"].items()}
-    return Band(
-        limits=limits,
-        source=str(content["source"]),
-        valid=digest == content["annotations"],
-        simulated=content["device"] == "simulated",
-    )
-
-
 def judge(facts: Facts) -> list[Line]:
     """Return the lines of the verdict."""
     return [
@@ -105,12 +82,11 @@ def _training(facts: Facts) -> Iterator[Line]:
     values: dict[str, Any] = {"step": known.step if known else 0, "of": known.of if known else 0}
     if facts.state == "finished":
         values["seconds"] = number(facts.run.manifest.get("seconds"))
-        reason = "training.finished" if values["of"] else "training.ended"
-        yield Line(**common, state="met", reason=reason, values=values, simulated=simulated)
+        yield _finished(facts, common | {"values": values, "simulated": simulated})
     elif facts.state == "running":
         reason = "training.running" if values["of"] else "training.starting"
         yield Line(**common, state="missing", reason=reason, values=values, simulated=simulated)
-    elif facts.state in ("failed", "interrupted", "stopped"):
+    elif facts.state in _ENDED:
         values["error"] = str(facts.run.manifest.get("error") or facts.state)
         state: State = "failed" if facts.state == "failed" else "missing"
         command = make(
@@ -119,7 +95,7 @@ def _training(facts: Facts) -> Iterator[Line]:
         yield Line(
             **common,
             state=state,
-            reason=f"training.{facts.state}",
+            reason=_ENDED[facts.state][bool(values["of"])],
             values=values,
             command=command,
             simulated=simulated,
@@ -128,21 +104,41 @@ def _training(facts: Facts) -> Iterator[Line]:
         yield Line(**common, state="missing", reason="training.unknown", command=make("train"))
 
 
+def _finished(facts: Facts, common: dict[str, Any]) -> Line:
+    """Return the line of a training whose manifest says that it ended: its steps and its checkpoint must show it."""
+    common["command"] = facts.subject.make("train")
+    if facts.damaged:
+        common["values"] |= {"file": facts.checkpoint}
+        return Line(**common, state="failed", reason="training.damaged")
+    if facts.checkpoint is None:
+        return Line(**common, state="missing", reason="training.no-checkpoint")
+    if broken := None if facts.training and facts.training.logged else unread(facts.broken, "training"):
+        return Line(**common | {"command": broken.remedy}, state="missing", reason="training.unread")
+    if facts.training is None or not facts.training.logged:
+        return Line(**common, state="missing", reason="training.unlogged")
+    if not facts.training.complete:
+        return Line(**common, state="missing", reason="training.cut")
+    return Line(**common | {"command": None}, state="met", reason="training.finished")
+
+
 def _evaluation(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     common: dict[str, Any] = {"subject": "evaluation", "section": "accuracy"}
     if found is None or not found.numbers:
-        reason = "evaluation.none" if found is None else "evaluation.broken"
-        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
+        broken = unread(facts.broken, "accuracy")
+        reason = "evaluation.none" if found is None and broken is None else "evaluation.broken"
+        command = broken.remedy if broken else facts.subject.make("eval")
+        yield Line(**common, state="missing", reason=reason, command=command)
         return
-    if facts.run and not found.of_checkpoint:
-        yield Line(**common, state="missing", reason="evaluation.old", command=facts.subject.make("eval"))
+    if not found.of_checkpoint:
+        reason = "evaluation.old" if facts.run else "evaluation.other"
+        yield Line(**common, state="missing", reason=reason, command=facts.subject.make("eval"))
         return
     yield Line(
         **common,
         state="met",
-        reason="evaluation.done",
-        values={"images": found.images if found.images is not None else "?"},
+        reason="evaluation.done" if found.images is not None else "evaluation.uncounted",
+        values={"images": found.images},
         simulated=bool(found.simulated),
     )
 
@@ -151,7 +147,7 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
     found = facts.evaluation
     if found is None or not found.numbers:
         return
-    limits = band(facts.model, facts.dataset, found.annotations)
+    limits = bands.find(facts.model, facts.dataset, found.annotations)
     whole = is_whole(facts, found)
     for kind, numbers in found.numbers.items():
         common: dict[str, Any] = {
@@ -166,6 +162,9 @@ def _accuracy(facts: Facts) -> Iterator[Line]:
             yield Line(**common, state="measured", reason="accuracy.no-band")
         elif not limits.valid:
             yield Line(**common, state="measured", reason="accuracy.other-annotations")
+        elif changed := bands.changed(facts):
+            common["values"] |= {"changed": changed}
+            yield Line(**common, state="measured", reason="accuracy.other-recipe")
         elif not whole:
             line = {
                 **common,
@@ -266,9 +265,14 @@ def _speed(facts: Facts) -> Line:
             "rate": float(fixed["steady"]["images_per_second"]),
         }
     except (AssertionError, KeyError, TypeError, ValueError):
+        if broken := unread(facts.broken, "inference"):
+            return Line(**common, state="missing", reason="speed.unread", command=broken.remedy)
         return Line(
             **common, state="missing", reason="speed.none", command=facts.subject.make("speed", IMAGES="")
         )
+    if dig(facts.speed.manifest, "inputs", "checkpoint") not in (None, facts.digest):
+        command = facts.subject.make("speed", IMAGES="")
+        return Line(**common, state="missing", reason="speed.old", command=command)
     return Line(
         **common, state="measured", reason="speed.done", values=values, simulated=bool(facts.speed.simulated)
     )
@@ -279,7 +283,12 @@ def _staged(facts: Facts) -> Iterator[Line]:
     common: dict[str, Any] = {"subject": "om", "section": "om"}
     mine = [one for one in facts.staged if one.of_checkpoint]
     if not mine:
-        yield Line(**common, state="missing", reason="om.none", command=make("export"))
+        broken = unread(facts.broken, "om")
+        reason, command = ("om.unread", broken.remedy) if broken else ("om.none", make("export"))
+        yield Line(**common, state="missing", reason=reason, command=command)
+        return
+    if any(one.damaged for one in mine):
+        yield Line(**common, state="failed", reason="om.damaged", command=make("export"))
         return
     compared = [(one, made) for one in mine for made in one.comparisons]
     if not compared:
@@ -295,8 +304,13 @@ def _staged(facts: Facts) -> Iterator[Line]:
             "rung": broken,
         }
         difference = (made.ap or {}).get("difference", {})
-        values["difference"] = min(difference.values(), default=None)
-        reason = "om.broken" if broken else "om.same" if values["difference"] is not None else "om.pairs"
+        values["loss"] = max(0.0, -min(difference.values())) if difference else None
+        reason = "om.broken" if broken else "om.same" if difference else "om.pairs"
+        if not made.rungs or not made.of_export:
+            command = make("om-compare")
+            reason = "om.no-rungs" if made.of_export else "om.old"
+            yield Line(**common, state="missing", reason=reason, values=values, command=command)
+            continue
         yield Line(
             **common,
             state="failed" if broken else "met",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ascendet.errors import AscendetError
+from ascendet.report.reading import Reason
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
@@ -32,6 +33,12 @@ class Words:
     def __call__(self, key: str, **values: object) -> str:
         """Return the text of a key with its placeholders filled in; raise KeyError if there is no such key."""
         return load()[key][self.language].format(**values)
+
+
+def because(words: Words, why: Reason) -> str:
+    """Return why a file cannot be used, as a part of a sentence."""
+    text = words(f"reason.{why.key}", **why.values)
+    return f"{why.file}{words('page.colon')}{text}" if why.file else text
 
 
 def choose(asked: str, environ: Mapping[str, str] | None = None) -> Language:

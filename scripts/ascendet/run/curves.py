@@ -6,7 +6,7 @@ import argparse
 import subprocess
 
 from ascendet import paths
-from ascendet.core import again, manifest, options
+from ascendet.core import access, again, manifest, options
 from ascendet.core.stack import Stack
 from ascendet.errors import AscendetError
 from ascendet.run import target
@@ -40,6 +40,7 @@ def execute(args: argparse.Namespace) -> None:
     command = [str(install.ensure(stack)), "-m", "ascendet_common.plot", f"--run={run}", f"--title={title}"]
     done = subprocess.run([*command, f"--out={run / 'curves'}"], capture_output=True, text=True, check=False)
     if done.returncode:
+        access.require(run)
         raise AscendetError(
             "command-failed",
             "the curves cannot be drawn",

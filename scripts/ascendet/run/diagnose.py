@@ -161,8 +161,11 @@ def _after_repair(program: str, log: Path) -> str:
 
 def _again(program: str, log: Path, advice: dict[str, str] | None = None) -> str:
     """Return the command that repeats a program, or resumes a training that has a checkpoint."""
-    resume = {"RESUME": "1"} if program == "train" and folders.last_checkpoint(log.parent) else {}
-    return again.command(MAKE_TARGETS[program], **resume, **(advice or {}))
+    changed: dict[str, str] = {}
+    if program == "train":  # without a checkpoint there is nothing to resume, and the run's name is taken
+        resumable = folders.last_checkpoint(log.parent) is not None
+        changed = {"RESUME": "1"} if resumable else {"RESUME": "", "RUN": ""}
+    return again.command(MAKE_TARGETS[program], **changed, **(advice or {}))
 
 
 def _hardware(program: str, log: Path, text: str) -> AscendetError | None:

@@ -21,6 +21,8 @@ from ascendet.run.target import Target
 
 LOG = "train.log"
 PROGRESS = "progress.jsonl"  # written by wheels/common
+LAST = "last_checkpoint"  # names it
+LOCK = ".lock"  # held by scripts/run.sh
 # Errors whose cause one must read in the log.
 _LOGGED = ("run-failed", "export-failed", "onnx-differs", "atc-failed")
 
@@ -28,22 +30,34 @@ _LOGGED = ("run-failed", "export-failed", "onnx-differs", "atc-failed")
 def check_not_busy(folder: Path) -> None:
     """Raise `run-busy` if another process works in a run folder; scripts/run.sh holds the same lock while it runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy(folder) from None
 
 
+def is_busy(folder: Path) -> bool:
+    """Return whether another process works in a run folder, which may be another user's: nothing is written into it."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def busy(
     folder: Path, hint: str = "wait for it or stop it; without RESUME=1 a training gets a new folder"
 ) -> AscendetError:
     """Return the error for a work folder that another process works in; scripts/run.sh notes in the lock who it is."""
-    holder = (folder / ".lock").read_text(encoding="utf-8").strip()
+    holder = (folder / LOCK).read_text(encoding="utf-8").strip()
     return AscendetError(
         "run-busy",
         f"another process works in {paths.shorten(folder)}",
-        found=f"its lock {paths.shorten(folder / '.lock')} is held" + (f" by {holder}" if holder else ""),
+        found=f"its lock {paths.shorten(folder / LOCK)} is held" + (f" by {holder}" if holder else ""),
         hint=hint,
     )
 
@@ -73,7 +87,7 @@ def fallbacks(work: Path) -> list[dict[str, str]]:
 
 def last_checkpoint(run: Path) -> Path | None:
     """Return the last complete checkpoint of a run, or None; a training writes its name only after the checkpoint."""
-    note = run / "last_checkpoint"
+    note = run / LAST
     if not note.is_file():
         return None
     # Use only the name, because the folder may have been moved since.
@@ -263,7 +277,7 @@ def find_resumable(target: Target, inputs: dict[str, object], name: str = "") ->
         "resume-impossible",
         f"{target.model} on {target.dataset} has no unfinished training with a checkpoint",
         found=f"{len(all_runs(target))} runs in {paths.shorten(target.home)}",
-        hint=again.command("train", RESUME=""),
+        hint=again.command("train", RESUME="", RUN=""),  # a run's name is taken
     )
 
 
@@ -281,7 +295,7 @@ def withdrawing(run: Path) -> Iterator[None]:
         yield
     except AscendetError as error:
         if new and (error.name.startswith("config-") or error.name == "checkpoint-missing"):
-            shutil.rmtree(run)
+            files.remove_tree(run)
             if before and before.is_dir():
                 link_latest(before)
             else:
@@ -296,6 +310,8 @@ def keeping_state(run: Path, facts: dict[str, object]) -> Iterator[None]:
     before = manifest.read(run) or {}
     spent = before.get("seconds")
     past = float(spent) if isinstance(spent, int | float) else 0.0
+    if started := before.get("started"):  # a resumed training began when it was first started
+        facts = facts | {"started": started}
 
     def write(state: str, **more: object) -> None:
         seconds = round(past + time.monotonic() - clock, 1)

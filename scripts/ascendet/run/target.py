@@ -121,7 +121,20 @@ def check_names(stack: Stack, model: str, dataset: str) -> OwnConfig | None:
     Raises
     ------
     AscendetError
-        `model-unknown`, `dataset-unknown`; those of `own_config.find`.
+        Those of `check_model`; `dataset-unknown`.
+    """
+    own = check_model(stack, model)
+    datasets.find(dataset)
+    return own
+
+
+def check_model(stack: Stack, model: str) -> OwnConfig | None:
+    """Check the name of a model; return the user's configuration if it names a file.
+
+    Raises
+    ------
+    AscendetError
+        `model-unknown`; those of `own_config.find`.
     """
     own = own_config.find(stack, model)
     if own is None and model not in stack.models:
@@ -134,7 +147,6 @@ def check_names(stack: Stack, model: str, dataset: str) -> OwnConfig | None:
             found=f"MODEL={model}" + (f", a model of STACK={others[0]}" if others else ""),
             hint=f"STACK={others[0]}" if others else known,
         )
-    datasets.find(dataset)
     return own
 
 

@@ -12,7 +12,6 @@ import concurrent.futures
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,7 +231,7 @@ class _Build:
         if (folder / "all.hpp.gch").exists():
             return
         for other in self.store.glob("header-*"):
-            shutil.rmtree(other)
+            files.remove_tree(other)
         folder.mkdir()
         (folder / "all.hpp").write_text(self.header, encoding="utf-8")
         with files.replacing(folder / "all.hpp.gch") as temp:

@@ -122,7 +122,8 @@ def _draw(
                 markerfacecolor=line.colour if line.marker == _MARKERS[0] else "none",
                 label=line.label,
             )
-        axes.set(xlabel=across, ylabel=up, ylim=limits or (0, None))
+        # Room for a marker at the top: matplotlib takes its margin from the range of values, not from the whole axis.
+        axes.set(xlabel=across, ylabel=up, ylim=limits or (0, axes.get_ylim()[1] * 1.03))
         if second:
             axes.plot([], [], color=second.colour, linestyle=second.style, linewidth=1.3, label=second.label)
             other = axes.twinx()

@@ -6,6 +6,7 @@ The scores cover exactly the predicted images, whatever else the annotation file
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class NumberedCocoMetric(CocoMetric):
     """
 
     _coco_api: Any  # mmdet's, the annotations to evaluate with; None if they come with the images
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.collect_device == "cpu" and "WORK_DIR" in os.environ:
+            # Where ranks hand over their results: mmengine's choice is the current folder, which may be another user's.
+            self.collect_dir = str(Path(os.environ["WORK_DIR"]) / ".results")
 
     def compute_metrics(self, results: list[tuple[Json, Json]]) -> dict[str, float]:
         """Return `bbox_mAP` and the like for pairs of truth and prediction, each with its `img_id`.

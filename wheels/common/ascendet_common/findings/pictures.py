@@ -43,7 +43,7 @@ class Gallery:
     write: Callable[[str, bytes], None]
 
     def draw(self) -> tuple[list[Json], list[str]]:
-        """Draw `EACH` pictures of each role; return their entries, and the reasons of those that cannot be read."""
+        """Draw `EACH` pictures of each role; return their entries, and the names of those that cannot be read."""
         done: set[int] = set()
         damaged: dict[int, str] = {}
         entries = []
@@ -56,8 +56,8 @@ class Gallery:
                     continue
                 try:
                     pixels = self._read(at)
-                except ImageError as error:
-                    damaged[at] = str(error).removeprefix(f"{printable(str(self.folder))}/")
+                except ImageError:
+                    damaged[at] = printable(self._name(at))
                     continue
                 count += 1
                 done.add(at)
@@ -68,9 +68,12 @@ class Gallery:
 
     def _read(self, at: int) -> Pixels:
         entry = self.evaluation.images[at]
-        name = str(entry.get("file_name", entry["id"]))
         size = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
-        return read(self.folder / name, size)
+        return read(self.folder / self._name(at), size)
+
+    def _name(self, at: int) -> str:
+        entry = self.evaluation.images[at]
+        return str(entry.get("file_name", entry["id"]))
 
     def _truth(self, at: int) -> list[Thing]:
         truth, names = self.evaluation.truth, self.evaluation.classes

@@ -26,8 +26,8 @@ _WORDS = {
     "no objects": ("no objects to measure on", "没有可用于评测的目标"),
     "crowd": ("crowd", "密集区域"),
     "unreadable": (
-        "pictures that cannot be drawn: {count} ({names})",
-        "无法绘制的图片：{count} 张（{names}）",
+        "pictures that are not there or cannot be read: {count} ({names}); make data-check DATASET=… says why",
+        "不存在或无法读取的图片：{count} 张（{names}）；make data-check DATASET=… 说明原因",
     ),
     "lost objects": (
         "objects that are not counted, because the annotations do not list their category: {count}",
