@@ -28,6 +28,7 @@ import cann_sim
 from cann_sim import whole
 
 Job = tuple[str, str, str]  # operator, dtype, mode
+STARTUP = 600.0  # seconds that torch's database may take to load: two minutes on a loaded machine
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -145,12 +146,12 @@ class Runner:
         while todo is None or todo:
             with Worker() as worker:
                 if todo is None:
-                    every = [tuple(job) for job in worker.read(self.timeout)["jobs"]]
+                    every = [tuple(job) for job in worker.read(STARTUP)["jobs"]]
                     todo = collections.deque(
                         job for job in every if (job[0] in only if only else job not in self.state)
                     )
                 else:
-                    worker.read(self.timeout)
+                    worker.read(STARTUP)
                 while todo and worker.alive:
                     if time.monotonic() > self.deadline:
                         return len(todo)
