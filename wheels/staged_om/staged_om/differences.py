@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ascendet_common import results
 
 # The header of msprobe's CSV, in its order; it has two columns of the name DataType, NPU's and ground truth's.
 COLUMNS = (
@@ -221,7 +222,7 @@ class Row:
 def write_csv(rows: Iterable[Row], file: Path) -> None:
     """Write rows as msprobe writes its result_<time>.csv: network outputs first."""
     ordered = sorted(rows, key=lambda row: not row.is_output)
-    with file.open("w", newline="", encoding="utf-8") as out:
+    with results.replacing(file) as out:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
         writer.writerows(row.cells() for row in ordered)
