@@ -223,7 +223,7 @@ def _read_proofs(one: Staged, subject: Subject, reader: Reader) -> None:
             )
             one.commands.append(make)
     make = subject.make("om-precision")
-    for file in reader.files("om", one.folder, f"precision-*/{RESULT}", make):
+    for file in reader.files("om", one.folder, f"precision-*/{precision.RESULT}", make):
         content = reader.table("om", file, make)
         if content is None:
             continue
