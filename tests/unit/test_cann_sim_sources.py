@@ -10,7 +10,8 @@ import pytest
 from ascendet import paths
 
 SOURCE = paths.WHEELS / "cann_sim" / "src"
-FILES = sorted(file for file in SOURCE.rglob("*") if file.suffix in (".cpp", ".h"))
+FILES = sorted(file for file in SOURCE.glob("*/*") if file.suffix in (".cpp", ".h"))
+ATEN = SOURCE / "pch.h"  # ATen's headers, for the folders over it
 # What a folder includes beside its own files. Only hooks of the runtime, by name, join libhccl to it.
 ALLOWED = {
     "runtime": set(),
@@ -66,7 +67,7 @@ def test_a_circle_would_be_found(tmp_path: Path) -> None:
 def test_folders_know_only_those_below() -> None:
     assert {file.parent.name for file in FILES} == set(ALLOWED)
     for file in FILES:
-        foreign = {found.parent.name for found in read_includes(file)} - {file.parent.name}
+        foreign = {found.parent.name for found in read_includes(file) - {ATEN}} - {file.parent.name}
         assert foreign <= ALLOWED[file.parent.name], file
 
 
