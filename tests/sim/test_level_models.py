@@ -18,7 +18,7 @@ pytest.importorskip("torchvision", reason="torchvision is not in this environmen
 
 # On a card, too, these go by their ACL names.
 BY_ACL_NAME = {"acl::ROIAlign", "acl::NonMaxSuppressionV4", "acl::Fill"}
-# No function exists for it, or held_back.tsv says why it stays there.
+# No function exists for it.
 AT_LEVEL_ATEN = {"aten::full"}
 
 
