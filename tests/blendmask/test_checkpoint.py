@@ -117,7 +117,7 @@ def test_a_backbone_in_a_folder_that_can_only_be_read_loads(
     def refuse(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("ascendet_common.checkpoints.replacing", refuse)
+    monkeypatch.setattr("ascendet_common.results.replacing", refuse)
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(caffe2(model), 4))
     assert checkpoint.load_backbone(BlendMask(cfg), tmp_path / "R-50.pkl").complete
     assert [path.name for path in tmp_path.iterdir()] == ["R-50.pkl"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from ascendet_common import checkpoints
+from ascendet_common import checkpoints, results
 from ascendet_common.checkpoints import CheckpointError, CheckpointMismatch, LoadReport
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from detectron2.utils.array_pickle import ArrayUnpickler
@@ -130,7 +130,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     weights = {name: value.contiguous() for name, value in sorted(backbone_weights(read(path)).items())}
     if os.environ.get("RANK", "0") == "0":
         # A container may only read there.
-        with contextlib.suppress(OSError), checkpoints.replacing(kept) as new:
+        with contextlib.suppress(OSError), results.replacing(kept) as new:
             new.write(safetensors.torch.save(weights, {"made_of": digest}))
     return weights
 

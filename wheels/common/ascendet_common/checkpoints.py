@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ascendet_common import results
 from ascendet_common.errors import RunError
 
 
@@ -111,23 +110,8 @@ def read(filename: str | Path, map_location: Any = "cpu", discarded: Iterable[st
 
 def write(content: Mapping[str, Any], final: Path) -> None:
     """Write a checkpoint beside `final` and rename it; OSError leaves nothing behind."""
-    with replacing(final) as file:
+    with results.replacing(final) as file:
         torch.save(dict(content), file)
-
-
-@contextlib.contextmanager
-def replacing(final: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `final` that takes its name when all of it is on the disk; remove it if the block fails."""
-    temp = final.with_name(f".tmp-{final.name}-{os.getpid()}")
-    try:
-        with temp.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temp.rename(final)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
 
 
 def same_shape(key: str, own: Tensor, other: Tensor) -> bool:

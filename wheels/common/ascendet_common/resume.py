@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ascendet_common import results
+
 # The same as errors.EXIT_CODES["interrupted"] of the tool, which cannot be imported here.
 EXIT_INTERRUPTED = 25
 # The same as errors.EXIT_CODES["loss-not-finite"] of the tool.
@@ -26,6 +28,5 @@ def seed_draw(draw: Draw) -> int:
 
 def note_last(folder: Path, name: str) -> None:
     """Write the name of the checkpoint to resume from to `last_checkpoint`, in one step."""
-    temp = folder / ".last_checkpoint"
-    temp.write_text(str(folder / name), encoding="utf-8")
-    temp.rename(folder / "last_checkpoint")
+    with results.replacing(folder / "last_checkpoint") as file:
+        file.write(str(folder / name).encode())

@@ -222,7 +222,7 @@ class Row:
 def write_csv(rows: Iterable[Row], file: Path) -> None:
     """Write rows as msprobe writes its result_<time>.csv: network outputs first."""
     ordered = sorted(rows, key=lambda row: not row.is_output)
-    with results.replacing(file) as out:
+    with results.replacing(file, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
         writer.writerows(row.cells() for row in ordered)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ascendet_common import checkpoints, progress
+from ascendet_common import checkpoints, progress, results
 from ascendet_common.checkpoints import CheckpointError, CheckpointMismatch, Discarded, LoadReport
 from mmdet.registry import HOOKS
 from mmengine.dist import is_main_process
@@ -163,7 +163,7 @@ class AtomicLocalBackend(LocalBackend):
         """Write `obj` beside `filepath` and rename it; remove the incomplete file if that fails."""
         final = Path(filepath)
         final.parent.mkdir(parents=True, exist_ok=True)
-        with checkpoints.replacing(final) as file:
+        with results.replacing(final) as file:
             file.write(obj)
 
 
