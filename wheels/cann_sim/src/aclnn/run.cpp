@@ -51,12 +51,11 @@ std::string signature(const aclOpExecutor &executor) {
     return text;
 }
 
-void corrupt_first_result(const aclOpExecutor &executor) {
+void corrupt_results(const aclOpExecutor &executor) {
     for (size_t i = 0; i < executor.values.size(); ++i) {
         const Value &value = executor.values[i];
         if (executor.function->arguments[i].written && value.kind == Value::kTensor && !value.is_null()) {
             tensor(value).zero_();
-            return;
         }
     }
 }
@@ -92,7 +91,7 @@ void launch(const aclOpExecutor &executor) {
     const auto begin = std::chrono::steady_clock::now();
     compute(function, executor.values.data());
     if ((counts || task != 0 || watched) && suffer_faults(function.name, current_device(), begin)) {
-        corrupt_first_result(executor);
+        corrupt_results(executor);
     }
     cann_sim_task_end(task, "SIMULATED", function.name, text.c_str());
     if (counts) {

@@ -40,7 +40,6 @@ void adopt_resize(const at::Tensor &npu, const at::Tensor &cpu);
 
 void register_aten();              // dispatch.cpp
 void register_npu_ops();           // npu_ops.cpp
-void register_npu_attention();     // npu_attention.cpp
 void register_npu_transformers();  // npu_transformers.cpp
 
 // counted.cpp: the kernels as they are now are torch_npu's own; call it before any of ours takes a place.

@@ -22,6 +22,14 @@ const AclnnHooks *hooks_for(const Function &function) {
     return hooks;
 }
 
+void own_texts(aclOpExecutor &executor) {
+    for (Value &value : executor.values) {
+        if (value.kind == Value::kText && value.pointer != nullptr) {
+            value.pointer = executor.texts.emplace_front(value.text()).c_str();
+        }
+    }
+}
+
 }  // namespace
 
 int plan(const Function &function, const Value *values, uint64_t *workspace, aclOpExecutor **executor) noexcept {
@@ -42,7 +50,9 @@ int plan(const Function &function, const Value *values, uint64_t *workspace, acl
         if (workspace == nullptr || executor == nullptr) {
             return fail(kNullPointer, std::string("EZ1001: ") + function.name + ": workspaceSize or executor is null");
         }
-        *executor = new aclOpExecutor{&function, std::vector<Value>(values, values + function.count), hooks->planned()};
+        *executor = new aclOpExecutor{
+            &function, std::vector<Value>(values, values + function.count), hooks->planned(), {}};
+        own_texts(**executor);
         *workspace = 0;
         return 0;
     } catch (const std::exception &error) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <forward_list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -120,6 +121,7 @@ int execute(aclOpExecutor *executor) noexcept;
 
 struct aclOpExecutor {
     const cann_sim::Function *function;
-    std::vector<cann_sim::Value> values;  // they outlive the run: the caller destroys them afterwards
-    bool part;                            // of an operator that is counted as a whole
+    std::vector<cann_sim::Value> values;   // what they point to outlives the run: the caller destroys it afterwards
+    bool part;                             // of an operator that is counted as a whole
+    std::forward_list<std::string> texts;  // but not characters, which torch_npu keeps on its stack: copies
 };
