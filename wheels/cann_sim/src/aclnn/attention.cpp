@@ -92,7 +92,7 @@ Given read(const Value *v, int parts) {
 }
 
 // What a card refuses, most of it when it lays out the computation, and what is not simulated.
-void check(const Given &g, int parts) {
+void check_words(const Given &g, int parts) {
     const at::ScalarType type = g.query.scalar_type();
     TORCH_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
                 "query must be float32, float16 or bfloat16, not ", type);
@@ -120,7 +120,10 @@ void check(const Given &g, int parts) {
                 " is none that CANN knows");
     TORCH_CHECK(!g.mask.defined() || g.mask.scalar_type() == at::kBool || g.mask.scalar_type() == at::kByte,
                 "atten_mask must be bool or uint8, not ", g.mask.scalar_type());
-    TORCH_CHECK(g.query_rope.defined() == g.key_rope.defined(), "query_rope and key_rope come together");
+    TORCH_CHECK(g.query_rope.defined() == g.key_rope.defined() && (!g.query_rope.defined() || g.packed()),
+                "query_rope and key_rope come together, and with TND only");
+    TORCH_CHECK((parts & kGrad) == 0 || (g.maximum.defined() && g.sum.defined() && g.output.defined()),
+                "the gradient needs softmax_max, softmax_sum and attention_in of the forward pass");
 }
 
 // ---- layouts ----
@@ -152,6 +155,7 @@ int64_t key_heads(const Given &g) {
 struct Sequence {
     int64_t index, row, rows, key, keys, score;
 
+    bool is_empty() const { return rows == 0 || keys == 0; }
     at::Tensor of_rows(const at::Tensor &tensor) const { return tensor.narrow(2, row, rows); }
     at::Tensor of_keys(const at::Tensor &tensor) const { return tensor.narrow(2, key, keys); }
 };
@@ -179,37 +183,34 @@ std::vector<Sequence> sequences(const Given &g, int64_t rows, int64_t keys) {
 
 // A sequence's part of the maxima or sums as batch, heads, tokens, 8 equal columns. Those of TND lie sequence by sequence
 // with heads first, although their shape says tokens first; unless softmax_layout asks for the latter.
-at::Tensor of_rows(const at::Tensor &statistics, const Sequence &s, const Given &g) {
+at::Tensor statistics(const at::Tensor &whole, const Sequence &s, const Given &g) {
     if (!g.packed()) {
-        return statistics;
+        return whole;
     }
     if (g.layout_of_rows == "same_as_input") {
-        return s.of_rows(statistics.transpose(0, 1).unsqueeze(0));
+        return s.of_rows(whole.transpose(0, 1).unsqueeze(0));
     }
-    return statistics.view(-1).narrow(0, s.row * g.heads * 8, s.rows * g.heads * 8).view({1, g.heads, s.rows, 8});
+    return whole.view(-1).narrow(0, s.row * g.heads * 8, s.rows * g.heads * 8).view({1, g.heads, s.rows, 8});
 }
 
 // ---- what is added to the scores ----
 
 at::Tensor shift_of(const Given &g, const Sequence &s, int64_t batch, int64_t all_keys) {
     const at::Tensor &shift = g.shift;
-    at::Tensor found;
     if (g.packed()) {
         const bool by_row = shift.numel() != g.heads * all_keys;
         TORCH_CHECK(shift.dim() == 1, "pse of TND with ", shift.dim(), " dimensions is not simulated (1 is)");
         const int64_t first = by_row ? s.score : g.heads * s.key, rows = by_row ? s.rows : 1;
         TORCH_CHECK(first + g.heads * rows * s.keys <= shift.numel(), "pse has ", shift.numel(),
                     " elements, too few for the scores of all sequences");
-        found = shift.narrow(0, first, g.heads * rows * s.keys).view({1, g.heads, rows, s.keys});
-    } else {
-        const bool fits = shift.dim() == 4 && (shift.size(0) == batch || shift.size(0) == 1) &&
-                          shift.size(1) == g.heads && (shift.size(2) == s.rows || shift.size(2) == 1) &&
-                          shift.size(3) == s.keys;
-        TORCH_CHECK(fits, "pse must have shape [", batch, " or 1, ", g.heads, ", ", s.rows, " or 1, ", s.keys,
-                    "], not ", shift.sizes(), " (the last 1024 rows alone are not simulated)");
-        found = shift.expand({-1, -1, s.rows, -1});
+        return shift.narrow(0, first, g.heads * rows * s.keys).view({1, g.heads, rows, s.keys});
     }
-    return g.shift_type == 1 ? found * g.scale : found;
+    const bool fits = shift.dim() == 4 && (shift.size(0) == batch || shift.size(0) == 1) &&
+                      shift.size(1) == g.heads && (shift.size(2) == s.rows || shift.size(2) == 1) &&
+                      shift.size(3) == s.keys;
+    TORCH_CHECK(fits, "pse must have shape [", batch, " or 1, ", g.heads, ", ", s.rows, " or 1, ", s.keys, "], not ",
+                shift.sizes(), " (the last 1024 rows alone are not simulated)");
+    return shift;
 }
 
 // A full mask: of all batches, of the longest sequences of TND, or of all its tokens.
@@ -234,35 +235,43 @@ at::Tensor mask_of(const Given &g, const Sequence &s, const std::vector<Sequence
     return g.mask.narrow(0, s.row, s.rows).narrow(1, s.key, s.keys);
 }
 
-void check_triangle(const Given &g) {
+// The modes 2, 3 and 4 know the mask; a card reads it all the same.
+void check_triangle(const at::Tensor &mask) {
     static const at::Tensor triangle = at::ones({kTriangle, kTriangle}, at::kBool).triu(1);
-    TORCH_CHECK(g.mask.dim() >= 2 && g.mask.size(-1) == kTriangle && g.mask.size(-2) == kTriangle, "atten_mask of ",
-                "sparse_mode ", g.mode, " must have shape [2048, 2048], not ", g.mask.sizes());
-    TORCH_CHECK(at::equal(g.mask.to(at::kBool), triangle.expand_as(g.mask)), "atten_mask of sparse_mode ", g.mode,
-                " must be 1 above the diagonal and 0 elsewhere (torch.triu(torch.ones(2048, 2048), 1))");
+    TORCH_CHECK(at::equal(mask.to(at::kBool), triangle.expand_as(mask)),
+                "atten_mask of sparse_mode 2, 3 and 4 must be 1 above the diagonal and 0 elsewhere, as "
+                "torch.triu(torch.ones(2048, 2048), 1)");
 }
 
-// Which keys the rows see: of row i those from i - before to i + after, and not what the mask blocks.
-void hide(Attention &a, const Given &g, const Sequence &s, const std::vector<Sequence> &all) {
-    if (!g.mask.defined()) {
-        return;  // then no mode has a meaning
-    }
-    int64_t before = s.rows, after = s.keys;
-    const int64_t shift = s.keys - s.rows;  // modes 3 and 4 count from the lower right corner
+// Row i sees the keys from i - before to i + after.
+struct Band {
+    int64_t before, after;
+};
+
+Band band_of(const Given &g, const Sequence &s) {
+    const int64_t shift = s.keys - s.rows;  // the modes 3 and 4 count from the lower right corner
+    Band band{s.rows, s.keys};
     switch (g.mode) {
-        case 0: before = g.before, after = g.after; break;
-        case 2: after = 0; break;
-        case 3: after = shift; break;
-        case 4: before = g.before - shift, after = g.after + shift; break;
+        case 0: band = {g.before, g.after}; break;
+        case 2: band.after = 0; break;
+        case 3: band.after = shift; break;
+        case 4: band = {g.before - shift, g.after + shift}; break;
         default: break;
     }
-    TORCH_CHECK(g.mode != 3 || !g.packed() || shift >= 0, "sparse_mode 3 of TND needs as many keys as rows: ", s.keys,
-                " for ", s.rows, " in sequence ", s.index);
-    TORCH_CHECK(before + after >= 0, "pre_tockens ", g.before, " and next_tockens ", g.after, " leave no key");
+    TORCH_CHECK(g.mode != 3 || !g.packed() || shift >= 0, "sparse_mode 3 of TND needs as many keys as rows, not ",
+                s.keys, " for ", s.rows, " (sequence ", s.index, ")");
+    TORCH_CHECK(band.before + band.after >= 0, "pre_tockens ", g.before, " and next_tockens ", g.after,
+                " leave no key");
+    return band;
+}
+
+// Takes what a row does not see, by the mode and the mask, out of the scores.
+void hide(Attention &a, const Given &g, const Sequence &s, const std::vector<Sequence> &all) {
+    const auto [before, after] = band_of(g, s);
     at::Tensor blocked = g.mode < 2 ? mask_of(g, s, all).to(at::kBool) : at::Tensor();
     a.causal = after == 0 && before >= s.rows - 1;
     if (!a.causal && (before < s.rows - 1 || after < s.keys - 1)) {
-        const auto limit = std::max(s.rows, s.keys);  // triu and tril want no larger numbers
+        const int64_t limit = s.rows + s.keys;  // beyond it is nothing
         const at::Tensor seen = at::ones({s.rows, s.keys}, at::kBool)
                                     .triu(-std::clamp(before, -limit, limit))
                                     .tril(std::clamp(after, -limit, limit));
@@ -276,23 +285,94 @@ void hide(Attention &a, const Given &g, const Sequence &s, const std::vector<Seq
     a.bias = a.bias.defined() ? a.bias + bias : bias;
 }
 
-// ---- the two functions ----
+// ---- a call ----
 
+// A call's tensors with heads first; until `attention` nothing reads what is in them.
 struct Problem {
     Given given;
-    int64_t group;                  // query heads per key head
-    at::Tensor query, key, value;   // heads first
+    int64_t group;  // query heads per key head
+    at::Tensor query, query_rope, key, key_rope, value;
     std::vector<Sequence> all;
 
     Problem(const Value *v, int parts) : given(read(v, parts)) {
-        check(given, parts);
+        check_words(given, parts);
         const int64_t fewer = key_heads(given);
         TORCH_CHECK(fewer > 0 && given.heads % fewer == 0, "head_num ", given.heads, " is no multiple of the ", fewer,
                     " heads of key");
         group = given.heads / fewer;
-        query = with(heads_first(given.query, given, given.heads), heads_first(given.query_rope, given, given.heads));
-        key = with(heads_first(given.key, given, fewer), heads_first(given.key_rope, given, fewer));
+        query = heads_first(given.query, given, given.heads);
+        query_rope = heads_first(given.query_rope, given, given.heads);
+        key = heads_first(given.key, given, fewer);
+        key_rope = heads_first(given.key_rope, given, fewer);
         value = heads_first(given.value, given, fewer);
+        check_shapes();
+        all = sequences(given, query.size(2), key.size(2));
+    }
+
+    // What each sequence demands of the masks: for the first phase of a call.
+    void check_masks() const {
+        const bool whole = given.mask.defined() && given.mode >= 2;
+        TORCH_CHECK(!whole || (given.mask.dim() >= 2 && given.mask.size(-1) == kTriangle &&
+                               given.mask.size(-2) == kTriangle),
+                    "atten_mask of sparse_mode ", given.mode, " must have shape [2048, 2048], not ",
+                    given.mask.sizes());
+        for (const Sequence &s : all) {
+            if (given.shift.defined()) {
+                shift_of(given, s, query.size(0), key.size(2));
+            }
+            if (given.mask.defined() && !s.is_empty()) {
+                band_of(given, s);
+                if (given.mode < 2) {
+                    mask_of(given, s, all);
+                }
+            }
+        }
+        const Sequence &last = all.back();
+        const int64_t scores = last.score + query.size(0) * given.heads * last.rows * last.keys;
+        TORCH_CHECK(!given.kept.defined() || given.kept.numel() * 8 >= scores, "dropout's mask has ",
+                    given.kept.numel(), " bytes, too few for ", scores, " scores");
+    }
+
+    Attention attention(const Sequence &s) const {
+        const auto repeated = [this](const at::Tensor &tensor) {
+            return group == 1 ? tensor : tensor.repeat_interleave(group, 1);
+        };
+        Attention a;
+        a.query = s.of_rows(query);
+        a.key = s.of_keys(key);
+        if (query_rope.defined()) {
+            a.query = at::cat({a.query, s.of_rows(query_rope)}, -1);
+            a.key = at::cat({a.key, s.of_keys(key_rope)}, -1);
+        }
+        a.key = repeated(a.key);
+        a.value = repeated(s.of_keys(value));
+        a.scale = given.scale;
+        if (given.shift.defined()) {
+            const at::Tensor shift = shift_of(given, s, query.size(0), key.size(2)).expand({-1, -1, s.rows, -1});
+            a.bias = given.shift_type == 1 ? shift * given.scale : shift;
+        }
+        if (given.mask.defined()) {  // without one no mode has a meaning
+            hide(a, given, s, all);
+        }
+        if (a.bias.defined()) {
+            a.bias = a.bias.to(query.scalar_type());
+        }
+        if (given.kept.defined()) {
+            a.kept = given.kept.contiguous();
+            a.first_bit = s.score;
+            a.keep = given.keep;
+        }
+        return a;
+    }
+
+    void check_triangle() const {
+        if (given.mask.defined() && given.mode >= 2) {
+            cann_sim::check_triangle(given.mask);
+        }
+    }
+
+private:
+    void check_shapes() const {
         TORCH_CHECK(query.size(1) == given.heads, "head_num is ", given.heads, ", and query has ", query.size(1));
         TORCH_CHECK(query.size(-1) == key.size(-1) && value.size(-1) <= key.size(-1),
                     "query and key have equally many channels, value no more; not ", query.size(-1), ", ",
@@ -300,123 +380,93 @@ struct Problem {
         TORCH_CHECK(query.size(0) == key.size(0) && key.sizes().slice(0, 3) == value.sizes().slice(0, 3),
                     "the shapes of query, key and value do not fit: ", given.query.sizes(), ", ", given.key.sizes(),
                     " and ", given.value.sizes());
-        if (given.mask.defined() && given.mode >= 2) {
-            check_triangle(given);
-        }
-        all = sequences(given, query.size(2), key.size(2));
-        const Sequence &last = all.back();
-        const int64_t scores = last.score + query.size(0) * given.heads * last.rows * last.keys;
-        TORCH_CHECK(!given.kept.defined() || given.kept.numel() * 8 >= scores, "dropout's mask has ",
-                    given.kept.numel(), " bytes, too few for ", scores, " scores");
-        if (given.kept.defined()) {
-            given.kept = given.kept.contiguous();
-        }
-    }
-
-    static at::Tensor with(const at::Tensor &tensor, const at::Tensor &rope) {
-        return rope.defined() ? at::cat({tensor, rope}, -1) : tensor;
-    }
-
-    static bool is_empty(const Sequence &s) { return s.rows == 0 || s.keys == 0; }
-
-    Attention attention(const Sequence &s) const {
-        Attention a;
-        a.query = s.of_rows(query);
-        a.key = s.of_keys(key);
-        a.value = s.of_keys(value);
-        a.scale = given.scale;
-        if (group != 1) {
-            a.key = a.key.repeat_interleave(group, 1);
-            a.value = a.value.repeat_interleave(group, 1);
-        }
-        if (given.shift.defined()) {
-            a.bias = shift_of(given, s, query.size(0), key.size(2));
-        }
-        hide(a, given, s, all);
-        if (a.bias.defined()) {
-            a.bias = a.bias.to(query.scalar_type());
-        }
-        a.kept = given.kept;
-        a.first_bit = s.score;
-        a.keep = given.keep;
-        return a;
     }
 };
 
 template <int parts>
+void check(const Value *v) {
+    Problem(v, parts).check_masks();
+}
+
+template <int parts>
 void score(const Value *v) {
     const Problem problem(v, parts);
+    problem.check_triangle();
     const Given &g = problem.given;
-    const at::Tensor result = heads_first(g.output, g, g.heads);
     for (const at::Tensor &tensor : {g.output, g.maximum, g.sum}) {
         tensor.zero_();  // for what belongs to no sequence, or has no key
     }
+    const at::Tensor result = heads_first(g.output, g, g.heads);
     for (const Sequence &s : problem.all) {
-        if (Problem::is_empty(s) || result.numel() == 0) {
+        if (s.is_empty() || result.numel() == 0) {
             continue;
         }
         const auto [output, rows] = attend(problem.attention(s));
         s.of_rows(result).copy_(output);
-        of_rows(g.maximum, s, g).copy_(rows.maximum.unsqueeze(-1));
-        of_rows(g.sum, s, g).copy_(rows.sum.unsqueeze(-1));
+        statistics(g.maximum, s, g).copy_(rows.maximum.unsqueeze(-1));
+        statistics(g.sum, s, g).copy_(rows.sum.unsqueeze(-1));
     }
 }
 
 template <int parts>
 void score_grad(const Value *v) {
-    const Problem problem(v, parts | kGrad);
+    const Problem problem(v, parts);
+    problem.check_triangle();
     const Given &g = problem.given;
-    TORCH_CHECK(g.maximum.defined() && g.sum.defined() && g.output.defined(),
-                "the gradient needs softmax_max, softmax_sum and attention_in of the forward pass");
-    if (g.grad_shift.defined()) {
-        g.grad_shift.fill_(NAN);  // reserved: CANN writes nothing
-    }
-    const int64_t heads = g.heads, fewer = heads / problem.group;
+    const int64_t heads = g.heads, fewer = heads / problem.group, channels = problem.query.size(-1);
     const at::Tensor output = heads_first(g.output, g, heads), grad = heads_first(g.grad, g, heads);
     const at::Tensor maximum = g.maximum.contiguous(), sum = g.sum.contiguous();
-    const at::Tensor grad_query = at::zeros_like(problem.query), grad_key = at::zeros_like(problem.key),
-                     grad_value = at::zeros_like(problem.value);
+    const at::Tensor grad_query = heads_first(g.grad_query, g, heads), grad_key = heads_first(g.grad_key, g, fewer),
+                     grad_value = heads_first(g.grad_value, g, fewer),
+                     grad_query_rope = heads_first(g.grad_query_rope, g, heads),
+                     grad_key_rope = heads_first(g.grad_key_rope, g, fewer);
+    for (const at::Tensor &tensor : {grad_query, grad_query_rope, grad_key, grad_key_rope, grad_value}) {
+        if (tensor.defined()) {
+            tensor.zero_();
+        }
+    }
+    if (g.grad_shift.defined()) {
+        g.grad_shift.fill_(NAN);  // reserved: a card writes nothing there
+    }
     const auto grouped = [&](const at::Tensor &tensor) {
         return problem.group == 1 ? tensor : tensor.unflatten(1, {-1, problem.group}).sum(2);
     };
     for (const Sequence &s : problem.all) {
-        if (Problem::is_empty(s) || grad.numel() == 0) {
+        if (s.is_empty() || grad.numel() == 0) {
             continue;
         }
-        const Rows rows{of_rows(maximum, s, g).select(-1, 0), of_rows(sum, s, g).select(-1, 0)};
-        const Gradients found =
-            attend_backward(problem.attention(s), rows, s.of_rows(output), s.of_rows(grad));
-        s.of_rows(grad_query).copy_(found.query);
-        s.of_keys(grad_key).copy_(grouped(found.key));
+        const Rows rows{statistics(maximum, s, g).select(-1, 0), statistics(sum, s, g).select(-1, 0)};
+        const Gradients found = attend_backward(problem.attention(s), rows, s.of_rows(output), s.of_rows(grad));
+        const at::Tensor found_key = grouped(found.key);
+        s.of_rows(grad_query).copy_(found.query.narrow(-1, 0, channels));
+        s.of_keys(grad_key).copy_(found_key.narrow(-1, 0, channels));
         s.of_keys(grad_value).copy_(grouped(found.value));
-    }
-    // The channels of query_rope and key_rope come after the others.
-    const auto give = [&](const at::Tensor &to, const at::Tensor &from, int64_t count, int64_t first) {
-        if (to.defined()) {
-            const at::Tensor target = heads_first(to, g, count);
-            target.copy_(from.narrow(-1, first, target.size(-1)));
+        if (grad_query_rope.defined()) {
+            const int64_t more = grad_query_rope.size(-1);
+            s.of_rows(grad_query_rope).copy_(found.query.narrow(-1, channels, more));
+            s.of_keys(grad_key_rope).copy_(found_key.narrow(-1, channels, more));
         }
-    };
-    give(g.grad_query, grad_query, heads, 0);
-    give(g.grad_query_rope, grad_query, heads, problem.query.size(-1) - (g.query_rope.defined() ? g.query_rope.size(-1) : 0));
-    give(g.grad_key, grad_key, fewer, 0);
-    give(g.grad_key_rope, grad_key, fewer, problem.key.size(-1) - (g.key_rope.defined() ? g.key_rope.size(-1) : 0));
-    give(g.grad_value, grad_value, fewer, 0);
+    }
+}
+
+template <int parts>
+ComputationRegistration::Entry version(const char *name) {
+    return {name, (parts & kGrad) != 0 ? score_grad<parts> : score<parts>, check<parts>};
 }
 
 const ComputationRegistration registered{
-    {"aclnnFlashAttentionScore", score<kScore>},
-    {"aclnnFlashAttentionScoreV2", score<kStarts>},
-    {"aclnnFlashAttentionVarLenScore", score<kLengths>},
-    {"aclnnFlashAttentionVarLenScoreV2", score<kLengths | kStarts>},
-    {"aclnnFlashAttentionVarLenScoreV3", score<kLengths | kStarts | kRope>},
-    {"aclnnFlashAttentionVarLenScoreV4", score<kLengths | kLayoutOfRows>},
-    {"aclnnFlashAttentionScoreGrad", score_grad<kScore>},
-    {"aclnnFlashAttentionScoreGradV2", score_grad<kStarts>},
-    {"aclnnFlashAttentionUnpaddingScoreGrad", score_grad<kLengths>},
-    {"aclnnFlashAttentionUnpaddingScoreGradV2", score_grad<kLengths | kStarts>},
-    {"aclnnFlashAttentionUnpaddingScoreGradV3", score_grad<kLengths | kStarts | kRope>},
-    {"aclnnFlashAttentionUnpaddingScoreGradV4", score_grad<kLengths | kLayoutOfRows>},
+    version<kScore>("aclnnFlashAttentionScore"),
+    version<kStarts>("aclnnFlashAttentionScoreV2"),
+    version<kLengths>("aclnnFlashAttentionVarLenScore"),
+    version<kLengths | kStarts>("aclnnFlashAttentionVarLenScoreV2"),
+    version<kLengths | kStarts | kRope>("aclnnFlashAttentionVarLenScoreV3"),
+    version<kLengths | kLayoutOfRows>("aclnnFlashAttentionVarLenScoreV4"),
+    version<kGrad>("aclnnFlashAttentionScoreGrad"),
+    version<kGrad | kStarts>("aclnnFlashAttentionScoreGradV2"),
+    version<kGrad | kLengths>("aclnnFlashAttentionUnpaddingScoreGrad"),
+    version<kGrad | kLengths | kStarts>("aclnnFlashAttentionUnpaddingScoreGradV2"),
+    version<kGrad | kLengths | kStarts | kRope>("aclnnFlashAttentionUnpaddingScoreGradV3"),
+    version<kGrad | kLengths | kLayoutOfRows>("aclnnFlashAttentionUnpaddingScoreGradV4"),
 };
 
 }  // namespace

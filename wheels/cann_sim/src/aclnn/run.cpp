@@ -119,6 +119,19 @@ int run(const aclOpExecutor &executor) {
     return fail(kInnerError, message);
 }
 
+int check_first(const Function &function, const Value *values) {
+    std::string message;
+    try {
+        check_by_hand(function, values);
+        return 0;
+    } catch (const c10::Error &error) {
+        message = error.what_without_backtrace();
+    } catch (const std::exception &error) {
+        message = error.what();
+    }
+    return fail(kInnerError, std::string("EZ9999: ") + function.name + ": " + message);
+}
+
 // The device's memory is counted by the thread that plans: the results are allocated, and what follows is not yet.
 bool planned() {
     const bool part = counts_as_a_whole();
@@ -130,7 +143,7 @@ bool planned() {
 }
 
 const bool connected = [] {
-    static const AclnnHooks hooks = {&planned, &run, &queue_failure};
+    static const AclnnHooks hooks = {&check_first, &planned, &run, &queue_failure};
     cann_sim_set_aclnn(&hooks);
     return true;
 }();

@@ -50,7 +50,7 @@ void register_plugin_hooks();
 bool counts_as_a_whole();
 
 // `op` was launched on `device` and has run since `begin`: waits as long as a slow device would run on, and returns whether
-// a fault corrupts its first result.
+// a fault corrupts its results.
 bool suffer_faults(const std::string &op, int device, std::chrono::steady_clock::time_point begin);
 
 // Counts what the caching allocator holds on a device.
