@@ -145,7 +145,14 @@ def test_no_mode_means_anything_without_a_mask() -> None:
 
 
 LENGTHS = ((5, 0, 1, 7, 3), (6, 2, 1, 7, 0))  # of the queries and of the keys of 5 sequences
-MODES = [(0, ALL, ALL, False), (0, 2, 1, True), (1, 0, 0, True), (2, 0, 0, True), (3, 0, 0, True), (4, 2, 1, True)]
+MODES = [
+    (0, ALL, ALL, False),
+    (0, 2, 1, True),
+    (1, 0, 0, True),
+    (2, 0, 0, True),
+    (3, 0, 0, True),
+    (4, 2, 1, True),
+]
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.6])
@@ -211,7 +218,13 @@ def kept_bits(results: tuple[torch.Tensor, ...], keep: float) -> torch.Tensor | 
     if keep == 1:
         return None
     mask = torch_npu._npu_dropout_gen_mask(
-        torch.empty(0, device="npu"), [count], p=1 - keep, seed=seed, offset=offset, parallel=False, sync=False
+        torch.empty(0, device="npu"),
+        [count],
+        p=1 - keep,
+        seed=seed,
+        offset=offset,
+        parallel=False,
+        sync=False,
     )
     bits = (mask.cpu()[:, None] >> torch.arange(8)) & 1
     return bits.flatten()[:count].float()
@@ -247,7 +260,9 @@ def test_what_is_kept_of_the_softmax_means_what_it_says() -> None:
     scores = query @ key.mT * SCALE
     highest = scores.amax(-1, keepdim=True)
     assert (maximum.cpu() - highest).abs().max() < 1e-6
-    torch.testing.assert_close(total.cpu(), (scores - highest).exp().sum(-1, keepdim=True).expand(2, 3, 70, 8))
+    torch.testing.assert_close(
+        total.cpu(), (scores - highest).exp().sum(-1, keepdim=True).expand(2, 3, 70, 8)
+    )
     softmax = (scores - maximum.cpu()[..., :1]).exp() / total.cpu()[..., :1]
     torch.testing.assert_close(softmax @ value, out.detach().cpu())
     found = pulled(out, inputs)
@@ -285,11 +300,12 @@ def test_version_2_adds_products_of_rotated_channels() -> None:
 
 
 REFUSED = {
-    "query has data type DT_DOUBLE": "f(q.double(), k.double(), v.double(), 2, 'BNSD')",
+    "query has data type DT_DOUBLE": "f(d, d, d, 2, 'BNSD')",
     "one data type": "f(q, k.half(), v, 2, 'BNSD')",
     "BSH/SBH/BNSD/BSND/TND": "f(q, k, v, 2, 'NSBD')",  # torch_npu's own
-    "4 dimensions, not 3": "f(q[0], k[0], v[0], 2, 'BNSD')",
-    "head_num is 3": "f(q, k, v, 3, 'BNSD')",
+    "3 dimensions, not 4": "f(q, k, v, 2, 'BSH')",
+    "head_num 3 is no multiple": "f(q, k, v, 3, 'BNSD')",
+    "head_num is 4": "f(q, k, v, 4, 'BNSD')",
     "the same and cannot be empty": "f(q[0], k[0], v[0], 4, 'TND')",  # torch_npu's own
     "which grow up to 2": "f(q[0], k[0], v[0], 4, 'TND', actual_seq_qlen=[3], actual_seq_kvlen=[2])",
     "TND takes them": "f(q, k, v, 2, 'BNSD', actual_seq_qlen=[4], actual_seq_kvlen=[4])",
@@ -314,6 +330,7 @@ def test_refusals_say_why(run_forked: RunPython, queue: str) -> None:
         import json, torch, torch_npu
         f, g = torch_npu.npu_fusion_attention, torch_npu.npu_fusion_attention_v2
         q, k, v = (torch.randn(1, 2, 4, 8).npu() for _ in range(3))
+        d = torch.randn(1, 2, 4, 8, dtype=torch.float64).npu()  # .double() of an NPU's tensor gives float32
         m, z = torch.ones(2048, 2048).triu(1).bool().npu(), torch.zeros(4, 4).bool().npu()
         wrong = {{}}
         for why, call in {REFUSED!r}.items():

@@ -33,8 +33,8 @@ void for_blocks(const Sizes &sizes, const F &compute) {
     const int64_t heads = std::clamp<int64_t>(kScores / (rows * sizes.keys), 1, sizes.batch * sizes.heads);
     for (int64_t head = 0; head < sizes.batch * sizes.heads; head += heads) {
         for (int64_t row = 0; row < sizes.rows; row += rows) {
-            compute(Block{head, std::min(heads, sizes.batch * sizes.heads - head), row,
-                          std::min(rows, sizes.rows - row)});
+            compute(
+                Block{head, std::min(heads, sizes.batch * sizes.heads - head), row, std::min(rows, sizes.rows - row)});
         }
     }
 }

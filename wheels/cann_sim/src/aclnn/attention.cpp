@@ -205,9 +205,8 @@ at::Tensor shift_of(const Given &g, const Sequence &s, int64_t batch, int64_t al
                     " elements, too few for the scores of all sequences");
         return shift.narrow(0, first, g.heads * rows * s.keys).view({1, g.heads, rows, s.keys});
     }
-    const bool fits = shift.dim() == 4 && (shift.size(0) == batch || shift.size(0) == 1) &&
-                      shift.size(1) == g.heads && (shift.size(2) == s.rows || shift.size(2) == 1) &&
-                      shift.size(3) == s.keys;
+    const bool fits = shift.dim() == 4 && (shift.size(0) == batch || shift.size(0) == 1) && shift.size(1) == g.heads &&
+                      (shift.size(2) == s.rows || shift.size(2) == 1) && shift.size(3) == s.keys;
     TORCH_CHECK(fits, "pse must have shape [", batch, " or 1, ", g.heads, ", ", s.rows, " or 1, ", s.keys, "], not ",
                 shift.sizes(), " (the last 1024 rows alone are not simulated)");
     return shift;
@@ -312,10 +311,9 @@ struct Problem {
     // What each sequence demands of the masks: for the first phase of a call.
     void check_masks() const {
         const bool whole = given.mask.defined() && given.mode >= 2;
-        TORCH_CHECK(!whole || (given.mask.dim() >= 2 && given.mask.size(-1) == kTriangle &&
-                               given.mask.size(-2) == kTriangle),
-                    "atten_mask of sparse_mode ", given.mode, " must have shape [2048, 2048], not ",
-                    given.mask.sizes());
+        TORCH_CHECK(
+            !whole || (given.mask.dim() >= 2 && given.mask.size(-1) == kTriangle && given.mask.size(-2) == kTriangle),
+            "atten_mask of sparse_mode ", given.mode, " must have shape [2048, 2048], not ", given.mask.sizes());
         for (const Sequence &s : all) {
             if (given.shift.defined()) {
                 shift_of(given, s, query.size(0), key.size(2));
@@ -375,8 +373,8 @@ private:
     void check_shapes() const {
         TORCH_CHECK(query.size(1) == given.heads, "head_num is ", given.heads, ", and query has ", query.size(1));
         TORCH_CHECK(query.size(-1) == key.size(-1) && value.size(-1) <= key.size(-1),
-                    "query and key have equally many channels, value no more; not ", query.size(-1), ", ",
-                    key.size(-1), " and ", value.size(-1));
+                    "query and key have equally many channels, value no more; not ", query.size(-1), ", ", key.size(-1),
+                    " and ", value.size(-1));
         TORCH_CHECK(query.size(0) == key.size(0) && key.sizes().slice(0, 3) == value.sizes().slice(0, 3),
                     "the shapes of query, key and value do not fit: ", given.query.sizes(), ", ", given.key.sizes(),
                     " and ", given.value.sizes());

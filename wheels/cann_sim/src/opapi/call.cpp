@@ -53,8 +53,8 @@ int plan(const Function &function, const Value *values, uint64_t *workspace, acl
         if (workspace == nullptr || executor == nullptr) {
             return fail(kNullPointer, std::string("EZ1001: ") + function.name + ": workspaceSize or executor is null");
         }
-        *executor = new aclOpExecutor{
-            &function, std::vector<Value>(values, values + function.count), hooks->planned(), {}};
+        *executor =
+            new aclOpExecutor{&function, std::vector<Value>(values, values + function.count), hooks->planned(), {}};
         own_texts(**executor);
         *workspace = 0;
         return 0;
