@@ -447,24 +447,22 @@ void score_grad(const Value *v) {
     }
 }
 
-template <int parts>
-ComputationRegistration::Entry version(const char *name) {
-    return {name, (parts & kGrad) != 0 ? score_grad<parts> : score<parts>, check<parts>};
-}
-
 const ComputationRegistration registered{
-    version<kScore>("aclnnFlashAttentionScore"),
-    version<kStarts>("aclnnFlashAttentionScoreV2"),
-    version<kLengths>("aclnnFlashAttentionVarLenScore"),
-    version<kLengths | kStarts>("aclnnFlashAttentionVarLenScoreV2"),
-    version<kLengths | kStarts | kRope>("aclnnFlashAttentionVarLenScoreV3"),
-    version<kLengths | kLayoutOfRows>("aclnnFlashAttentionVarLenScoreV4"),
-    version<kGrad>("aclnnFlashAttentionScoreGrad"),
-    version<kGrad | kStarts>("aclnnFlashAttentionScoreGradV2"),
-    version<kGrad | kLengths>("aclnnFlashAttentionUnpaddingScoreGrad"),
-    version<kGrad | kLengths | kStarts>("aclnnFlashAttentionUnpaddingScoreGradV2"),
-    version<kGrad | kLengths | kStarts | kRope>("aclnnFlashAttentionUnpaddingScoreGradV3"),
-    version<kGrad | kLengths | kLayoutOfRows>("aclnnFlashAttentionUnpaddingScoreGradV4"),
+    {"aclnnFlashAttentionScore", score<kScore>, check<kScore>},
+    {"aclnnFlashAttentionScoreV2", score<kStarts>, check<kStarts>},
+    {"aclnnFlashAttentionVarLenScore", score<kLengths>, check<kLengths>},
+    {"aclnnFlashAttentionVarLenScoreV2", score<kLengths | kStarts>, check<kLengths | kStarts>},
+    {"aclnnFlashAttentionVarLenScoreV3", score<kLengths | kStarts | kRope>, check<kLengths | kStarts | kRope>},
+    {"aclnnFlashAttentionVarLenScoreV4", score<kLengths | kLayoutOfRows>, check<kLengths | kLayoutOfRows>},
+    {"aclnnFlashAttentionScoreGrad", score_grad<kGrad>, check<kGrad>},
+    {"aclnnFlashAttentionScoreGradV2", score_grad<kGrad | kStarts>, check<kGrad | kStarts>},
+    {"aclnnFlashAttentionUnpaddingScoreGrad", score_grad<kGrad | kLengths>, check<kGrad | kLengths>},
+    {"aclnnFlashAttentionUnpaddingScoreGradV2", score_grad<kGrad | kLengths | kStarts>,
+     check<kGrad | kLengths | kStarts>},
+    {"aclnnFlashAttentionUnpaddingScoreGradV3", score_grad<kGrad | kLengths | kStarts | kRope>,
+     check<kGrad | kLengths | kStarts | kRope>},
+    {"aclnnFlashAttentionUnpaddingScoreGradV4", score_grad<kGrad | kLengths | kLayoutOfRows>,
+     check<kGrad | kLengths | kLayoutOfRows>},
 };
 
 }  // namespace
