@@ -251,6 +251,23 @@ def test_the_gradient_drops_what_was_dropped(dtype: torch.dtype, parallel: bool)
     agree(found, pulled(plain(*inputs, factors=factors), inputs), 1e-5 if dtype == torch.float32 else 0.03)
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_more_scores_than_are_formed_at_a_time(keep: float) -> None:
+    """Blocks of rows of one head: what the later ones see, drop and keep of the softmax."""
+    given = tensors((1, 2, 600, 8), (1, 2, 600, 8), (1, 2, 600, 8))
+    words = {"atten_mask": TRIANGLE.npu(), "sparse_mode": 2, "scale": SCALE, "keep_prob": keep}
+    inputs = leaves(given, "npu")
+    results = torch_npu.npu_fusion_attention(*inputs, 2, "BNSD", **words)
+    bits = kept_bits(results, keep)
+    unseen = band(600, 600, 2, 0, 0)
+    highest = (given[0] @ given[1].mT * SCALE).masked_fill(unseen, -math.inf).amax(-1)
+    assert (results[1].cpu()[..., 0] - highest).abs().max() < 1e-5
+    found = pulled(results[0], inputs)
+    inputs = leaves(given, "cpu")
+    factors = 1.0 if bits is None else bits.view(1, 2, 600, 600) / keep
+    agree(found, pulled(plain(*inputs, unseen, factors=factors), inputs), 1e-4)
+
+
 def test_what_is_kept_of_the_softmax_means_what_it_says() -> None:
     """The rows' maxima and sums of exponentials, in 8 equal columns; the gradient is the CPU's to the last bit."""
     query, key, value = tensors((2, 3, 70, 16), (2, 3, 50, 16), (2, 3, 50, 16))

@@ -9,7 +9,7 @@ namespace cann_sim {
 
 namespace {
 
-constexpr int64_t kScores = 1 << 20;  // that exist at a time
+constexpr int64_t kScores = 1 << 18;  // that exist at a time: as many as a cache holds
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 struct Sizes {
