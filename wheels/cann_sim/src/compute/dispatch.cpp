@@ -391,7 +391,6 @@ const bool loaded = [] {
     register_composites();
     register_npu_ops();
     register_npu_attention();
-    register_npu_transformers();
     register_plugin_hooks();
     return true;
 }();

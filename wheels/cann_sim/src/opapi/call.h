@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -121,5 +122,6 @@ int execute(aclOpExecutor *executor) noexcept;
 struct aclOpExecutor {
     const cann_sim::Function *function;
     std::vector<cann_sim::Value> values;  // they outlive the run: the caller destroys them afterwards
+    std::list<std::string> texts;         // but for texts, which are op-plugin's local variables: copies
     bool part;                            // of an operator that is counted as a whole
 };
