@@ -35,7 +35,8 @@ _CANN_NAMES = {
 def level(operator: str) -> int:
     """Return 1 for an operator (`aten::add.Tensor`) that CANN_SIM_LEVEL=aclnn puts at that level, 2 if only `all` does.
 
-    0 for one whose functions do not all exist. The compute plug-in must be loaded: torch_npu is initialised.
+    3 if it holds back some calls; 0 for an operator whose functions do not all exist. The compute plug-in must be
+    loaded: torch_npu is initialised.
     """
     library = ctypes.CDLL(str(cann_sim.home() / "lib64" / "libcann_sim_compute.so"))
     return int(library.cann_sim_level(operator.encode()))
