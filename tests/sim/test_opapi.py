@@ -24,7 +24,7 @@ OBJECTS = {
     for kind in ("Tensor", "Scalar", "IntArray", "FloatArray", "BoolArray", "TensorList", "ScalarList")
 }
 
-# {aclnn function that it calls: an expression of x (6, 5) and y (5, 4) floats, i (3) rows, m (6, 5) bools}
+# {aclnn function, or operator at level aten, that it calls: an expression of x (6, 5) and y (5, 4) floats, i (3) rows, m (6, 5) bools}
 VALUES = {
     "aclnnAdd": "x + x[0]",
     "aclnnAdds": "x + 2",
@@ -63,6 +63,15 @@ VALUES = {
     "aclnnUpsampleBilinear2d": "F.interpolate(x.view(1, 1, 6, 5), size=(9, 7), mode='bilinear')",
     "aclnnUnique2": "i.unique()",
     "aclnnMaxPool2dWithMask": "F.max_pool2d(x.view(1, 1, 6, 5), 2)",
+    "aclnnStd": "x.std()",
+    "aclnnVarMean": "torch.var_mean(x, 0, correction=0)",
+    "aclnnSearchSorted": "torch.searchsorted(x[0].sort()[0], x[1], right=True)",
+    "aclnnInplaceFillScalar": "torch.ones_like(x.half())",
+    # Held back: torch_npu would give something else than torch in these calls of the same operators.
+    "aten::std.correction": "x.std(correction=1.3)",
+    "aten::var_mean.correction": "torch.var_mean(x, 0, correction=0.5)",
+    "aten::searchsorted.Tensor": "torch.searchsorted(x[0].sort()[0], x[1], side='right')",
+    "aten::ones_like": "torch.ones_like(x.half(), device=x.device)",
 }
 PRELUDE = textwrap.dedent("""
     import json, torch, torch_npu
