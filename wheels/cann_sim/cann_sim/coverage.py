@@ -321,7 +321,9 @@ def markdown(
         "",
         f"The last column is the level by default: {at_aclnn} operators run torch_npu's own",
     ]
-    lines += ["kernels; those that are held back, all or some of their calls, and why, are in `opapi/held_back.tsv`."]
+    lines += [
+        "kernels; those that are held back, all or some of their calls, and why, are in `opapi/held_back.tsv`."
+    ]
     lines += ["", "| operator | state | level |", "|---|---|---|"]
     lines += [f"| `{operator.name}` | {operator.state} | {operator.level} |" for operator in operators]
     lines += ["", *functions]

@@ -113,7 +113,9 @@ class HeldBack:
     """Why an operator stays at level aten although all its functions exist, and in which of its calls."""
 
     reason: str
-    argument: str  # only those that give this argument, a number that is not whole or anything else; empty: all
+    argument: (
+        str  # only those that give this argument, a number that is not whole or anything else; empty: all
+    )
 
 
 def read_held_back() -> dict[str, HeldBack]:
