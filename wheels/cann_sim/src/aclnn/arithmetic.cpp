@@ -80,6 +80,28 @@ void log_sigmoid_gradient(const Value *v) {
     write(v[3], at::log_sigmoid_backward(tensor(v[0]), self, std::get<1>(at::log_sigmoid_forward(self))));
 }
 
+// (x, mask, scale, mask the upper triangle?, out): what is masked counts as -10000, so a row without anything else is even.
+void masked_softmax(const Value *v) {
+    TORCH_CHECK(v[3].i == 0, "fixedTriuMask is true, and must be false");
+    const at::Tensor x = tensor(v[0]), scaled = v[2].d == 1 ? x : x * v[2].d, mask = tensor(v[1]).expand(x.sizes());
+    TORCH_CHECK(x.size(3) > 0 && x.size(3) <= 4096, "x has ", x.size(3), " columns, and must have 1 to 4096");
+    const at::Tensor result = at::_masked_softmax(scaled, mask.contiguous(), -1, 2);  // the CPU's: 0 where it is masked
+    write(v[4],
+          at::where(mask.all(-1, true), at::scalar_tensor(1.0 / static_cast<double>(x.size(3)), x.options()), result));
+}
+
+// (self, mode, Q, R): mode is 0 reduced, 1 complete, 2 r. The CPU has no half precision.
+void qr(const Value *v) {
+    TORCH_CHECK(v[1].i >= 0 && v[1].i <= 2, "mode is ", v[1].i, ", and must be 0, 1 or 2");
+    const at::Tensor self = tensor(v[0]);
+    const auto [q, r] =
+        at::linalg_qr(self.scalar_type() == at::kHalf ? self.to(at::kFloat) : self, v[1].i == 0   ? "reduced"
+                                                                                    : v[1].i == 1 ? "complete"
+                                                                                                  : "r");
+    write(v[2], q);
+    write(v[3], r);
+}
+
 // ---- lists of tensors ----
 
 std::vector<at::Tensor> tensors(const Value &list) {
@@ -120,6 +142,8 @@ const ComputationRegistration registered{
     {"aclnnPreluBackward", prelu_gradient},
     {"aclnnLogSigmoidBackward", log_sigmoid_gradient},
     {"aclnnCtcLoss", ctc_loss},
+    {"aclnnScaledMaskedSoftmax", masked_softmax},
+    {"aclnnLinalgQr", qr},
     {"aclnnForeachAddScalar", with_number<at::_foreach_add>},
     {"aclnnForeachSubScalar", with_number<at::_foreach_sub>},
     {"aclnnForeachPowScalar", with_number<at::_foreach_pow>},

@@ -1,5 +1,5 @@
-// Losses that a card computes in another way, and gradients of losses that only torch_npu has as operators; these are at
-// level aten over NPU tensors, at level aclnn over CPU tensors.
+// Losses that a card computes in another way, and gradients that only torch_npu has as operators; these are at level aten
+// over NPU tensors, at level aclnn over CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,5 +19,8 @@ at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, co
 at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                                     const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
                                     int64_t reduction);
+// Of `input` only the shape and the data type count.
+at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
+                                      std::optional<int64_t> dim);
 
 }  // namespace cann_sim
