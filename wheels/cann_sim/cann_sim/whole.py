@@ -11,7 +11,7 @@ from cann_sim import gate
 # The least percentages: of operators that are equal or explained; that are equal, of those whose dtype CANN supports,
 # by what was reached; of gradients' samples.
 EXPLAINED = 98.0
-STRICT = {"forward float32": 97.4, "forward float16": 96.4, "forward bfloat16": 96.4}
+STRICT = {"forward float32": 97.3, "forward float16": 96.4, "forward bfloat16": 96.4}
 GRADIENTS = 97.0
 _HEAD = (
     "operators", "equal", "equal %", "differs as torch_npu does", "refused by CANN", "unexplained",
