@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from cann_sim import counters
+from conftest import RunPython
 
 torch_npu = pytest.importorskip(
     "torch_npu", reason="torch_npu does not load: run it by `make test-sim`", exc_type=Exception
@@ -18,10 +19,10 @@ torch_npu = pytest.importorskip(
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BY_ACL_NAME = [0.5, 1 / 3, 1.5, 2.2, 4, 10, -1, -2.5]
 ORDERS = [0, 1, 2, 3, math.inf, -math.inf, *BY_ACL_NAME]
-# (shape, dimensions): some, all, none, not the last; the last one is summed by all threads of the CPU.
+# (shape, dimensions): some, all, none, not the last
 REDUCED: list[tuple[tuple[int, ...], int | tuple[int, ...] | None]] = [
     ((3, 4, 5), -1), ((3, 4, 5), 0), ((3, 4, 5), (0, 2)), ((3, 4, 5), None), ((3, 4, 5), ()), ((7,), 0),
-    ((2, 1, 6), (1, 2)), ((300, 400), None),
+    ((2, 1, 6), (1, 2)),
 ]  # fmt: skip
 
 
@@ -50,6 +51,22 @@ def test_values_and_shapes_are_the_cpus(order: float, dtype: torch.dtype) -> Non
                 expected, found = norm(x, order, dims, keep), norm(x.npu(), order, dims, keep)
                 assert torch.equal(found.cpu(), expected), (shape, dims, keep, found, expected)
                 assert found.dtype == expected.dtype
+
+
+def test_large_sums_are_formed_in_one_part_per_thread(run_forked: RunPython) -> None:
+    """As the CPU's norm forms them; the task queue's thread has no other beside it."""
+    code = f"""
+        import torch, torch_npu
+        torch.set_num_threads(2)
+        x = torch.randn(300, 400)
+        for order in {BY_ACL_NAME}:
+            for dim in (None, 0, 1):
+                expected = torch.linalg.vector_norm(x, order, dim)
+                assert torch.equal(torch.linalg.vector_norm(x.npu(), order, dim).cpu(), expected), (order, dim)
+        print("equal")
+    """
+    done = run_forked(code, TASK_QUEUE_ENABLE="0")
+    assert done.stdout == "equal\n", done.stderr
 
 
 def test_only_orders_that_aclnn_lacks_go_by_acl_name() -> None:
