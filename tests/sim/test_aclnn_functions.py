@@ -137,8 +137,8 @@ def test_masked_softmax_of_another_form_falls_back_to_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("shape", "repeats", "dim"),
     [
-        ((3, 4), [2, 0, 3], 0), ((3, 4), [1, 0, 2, 5], -1), ((2, 3), [0, 1, 2, 3, 4, 5], None), ((2, 3, 2), [4, 1, 1], 1),
-        ((3, 4), [2], 1), ((3,), [0, 0, 1], 0),
+        ((3, 4), [2, 0, 3], 0), ((3, 4), [1, 0, 2, 5], -1), ((2, 3), [0, 1, 2, 3, 4, 5], None),
+        ((2, 3, 2), [4, 1, 1], 1), ((3, 4), [2], 1), ((3,), [0, 0, 1], 0),
     ],
 )  # fmt: skip
 def test_the_gradient_of_repeat_interleave(
