@@ -1,5 +1,5 @@
 // Norms of an order that CANN's aclnn functions do not take: torch_npu asks for them in two steps, the second of which
-// takes the root. Prototypes: CANN's operator IR (reduce_ops.h, nn_norm_ops.h). Infinite orders come as the limits of int.
+// takes the root. Prototypes: CANN's operator IR. Infinite orders come as the limits of int.
 
 #include "pch.h"
 
