@@ -1,7 +1,7 @@
 """`python -m cann_sim differences`: show where torch_npu computes something else than torch; write the page of it.
 
-Every call of differences.toml runs on the CPU and on the NPU in this process, at level aclnn; one that gives the same
-on both is an error: the page stays true.
+Every call of differences.toml runs on the CPU and on the NPU in this process, at level all, where torch_npu's own
+kernels run whatever they give; one that gives the same on both is an error: the page stays true.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run all calls and print or write the page; return 1 if one of them gives the same on both devices."""
-    os.environ["CANN_SIM_LEVEL"] = "aclnn"
+    os.environ["CANN_SIM_LEVEL"] = "all"
     os.environ["TASK_QUEUE_ENABLE"] = "0"
     shown = [(entry, *show(entry["call"])) for entry in gate.differences()]
     same = [entry["title"] for entry, cpu, npu in shown if entry["call"] and cpu == npu]
@@ -71,16 +71,16 @@ def page(shown: list[tuple[dict[str, Any], str, str]]) -> str:
     lines = [
         "# Where torch_npu differs from torch",
         "",
-        f"Made by `python -m cann_sim differences` with {versions}; every call ran, at level aclnn. These are",
+        f"Made by `python -m cann_sim differences` with {versions}; every call ran, at level all. These are",
         "torch_npu's own: its kernels reach CANN with these arguments on a card, too. **Simulated**: the CPU's values.",
+        "Those marked are held back: cann_sim gives torch's values unless CANN_SIM_LEVEL=all is set.",
         "",
         "| what | on the CPU | on the NPU | write instead | where in torch_npu |",
         "|---|---|---|---|---|",
     ]
     for entry, cpu, npu in shown:
         what = entry["title"] + (f": `{entry['call']}`" if entry["call"] else "")
-        if entry["level"] == "both":
-            what += " (at level aten too)"
+        what += {"both": " (at level aten too)", "all": " (held back)", "aclnn": ""}[entry["level"]]
         cells = (what, f"`{cpu}`" if cpu else "", f"`{npu}`" if npu else "", entry["instead"], entry["proof"])
         lines.append("| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

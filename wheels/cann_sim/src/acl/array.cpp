@@ -4,6 +4,7 @@
 #include "pch.h"
 
 #include "acl/operators.h"
+#include "compute/formulas.h"
 
 namespace cann_sim {
 
@@ -139,17 +140,11 @@ void confusion_transpose(OpCall &op) {
 // Scatter(var, indices [B], updates [B, …]), reduce "update": per batch b, var[b] takes updates[b] at indices[b] along axis.
 void scatter(OpCall &op) {
     op.require(op.get_string("reduce", "") == "update", "reduce must be update");
-    const at::Tensor &updates = op.input(2), index = op.input(1).to(at::kLong);
     at::Tensor &var = op.output(0);
-    op.require(index.dim() == 1 && index.numel() == updates.size(0), "indices must have one number per batch");
     if (var.data_ptr() != op.input(0).data_ptr()) {
         var.copy_(op.input(0));
     }
-    const int64_t axis = c10::maybe_wrap_dim(op.get_int("axis", 0), var.dim());
-    op.require(axis > 0, "axis must not be the batch's");
-    for (int64_t b = 0; b < updates.size(0); ++b) {
-        var[b].narrow(axis - 1, index[b].item<int64_t>(), updates.size(axis)).copy_(updates[b]);
-    }
+    scatter_by_batch(var, op.input(1), op.input(2), op.get_int("axis", 0));
 }
 
 // SortV2(x): the values alone, sorted along axis.

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "acl/operators.h"
+#include "compute/formulas.h"
 
 namespace cann_sim {
 
@@ -99,27 +100,20 @@ void dropout_softmax_grad(OpCall &op) {
     op.output(0).copy_(softmax_grad(gradient, softmax) * op.get_float("alpha", 1));
 }
 
-// ---- rotary position embedding: r1 x + r2 (-second half, first half) ----
-
-at::Tensor rotated(const at::Tensor &x) {
-    const auto halves = x.chunk(2, -1);
-    return at::cat({-halves[1], halves[0]}, -1);
-}
+// ---- rotary position embedding ----
 
 // RotaryMul(x, r1, r2)
-void rotary_mul(OpCall &op) {
-    const at::Tensor x = floats(op.input(0));
-    op.output(0).copy_(floats(op.input(1)) * x + floats(op.input(2)) * rotated(x));
+void rotary(OpCall &op) {
+    op.output(0).copy_(rotary_mul(floats(op.input(0)), floats(op.input(1)), floats(op.input(2)), false));
 }
 
 // RotaryMulGrad(x, r1, r2, gradient) -> gradients of x, r1, r2; the latter two only with need_backward.
-void rotary_mul_grad(OpCall &op) {
+void rotary_grad(OpCall &op) {
     const at::Tensor x = floats(op.input(0)), gradient = floats(op.input(3));
-    const auto halves = (floats(op.input(2)) * gradient).chunk(2, -1);
-    op.output(0).copy_(floats(op.input(1)) * gradient + at::cat({halves[1], -halves[0]}, -1));
+    op.output(0).copy_(rotary_mul_backward(gradient, floats(op.input(1)), floats(op.input(2)), false));
     if (op.get_bool("need_backward", true)) {
         op.output(1).copy_((x * gradient).sum_to_size(op.output(1).sizes()));
-        op.output(2).copy_((rotated(x) * gradient).sum_to_size(op.output(2).sizes()));
+        op.output(2).copy_((rotated(x, false) * gradient).sum_to_size(op.output(2).sizes()));
     }
 }
 
@@ -205,8 +199,8 @@ const Registration registered{
     {"LayerNormV3", layer_norm},
     {"MultiHeadAttention", multi_head_attention},
     {"MultiHeadAttentionGrad", multi_head_attention_grad},
-    {"RotaryMul", rotary_mul},
-    {"RotaryMulGrad", rotary_mul_grad},
+    {"RotaryMul", rotary},
+    {"RotaryMulGrad", rotary_grad},
     {"ScaledMaskedSoftmax", scaled_masked_softmax},
     {"ScaledMaskedSoftmaxGrad", scaled_masked_softmax_grad},
 };

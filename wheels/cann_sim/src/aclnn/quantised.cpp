@@ -63,7 +63,7 @@ void quant_matmul(const Value *v) {
 }
 
 // (x1, x2, x1Scale, x2Scale, yScale, x1Offset, x2Offset, yOffset, bias, transposeX1, transposeX2, groupSize, out)
-void quant_matmul_nz(const Value *v) {
+void quant_matmul_by_scales(const Value *v) {
     TORCH_CHECK(!given(v[4]).defined() && v[11].i == 0, "groups and yScale are not simulated");
     multiply(matrix(v[0], v[9]), matrix(v[1], v[10]), {given(v[3]), given(v[2]), given(v[7]), given(v[8])}, v[12]);
 }
@@ -78,7 +78,8 @@ void trans_quant_param_rounded(const Value *v) { scale_bits(tensor(v[0]), v[3]);
 
 const ComputationRegistration registered{
     {"aclnnQuantMatmulV4", quant_matmul},
-    {"aclnnQuantMatmulWeightNz", quant_matmul_nz},
+    {"aclnnQuantMatmulV5", quant_matmul_by_scales},
+    {"aclnnQuantMatmulWeightNz", quant_matmul_by_scales},
     {"aclnnTransQuantParamV2", trans_quant_param},
     {"aclnnTransQuantParamV3", trans_quant_param_rounded},
 };

@@ -54,4 +54,41 @@ at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor
     return reduction == at::Reduction::Mean ? result.div_(input.numel()) : result;
 }
 
+at::Tensor rotated(const at::Tensor &x, bool neighbours) {
+    if (neighbours) {
+        const at::Tensor pairs = x.unflatten(-1, {-1, 2});
+        return at::stack({-pairs.select(-1, 1), pairs.select(-1, 0)}, -1).flatten(-2);
+    }
+    const auto halves = x.chunk(2, -1);
+    return at::cat({-halves[1], halves[0]}, -1);
+}
+
+at::Tensor rotary_mul(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool neighbours) {
+    return cos * x + sin * rotated(x, neighbours);
+}
+
+// The transpose of the turn is the turn back.
+at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos, const at::Tensor &sin,
+                               bool neighbours) {
+    return cos * gradient - rotated(sin * gradient, neighbours);
+}
+
+void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis) {
+    TORCH_CHECK(indices.dim() == 1 && indices.numel() == updates.size(0), "indices must have one number per batch");
+    const int64_t dim = c10::maybe_wrap_dim(axis, self.dim());
+    TORCH_CHECK(dim > 0, "axis must not be the batch's");
+    const at::Tensor starts = indices.to(at::kLong);
+    for (int64_t b = 0; b < updates.size(0); ++b) {
+        self.select(0, b).narrow(dim - 1, starts[b].item<int64_t>(), updates.size(dim)).copy_(updates.select(0, b));
+    }
+}
+
+at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
+                                      std::optional<int64_t> dim) {
+    const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);
+    const int64_t at_dim = c10::maybe_wrap_dim(dim.value_or(0), shape_of.dim());
+    const at::Tensor times = repeats.numel() == 1 ? repeats.expand({shape_of.size(at_dim)}) : repeats;
+    return at::zeros_like(shape_of).index_add_(at_dim, at::repeat_interleave(times), gradient).view(input.sizes());
+}
+
 }  // namespace cann_sim

@@ -1,5 +1,6 @@
-// Losses that a card computes in another way, and gradients of losses that only torch_npu has as operators; these are at
-// level aten over NPU tensors, at level aclnn over CPU tensors.
+// Formulas that more than one of CANN's interfaces, or of the levels, computes by. Losses that a card computes in another way,
+// and gradients that only torch_npu has as operators, are at level aten over NPU tensors, at level aclnn over CPU tensors; the
+// others are over CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,5 +20,19 @@ at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, co
 at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                                     const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
                                     int64_t reduction);
+// Of `input` only the shape and the data type count.
+at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
+                                      std::optional<int64_t> dim);
+
+// Rotary position embedding: cos x + sin rotated(x). What is turned: the halves of the last dimension, (-second, first), or
+// its neighbours, (-x1, x0, -x3, x2, …).
+at::Tensor rotated(const at::Tensor &x, bool neighbours);
+at::Tensor rotary_mul(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool neighbours);
+// The gradient of x.
+at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos, const at::Tensor &sin,
+                               bool neighbours);
+
+// Per batch b, self[b] takes updates[b] at indices[b] along axis. Throws if indices are not one per batch.
+void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis);
 
 }  // namespace cann_sim

@@ -22,10 +22,10 @@ const AclnnHooks *hooks_for(const Function &function) {
     return hooks;
 }
 
-void own_texts(aclOpExecutor &executor) {
+void keep_texts(aclOpExecutor &executor) {
     for (Value &value : executor.values) {
-        if (value.kind == Value::kText && value.pointer != nullptr) {
-            value.pointer = executor.texts.emplace_front(value.text()).c_str();
+        if (value.kind == Value::kText && !value.is_null()) {
+            value.pointer = executor.texts.emplace_back(value.text()).c_str();
         }
     }
 }
@@ -53,9 +53,12 @@ int plan(const Function &function, const Value *values, uint64_t *workspace, acl
         if (workspace == nullptr || executor == nullptr) {
             return fail(kNullPointer, std::string("EZ1001: ") + function.name + ": workspaceSize or executor is null");
         }
-        *executor =
-            new aclOpExecutor{&function, std::vector<Value>(values, values + function.count), hooks->planned(), {}};
-        own_texts(**executor);
+        auto made = std::make_unique<aclOpExecutor>();
+        made->function = &function;
+        made->values.assign(values, values + function.count);
+        keep_texts(*made);
+        made->part = hooks->planned();
+        *executor = made.release();
         *workspace = 0;
         return 0;
     } catch (const std::exception &error) {

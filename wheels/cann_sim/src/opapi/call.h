@@ -3,7 +3,7 @@
 #pragma once
 
 #include <atomic>
-#include <forward_list>
+#include <list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -123,7 +123,7 @@ int execute(aclOpExecutor *executor) noexcept;
 
 struct aclOpExecutor {
     const cann_sim::Function *function;
-    std::vector<cann_sim::Value> values;   // what they point to outlives the run: the caller destroys it afterwards
-    bool part;                             // of an operator that is counted as a whole
-    std::forward_list<std::string> texts;  // but not characters, which torch_npu keeps on its stack: copies
+    std::vector<cann_sim::Value> values;  // they outlive the run: the caller destroys them afterwards
+    std::list<std::string> texts;         // but for texts, which are op-plugin's local variables: copies
+    bool part;                            // of an operator that is counted as a whole
 };
