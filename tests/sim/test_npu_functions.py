@@ -30,6 +30,15 @@ def rotate(x: torch.Tensor, r1: torch.Tensor, r2: torch.Tensor) -> torch.Tensor:
     return r1 * x + r2 * torch.cat([-second, first], -1)
 
 
+def rotate_neighbours(x: torch.Tensor, r1: torch.Tensor, r2: torch.Tensor) -> torch.Tensor:
+    return r1 * x + r2 * torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+
+
+def on_npu_neighbours(x: torch.Tensor, r1: torch.Tensor, r2: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch_npu.npu_rotary_mul(x, r1, r2, rotary_mode="interleave")
+    return found
+
+
 def masked_softmax(x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
     return (x * scale).masked_fill(mask, -10000.0).softmax(-1)
 
@@ -117,6 +126,9 @@ WITH_GRADIENT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Tensors]]
         lambda x: F.cross_entropy(x, rand(6, 4).softmax(-1), reduction="none"),
         (rand(6, 4) * 3,),
     ),
+    "rotary, neighbours": (
+        on_npu_neighbours, rotate_neighbours, (rand(2, 2, 5, 64), rand(1, 2, 1, 64), rand(1, 2, 1, 64)),
+    ),
     "rotary": (torch_npu.npu_rotary_mul, rotate, (rand(2, 2, 5, 64), rand(1, 2, 1, 64), rand(1, 2, 1, 64))),
     "rotary, another width": (
         torch_npu.npu_rotary_mul, rotate, (rand(2, 2, 5, 6), rand(1, 2, 1, 6), rand(1, 2, 1, 6)),
@@ -158,7 +170,9 @@ def test_values_and_gradients(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["silu", "mish", "bmm", "rotary", "softmax cross entropy"])
+@pytest.mark.parametrize(
+    "name", ["silu", "mish", "bmm", "rotary", "rotary, neighbours", "softmax cross entropy"]
+)
 def test_half_precision_is_the_float_s_rounded(name: str) -> None:
     on_npu, on_cpu, inputs = WITH_GRADIENT[name]
     found = on_npu(*(tensor.half().npu() for tensor in inputs))
@@ -569,6 +583,39 @@ def test_a_function_that_is_not_simulated_is_refused_by_name(run_forked: RunPyth
     """The process goes on."""
     done = run_forked(REFUSED, TASK_QUEUE_ENABLE="0")
     assert done.stdout.split() == ["True"] * 6, done.stderr
+
+
+LIMITS = """
+    import torch, torch_npu
+    x, index = torch.rand(2, 3).npu(), torch.tensor([0, 1]).npu()
+    rows = torch.rand(1, 1, 1, 5000).npu()
+    calls = {
+        "aclnnCrossEntropyLoss: the z loss": lambda: torch_npu.npu_cross_entropy_loss(
+            x, index, lse_square_scale_for_zloss=0.1
+        ),
+        "aclnnAscendAntiQuant: of integers only int8": lambda: torch_npu.npu_anti_quant(index.int().view(1, 2), x[0, :1]),
+        "aclnnInplaceScatterUpdate: axis must not": lambda: torch_npu.scatter_update_(x, index.int(), x.clone(), 0),
+        "aclnnScaledMaskedSoftmax: x has 5000 columns": lambda: torch._masked_softmax(rows, rows > 1, -1, 2),
+        "aclnnGeluV2: x has data type DT_INT32": lambda: torch_npu.npu_gelu(index.int(), approximate="tanh"),
+        "aclnnGeGluV3: self has data type DT_INT32": lambda: torch_npu.npu_geglu(index.int().view(1, 2), -1, 1),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+            torch.npu.synchronize()
+        except RuntimeError as error:
+            print(name in str(error), end=" ")
+            if name not in str(error):
+                raise
+    print(x.sum().item() > 0)
+"""
+
+
+def test_a_limit_is_told_where_the_function_is_called_and_the_task_queue_goes_on(
+    run_forked: RunPython,
+) -> None:
+    done = run_forked(LIMITS, TASK_QUEUE_ENABLE="1")
+    assert done.stdout.split() == ["True"] * 7, done.stderr
 
 
 EVERY = """

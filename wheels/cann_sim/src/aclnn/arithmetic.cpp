@@ -82,10 +82,13 @@ void log_sigmoid_gradient(const Value *v) {
 
 // (x, mask, scale, mask the upper triangle?, out): what is masked counts as -10000. Where a row has a number that is not as
 // low, that is 0 beside it, as in the CPU's own.
-void masked_softmax(const Value *v) {
+void check_masked_softmax(const Value *v) {
     TORCH_CHECK(v[3].i == 0, "fixedTriuMask is true, and must be false");
+    const int64_t columns = tensor(v[0]).size(3);
+    TORCH_CHECK(columns > 0 && columns <= 4096, "x has ", columns, " columns, and must have 1 to 4096");
+}
+void masked_softmax(const Value *v) {
     const at::Tensor x = tensor(v[0]), scaled = v[2].d == 1 ? x : x * v[2].d;
-    TORCH_CHECK(x.size(3) > 0 && x.size(3) <= 4096, "x has ", x.size(3), " columns, and must have 1 to 4096");
     const at::Tensor mask = tensor(v[1]).expand(x.sizes()).contiguous();
     const at::Tensor low = scaled.masked_fill(mask, -INFINITY).amax(-1, true) < -9800;
     const at::Tensor filled = scaled.to(at::kFloat).masked_fill(mask, -10000.);
@@ -144,7 +147,7 @@ const ComputationRegistration registered{
     {"aclnnPreluBackward", prelu_gradient},
     {"aclnnLogSigmoidBackward", log_sigmoid_gradient},
     {"aclnnCtcLoss", ctc_loss},
-    {"aclnnScaledMaskedSoftmax", masked_softmax},
+    {"aclnnScaledMaskedSoftmax", masked_softmax, check_masked_softmax},
     {"aclnnLinalgQr", qr},
     {"aclnnForeachAddScalar", with_number<at::_foreach_add>},
     {"aclnnForeachSubScalar", with_number<at::_foreach_sub>},

@@ -216,8 +216,10 @@ void write_zeros(const Value &out) {
 }
 
 // (logits, classes, weight, reduction, ignored class, smoothing, scale and return of the z loss, loss, log softmax, z loss, its sum)
-void cross_entropy_loss(const Value *v) {
+void check_no_z_loss(const Value *v) {
     TORCH_CHECK(v[6].d == 0 && v[7].i == 0, "the z loss is not simulated (nor in CANN)");
+}
+void cross_entropy_loss(const Value *v) {
     const at::Tensor logits = wide(v[0]);
     const at::Tensor weight = tensor(v[2]);
     write(v[8], at::cross_entropy_loss(logits, tensor(v[1]).to(at::kLong), weight, reduction_of(v[3].text()), v[4].i,
@@ -274,6 +276,7 @@ void rotary_grad(const Value *v) {
 // ---- caches and quantisation ----
 
 // (data, in place, indices, updates, axis)
+void check_scatter_update(const Value *v) { check_scatter_by_batch(tensor(v[0]), tensor(v[1]), tensor(v[2]), v[3].i); }
 void scatter_update(const Value *v) { scatter_by_batch(tensor(v[0]), tensor(v[1]), tensor(v[2]), v[3].i); }
 
 // (data, in place, indices [..., k] into its first k dimensions, updates)
@@ -286,9 +289,12 @@ void scatter_nd_update(const Value *v) {
 }
 
 // (x, scale, offset or none, data type, square root, (x + offset) * scale)
+void check_int8(const Value *v) {
+    const at::ScalarType type = tensor(v[0]).scalar_type();
+    TORCH_CHECK(type == at::kChar, "of integers only int8 is simulated, not ", type);
+}
 void anti_quant(const Value *v) {
     const at::Tensor x = tensor(v[0]);
-    TORCH_CHECK(x.scalar_type() == at::kChar, "of integers only int8 is simulated, not ", x.scalar_type());
     const at::Tensor scale = v[4].i != 0 ? wide(v[1]).square() : wide(v[1]);
     write(v[5], (v[2].is_null() ? x.to(at::kFloat) : x.to(at::kFloat) + wide(v[2])) * scale);
 }
@@ -297,8 +303,8 @@ const ComputationRegistration registered{
     {"aclnnAddLayerNorm", add_layer_norm},
     {"aclnnAddLayerNormGrad", add_layer_norm_grad},
     {"aclnnAddRmsNorm", add_rms_norm},
-    {"aclnnAscendAntiQuant", anti_quant},
-    {"aclnnCrossEntropyLoss", cross_entropy_loss},
+    {"aclnnAscendAntiQuant", anti_quant, check_int8},
+    {"aclnnCrossEntropyLoss", cross_entropy_loss, check_no_z_loss},
     {"aclnnCrossEntropyLossGrad", cross_entropy_loss_grad},
     {"aclnnDeepNorm", deep_norm},
     {"aclnnDeepNormGrad", deep_norm_grad},
@@ -310,7 +316,7 @@ const ComputationRegistration registered{
     {"aclnnGroupNormSilu", group_norm_silu},
     {"aclnnGroupNormSwish", group_norm_swish},
     {"aclnnGroupNormSwishGrad", group_norm_swish_grad},
-    {"aclnnInplaceScatterUpdate", scatter_update},
+    {"aclnnInplaceScatterUpdate", scatter_update, check_scatter_update},
     {"aclnnMaskedSoftmaxWithRelPosBias", masked_softmax},
     {"aclnnRmsNorm", rms_norm},
     {"aclnnRmsNormGrad", rms_norm_grad},

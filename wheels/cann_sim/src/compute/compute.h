@@ -38,8 +38,8 @@ void set_npu_format(const at::Tensor &npu, int64_t format);
 // After a kernel wrote to `cpu`, the alias of `npu`: takes over a size that the kernel changed (out= and resize_).
 void adopt_resize(const at::Tensor &npu, const at::Tensor &cpu);
 
-void register_aten();           // dispatch.cpp
-void register_npu_ops();        // npu_ops.cpp
+void register_aten();     // dispatch.cpp
+void register_npu_ops();  // npu_ops.cpp
 
 // counted.cpp: the kernels as they are now are torch_npu's own; call it before any of ours takes a place.
 void remember_torch_npus_kernels();

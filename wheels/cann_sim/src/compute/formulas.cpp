@@ -73,10 +73,15 @@ at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos
     return cos * gradient - rotated(sin * gradient, neighbours);
 }
 
-void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis) {
+void check_scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates,
+                            int64_t axis) {
     TORCH_CHECK(indices.dim() == 1 && indices.numel() == updates.size(0), "indices must have one number per batch");
+    TORCH_CHECK(c10::maybe_wrap_dim(axis, self.dim()) > 0, "axis must not be the batch's");
+}
+
+void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis) {
+    check_scatter_by_batch(self, indices, updates, axis);
     const int64_t dim = c10::maybe_wrap_dim(axis, self.dim());
-    TORCH_CHECK(dim > 0, "axis must not be the batch's");
     const at::Tensor starts = indices.to(at::kLong);
     for (int64_t b = 0; b < updates.size(0); ++b) {
         self.select(0, b).narrow(dim - 1, starts[b].item<int64_t>(), updates.size(dim)).copy_(updates.select(0, b));

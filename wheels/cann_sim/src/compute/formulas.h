@@ -32,7 +32,9 @@ at::Tensor rotary_mul(const at::Tensor &x, const at::Tensor &cos, const at::Tens
 at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos, const at::Tensor &sin,
                                bool neighbours);
 
-// Per batch b, self[b] takes updates[b] at indices[b] along axis. Throws if indices are not one per batch.
+// Per batch b, self[b] takes updates[b] at indices[b] along axis. The check throws, by shapes alone, if there is not one
+// index per batch, or axis is the batch's.
+void check_scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis);
 void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis);
 
 }  // namespace cann_sim
