@@ -3,18 +3,11 @@
 #include "pch.h"
 
 #include "aclnn/adapter.h"
+#include "compute/formulas.h"
 
 namespace cann_sim {
 
 namespace {
-
-// float32 or bfloat16, or an integer that holds a float32 in its lower half (npu_trans_quant_param).
-at::Tensor numbers(const at::Tensor &scale) {
-    if (scale.is_floating_point()) {
-        return scale.to(at::kFloat);
-    }
-    return scale.to(at::kLong).contiguous().view(at::kFloat).slice(-1, 0, std::nullopt, 2);
-}
 
 // What torch_npu leaves out is a null pointer, or a tensor without elements.
 at::Tensor given(const Value &value) {
@@ -39,7 +32,7 @@ void multiply(const at::Tensor &x1, const at::Tensor &x2, const Factors &f, cons
         write(out, sum);
         return;
     }
-    at::Tensor result = sum.to(at::kFloat) * numbers(f.by_column);
+    at::Tensor result = sum.to(at::kFloat) * scales(f.by_column);
     if (f.by_row.defined()) {
         result = result * f.by_row.unsqueeze(-1);
     }
