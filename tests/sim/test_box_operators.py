@@ -165,6 +165,9 @@ def test_nms_of_a_batch_where_nothing_stays() -> None:
     assert numbers.tolist() == [0]
     numbers = torch_npu.npu_batch_nms(boxes.npu(), scores.npu(), 0.2, 0.5, 4, 4)[3]
     assert numbers.tolist() == [1]
+    same = torch.tensor([1.0, 2, 5, 9]).expand(1, 6, 1, 4).npu()  # all but the best are suppressed
+    found = torch_npu.npu_batch_nms(same, torch.arange(1.0, 7).view(1, 6, 1).npu(), 0.2, 0.5, 4, 4)
+    assert (found[1].tolist(), found[3].tolist()) == ([[6, 0, 0, 0]], [1])
 
 
 # -- rotated boxes: examples of torch_npu's documentation and tests --
@@ -231,13 +234,20 @@ def test_coder_of_rotated_boxes_goes_there_and_back() -> None:
     torch.testing.assert_close(deltas, plain * weights.view(1, 5, 1))
     back = torch_npu.npu_rotated_box_decode(anchors.npu(), deltas, weights)
     torch.testing.assert_close(back.cpu(), truth, rtol=1e-3, atol=1e-3)
-    tiny = torch_npu.npu_rotated_box_decode(column(2, 2, 2.5, 2, 0).npu(), torch.zeros(1, 5, 1).npu(), ONES.npu())
+    tiny = torch_npu.npu_rotated_box_decode(
+        column(2, 2, 2.5, 2, 0).npu(), torch.zeros(1, 5, 1).npu(), ONES.npu()
+    )
     torch.testing.assert_close(tiny.cpu(), column(2.0, 2, 3, 3, 0))
 
 
 ROTATED = torch.tensor([[35.75, 48.66, 12, 13, 66], [43.12, 53.56, 17, 6, -130], [53.4, 38.2, 17, 10, 60]])
 QUERIES = torch.tensor(
-    [[43.28, 30.67, 13, 2, -73], [38.72, 37.4, 12, 12, -99], [52.16, 56.7, 18, 15, 163], [59.62, 33.53, 8, 11, 89]]
+    [
+        [43.28, 30.67, 13, 2, -73],
+        [38.72, 37.4, 12, 12, -99],
+        [52.16, 56.7, 18, 15, 163],
+        [59.62, 33.53, 8, 11, 89],
+    ]
 )
 
 
@@ -258,6 +268,16 @@ def test_areas_of_rotated_overlaps(dtype: torch.dtype) -> None:
     assert own.shape == (2, 3, 3)
 
 
+def test_rotated_iou_is_of_the_same_areas() -> None:
+    boxes, queries = ROTATED[None], QUERIES[None]
+    shared = torch_npu.npu_rotated_overlaps(boxes.npu(), queries.npu()).cpu()
+    area, other = ((each[..., 2] * each[..., 3]) for each in (boxes, queries))
+    found = torch_npu.npu_rotated_iou(boxes.npu(), queries.npu())
+    torch.testing.assert_close(found.cpu(), shared / (area[:, :, None] + other[:, None] - shared))
+    own = torch_npu.npu_rotated_iou(boxes.npu(), boxes.npu()).cpu()
+    torch.testing.assert_close(own.diagonal(dim1=1, dim2=2), torch.ones(1, 3))
+
+
 # -- YOLO --
 
 
@@ -267,7 +287,9 @@ def test_coder_of_yolo_boxes(precise: bool) -> None:
     anchors = torch.tensor([[0.0290, 0.4019, 0.2598, 0.3666], [0.0583, 0.7006, 0.0518, 0.4681]])
     truth = torch.tensor([[0.6738, 0.3315, 0.7837, 0.5631], [0.7749, 0.8208, 0.2793, 0.6817]])
     stride = torch.tensor([2, 2], dtype=torch.int32)
-    expected = torch.tensor([[0.7921727, 0.5314963, -0.74224466, -13.815511], [0.736, 0.58343, 4.33340, -0.51378]])
+    expected = torch.tensor(
+        [[0.7921727, 0.5314963, -0.74224466, -13.815511], [0.736, 0.58343, 4.33340, -0.51378]]
+    )
     found = torch_npu.npu_yolo_boxes_encode(anchors.npu(), truth.npu(), stride.npu(), not precise)
     torch.testing.assert_close(found.cpu(), expected, rtol=2e-3, atol=2e-4)
     far = torch_npu.npu_yolo_boxes_encode(anchors.npu() + 50, truth.npu(), stride.npu()).cpu()
@@ -296,7 +318,9 @@ def test_random_choice_with_a_mask(count: int) -> None:
 
 def test_random_choice_of_a_seed_is_the_same() -> None:
     x = torch.ones(100, dtype=torch.bool).npu()
-    first, second, other = (torch_npu.npu_random_choice_with_mask(x, 50, *s)[0] for s in ((1, 2), (1, 2), (3, 0)))
+    first, second, other = (
+        torch_npu.npu_random_choice_with_mask(x, 50, *s)[0] for s in ((1, 2), (1, 2), (3, 0))
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     # op-plugin's own example, but for the order

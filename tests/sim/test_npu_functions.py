@@ -353,13 +353,23 @@ def test_the_flag_of_overflows_stays_down_in_inf_nan_mode() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_gradient_of_layer_norm_by_the_variance(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """The operator's third input is the variance, which torch_npu passes on from the argument that it calls rstd."""
-    x, gradient, gamma = rand(3, 5, 8).to(dtype), rand(8, 5, 3).view(3, 5, 8).to(dtype), rand(*shape).to(dtype)
+    x, gradient, gamma = (
+        rand(3, 5, 8).to(dtype),
+        rand(8, 5, 3).view(3, 5, 8).to(dtype),
+        rand(*shape).to(dtype),
+    )
     leaves = [each.float().clone().requires_grad_() for each in (x, gamma, gamma)]
     F.layer_norm(leaves[0], shape, *leaves[1:], eps=1e-12).backward(gradient.float())
     over = tuple(range(3 - len(shape), 3))
     mean, variance = x.float().mean(over, True), x.float().var(over, unbiased=False, keepdim=True)
     found = torch_npu.npu_layernorm_grad(
-        gradient.npu(), x.npu(), shape, mean.to(dtype).npu(), variance.to(dtype).npu(), gamma.npu(), gamma.npu()
+        gradient.npu(),
+        x.npu(),
+        shape,
+        mean.to(dtype).npu(),
+        variance.to(dtype).npu(),
+        gamma.npu(),
+        gamma.npu(),
     )
     rtol = 1e-4 if dtype == torch.float32 else 5e-3
     for one, leaf in zip(found, leaves, strict=True):
@@ -379,7 +389,9 @@ def test_signs_give_the_documentations_examples_and_come_back() -> None:
         assert signs.dtype == dtype
         assert signs.tolist() == [[1, 1, 1, 1, 1, -1, -1, 1], [1, 1, 1, 1, -1, -1, -1, -1]]
     x = rand(1000)
-    signs = torch_npu.npu_sign_bits_unpack(torch_npu.npu_sign_bits_pack(x.npu(), 5).flatten(), 5, torch.float32)
+    signs = torch_npu.npu_sign_bits_unpack(
+        torch_npu.npu_sign_bits_pack(x.npu(), 5).flatten(), 5, torch.float32
+    )
     assert torch.equal(signs.cpu().flatten(), torch.where(x < 0, -1.0, 1.0))
 
 
@@ -763,6 +775,35 @@ REFUSED = """
             print(name in str(error))
     print(x.sum().item() > 0)
 """
+
+
+UNKNOWN = """
+    import torch, torch_npu
+
+    x = torch.rand(1, 4, 8).npu()
+    ones, bytes = torch.ones(1, 1).int().npu(), torch.ones(1, 4, 6, 6).to(torch.int8).npu()
+    scale = torch_npu.npu_trans_quant_param(torch.ones(1).npu())
+    calls = {
+        "NormalizeBatch: seq_len": lambda: torch_npu.npu_normalize_batch(x, torch.ones(1).int().npu()),
+        "MaskedFillRange: axis": lambda: torch_npu.npu_masked_fill_range(x, ones, ones, torch.ones(1).npu(), 1),
+        "StrideAdd: c1_len": lambda: torch_npu.npu_stride_add(bytes.float(), bytes.float(), 0, 1, 1),
+        "QuantConv2D: offset_x": lambda: torch_npu.npu_quant_conv2d(
+            bytes, bytes[..., :3, :3].contiguous(), scale, offset_x=1, output_dtype=torch.float16
+        ),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+            torch.npu.synchronize()
+        except RuntimeError as error:
+            print(name in str(error))
+"""
+
+
+def test_what_is_not_known_of_a_function_is_refused(run_forked: RunPython) -> None:
+    """A deviation of one value, other axes, channels that are not there, what CANN reserves."""
+    done = run_forked(UNKNOWN, TASK_QUEUE_ENABLE="0")
+    assert done.stdout.split() == ["True"] * 4, done.stdout + done.stderr
 
 
 def test_a_function_that_is_not_simulated_is_refused_by_name(run_forked: RunPython) -> None:
