@@ -170,3 +170,65 @@ def test_a_fused_optimizers_state_goes_into_a_checkpoint() -> None:
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train(second, resumed, "npu")
     assert_equal_parameters(resumed, straight.cpu())
+
+
+# Numbers that float32 holds: torch_npu hands them to the kernel in it.
+ADAMW: dict[str, Any] = {"lr": 2**-7, "betas": (0.875, 1 - 2**-8), "eps": 2**-20, "weight_decay": 2**-6}
+
+
+def step_adamw(device: str, dtype: torch.dtype, shape: tuple[int, ...], **options: Any) -> list[torch.Tensor]:
+    """Return the parameter and the optimizer's state after three steps of torch's own fused AdamW."""
+    generator = torch.Generator().manual_seed(1)
+    parameter = torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+    optimizer = torch.optim.AdamW([parameter], fused=True, **options)
+    for _ in range(3):
+        parameter.grad = torch.randn(shape, generator=generator).to(device, dtype)
+        optimizer.step()
+    return [parameter.detach().cpu(), *(value.cpu() for value in optimizer.state[parameter].values())]
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1,), (0,), (3, 400)])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.0, "amsgrad": True, "maximize": True}],
+)
+def test_torchs_fused_adamw_is_the_cpus(
+    options: dict[str, Any], dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    expected = step_adamw("cpu", dtype, shape, **ADAMW | options)
+    found = step_adamw("npu", dtype, shape, **ADAMW | options)
+    for e, f in zip(expected, found, strict=True):
+        assert torch.equal(e, f)
+
+
+def test_fused_adamw_of_what_float32_does_not_hold_is_as_near_as_float32() -> None:
+    for e, f in zip(*(step_adamw(device, torch.float32, (7, 5)) for device in ("cpu", "npu")), strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-6, atol=1e-6)
+
+
+def test_fused_adamw_writes_to_a_parameter_that_is_not_contiguous() -> None:
+    found = []
+    for device in ("cpu", "npu"):
+        tensors = [torch.full((4, 6), value).to(device).t() for value in (1.0, 0.5, 0.0, 0.0)]
+        step = torch.ones((), device=device)
+        torch._fused_adamw_(
+            *([tensor] for tensor in tensors), [], [step], lr=0.5, beta1=0.5, beta2=0.75, weight_decay=0.25, eps=0.0,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+        found.append([tensor.cpu() for tensor in tensors])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("overflow", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(("scale", "since"), [(8.0, 0), (8.0, 2), (2.0**127, 2), (1.0, 1)])
+def test_the_scale_grows_backs_off_and_stays_finite(scale: float, since: int, overflow: float) -> None:
+    found = []
+    for device in ("cpu", "npu"):
+        value, tracker = torch.tensor([scale]).to(device), torch.tensor([since], dtype=torch.int32).to(device)
+        result = torch._amp_update_scale_(value, tracker, torch.tensor([overflow]).to(device), 2.0, 0.5, 3)
+        assert result.data_ptr() == value.data_ptr()
+        found.append((value.item(), tracker.item()))
+    assert found[0] == found[1]
+    if overflow:
+        assert found[1] == (scale / 2, 0)

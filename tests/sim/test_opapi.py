@@ -24,7 +24,8 @@ OBJECTS = {
     for kind in ("Tensor", "Scalar", "IntArray", "FloatArray", "BoolArray", "TensorList", "ScalarList")
 }
 
-# {aclnn function that it calls: an expression of x (6, 5) and y (5, 4) floats, i (3) rows, m (6, 5) bools}
+# {aclnn function, or operator at level aten, that it calls: an expression}
+# of x (6, 5) and y (5, 4) floats, i (3) rows, m (6, 5) bools
 VALUES = {
     "aclnnAdd": "x + x[0]",
     "aclnnAdds": "x + 2",
@@ -63,6 +64,15 @@ VALUES = {
     "aclnnUpsampleBilinear2d": "F.interpolate(x.view(1, 1, 6, 5), size=(9, 7), mode='bilinear')",
     "aclnnUnique2": "i.unique()",
     "aclnnMaxPool2dWithMask": "F.max_pool2d(x.view(1, 1, 6, 5), 2)",
+    "aclnnStd": "x.std()",
+    "aclnnVarMean": "torch.var_mean(x, 0, correction=0)",
+    "aclnnSearchSorted": "torch.searchsorted(x[0].sort()[0], x[1], right=True)",
+    "aclnnInplaceFillScalar": "torch.ones_like(x.half())",
+    # Held back: torch_npu would give something else than torch in these calls of the same operators.
+    "aten::std.correction": "x.std(correction=1.3)",
+    "aten::var_mean.correction": "torch.var_mean(x, 0, correction=0.5)",
+    "aten::searchsorted.Tensor": "torch.searchsorted(x[0].sort()[0], x[1], side='right')",
+    "aten::ones_like": "torch.ones_like(x.half(), device=x.device)",
 }
 PRELUDE = textwrap.dedent("""
     import json, torch, torch_npu
@@ -74,6 +84,10 @@ PRELUDE = textwrap.dedent("""
         g = torch.Generator().manual_seed(0)
         x, y = torch.randn(6, 5, generator=g), torch.randn(5, 4, generator=g)
         return {"x": x.to(device), "y": y.to(device), "i": torch.tensor([0, 5, 2]).to(device), "m": (x > 0).to(device)}
+    def adamw(parameter, gradient, first, second):
+        step = torch.ones((), device=parameter.device)
+        torch._fused_adamw_([parameter], [gradient], [first], [second], [], [step],
+            lr=0.5, beta1=0.5, beta2=0.5, weight_decay=0.5, eps=0.5, amsgrad=False, maximize=False)
     def launches(expression, names):
         counters.start()
         found = leaves(eval(expression, globals() | names))
@@ -165,6 +179,24 @@ REFUSALS = {
         "torch.expm1(x.cpu().double().npu())", "aclnnExpm1", 161002, r"EZ1001.*self has data type DT_DOU.*.*\[DT_FLOAT",
     ),
     "nine dimensions": ("torch.exp(x.view([1] * 7 + [6, 5]))", "aclnnExp", 161002, r"self has 9 dimensions.*0 to 8"),
+    "a data type of QR": ("torch.linalg.qr(x.bfloat16())", "aclnnLinalgQr", 161002, r"self has .* DT_BF16.*\[DT_FLOAT"),
+    "rows of complex numbers": (
+        "torch.unique(x.cpu().to(torch.complex64).npu(), dim=0)", "aclnnUniqueDim", 161002, r"self has .* DT_COMPLEX64",
+    ),
+    "a parameter of double precision": (
+        "adamw(*[x.cpu().double().npu() for _ in range(4)])", "aclnnApplyAdamWV2", 161002, r"varRef .* DT_DOUB",
+    ),
+    "a moment of another shape": (
+        "adamw(x.clone(), x, x.clone(), x[:1].clone())", "aclnnApplyAdamWV2", 161002, r"vRef and varRef must be equal",
+    ),
+    "a masked softmax of double precision": (
+        "torch._masked_softmax(x.cpu().double().npu().view(1, 1, 6, 5), (x > 0).view(1, 1, 6, 5), -1, 2)",
+        "aclnnScaledMaskedSoftmax", 161002, r"x has data type DT_DOUBLE.*\[DT_FLOAT,DT_FLOAT16,DT_BF16\]",
+    ),
+    "a masked softmax of long rows": (
+        "torch._masked_softmax(x.new_ones(1, 1, 1, 4097), x.new_ones(1, 1, 1, 4097) > 2, -1, 2)",
+        "aclnnScaledMaskedSoftmax", 561103, r"x has 4097 columns, and must have 1 to 4096",
+    ),
     "inner sizes": ("torch.bmm(x[None], x[None])", "aclnnBatchMatMul", 161002, r"sizes of self and mat2.*\[1,6,5\]"),
 }  # fmt: skip
 

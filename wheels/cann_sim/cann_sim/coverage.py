@@ -316,12 +316,14 @@ def markdown(
         lines.append(f"| {_cell(reason)} | {samples} | {_cell(', '.join(names))} |")
     lines += ["", "## aten operators", "", "| state | operators | meaning |", "|---|--:|---|"]
     lines += [f"| {state} | {count[state]} | {meaning} |" for state, meaning in STATES.items()]
-    at_aclnn = sum(operator.level == "aclnn" for operator in operators)
+    at_aclnn = sum(operator.level.startswith("aclnn") for operator in operators)
     lines += [
         "",
         f"The last column is the level by default: {at_aclnn} operators run torch_npu's own",
     ]
-    lines += ["kernels; those that are held back, and why, are in `opapi/held_back.tsv`."]
+    lines += [
+        "kernels; those that are held back, all or some of their calls, and why, are in `opapi/held_back.tsv`."
+    ]
     lines += ["", "| operator | state | level |", "|---|---|---|"]
     lines += [f"| `{operator.name}` | {operator.state} | {operator.level} |" for operator in operators]
     lines += ["", *functions]

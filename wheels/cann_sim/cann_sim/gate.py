@@ -7,6 +7,7 @@ because CANN refuses the call (161001, 161002); any other failure holds back the
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,7 +36,8 @@ _CANN_NAMES = {
 def level(operator: str) -> int:
     """Return 1 for an operator (`aten::add.Tensor`) that CANN_SIM_LEVEL=aclnn puts at that level, 2 if only `all` does.
 
-    0 for one whose functions do not all exist. The compute plug-in must be loaded: torch_npu is initialised.
+    3 if it holds back some calls; 0 for an operator whose functions do not all exist. The compute plug-in must be
+    loaded: torch_npu is initialised.
     """
     library = ctypes.CDLL(str(cann_sim.home() / "lib64" / "libcann_sim_compute.so"))
     return int(library.cann_sim_level(operator.encode()))
@@ -53,7 +55,8 @@ def differences() -> list[dict[str, Any]]:
 def unexplained(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str]:
     """Return the reasons for which samples failed that are neither CANN's refusals nor known.
 
-    >>> unexplained({"op": "gelu", "reasons": {"values differ": 3, "call aclnnX failed, error code is 161002": 1}}, [])
+    >>> reasons = {"values differ": 3, "call aclnnX failed, error code is 161002": 1}
+    >>> unexplained({"op": "gelu", "max_error": 1.0, "reasons": reasons}, [])
     ['values differ']
     """
     patterns = _patterns(result, known)
@@ -65,13 +68,18 @@ def unexplained(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str
 
 
 def _patterns(result: dict[str, Any], known: list[dict[str, Any]]) -> list[str]:
-    return [pattern for entry in known if result["op"] in entry["operators"] for pattern in entry["reasons"]]
+    return [
+        pattern
+        for entry in known
+        if result["op"] in entry["operators"] and result["max_error"] <= entry.get("largest", math.inf)
+        for pattern in entry["reasons"]
+    ]
 
 
 def verdict(result: dict[str, Any], known: list[dict[str, Any]]) -> str:
     """Return what an operator's samples in one dtype and mode come to, a key of `VERDICTS`.
 
-    >>> none = {"op": "mv", "dtype": "bfloat16", "samples": 2, "equal": 0, "random": 0, "refused": 2}
+    >>> none = {"op": "mv", "dtype": "bfloat16", "samples": 2, "equal": 0, "random": 0, "refused": 2, "max_error": 0.0}
     >>> why = "error code is 161002: aclnnMv: self has data type DT_BF16, and on Ascend910B3 it must be in [DT_FLOAT]"
     >>> verdict({**none, "reasons": {why: 2}}, []), verdict({**none, "equal": 1, "refused": 1, "reasons": {why: 1}}, [])
     ('no dtype', 'no dtype')

@@ -21,7 +21,7 @@ STATES = {
     "not simulated": "torch_npu's own kernel, which asks CANN for an operator; the call ends in an error that names it",
 }
 # By gate.level.
-LEVELS = {0: "", 1: "aclnn", 2: "aten (held back)"}
+LEVELS = {0: "", 1: "aclnn", 2: "aten (held back)", 3: "aclnn (some calls held back)"}
 _OURS = re.compile(r"^PrivateUse1: registered at cann_sim/compute/(dispatch|npu_\w+)\.cpp:", re.MULTILINE)
 _COMPOSITE = (
     "CompositeImplicitAutograd",
@@ -61,7 +61,7 @@ def ready() -> list[str]:
 
 
 def _state(name: str) -> str:
-    if _OURS.search(torch._C._dispatch_dump(name)):
+    if _OURS.search(torch._C._dispatch_dump(name)) and gate.level(name) != 3:
         return "simulated"
     schema = torch._C._get_schema(*(name.rsplit(".", 1) if "." in name else (name, "")))
     if any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns):

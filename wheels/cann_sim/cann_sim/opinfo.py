@@ -85,6 +85,8 @@ UNINITIALISED = {
     "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "resize_", "resize_as_",
 }  # fmt: skip
 
+VALUES = "values differ"  # the reason of a result that is wrong only in that
+
 # Operators whose indices torch wants on the CPU, whatever the device of their input; OpInfo makes them there.
 HOST_ARGUMENTS = {"tensor_split"}
 
@@ -102,7 +104,7 @@ class Result:
     different: int = 0
     refused: int = 0  # raised on npu, not on the CPU
     crashed: int = 0  # the process ended, or gave no answer in time
-    max_error: float = 0.0  # over the different samples: the largest |npu - cpu| / max(1, |cpu|)
+    max_error: float = 0.0  # where only values differ: the largest |npu - cpu| / max(1, |cpu|)
     reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     example: str = ""  # the first sample that did not pass
     seconds: float = 0.0
@@ -215,12 +217,23 @@ def _judge(
         reason = ""
     if reason:
         result.different += 1
-        result.max_error = max(result.max_error, distance)
+        if reason == VALUES:
+            result.max_error = max(result.max_error, distance)
+            reason += _plain(sample.kwargs)
     elif random:
         result.random += 1
     else:
         result.equal += 1
     return reason
+
+
+def _plain(kwargs: dict[str, Any]) -> str:
+    """Return the arguments that are texts or fractions, which choose a formula: a known difference is of some only.
+
+    >>> _plain({"approximate": "tanh", "dim": 1, "correction": 1.3}), _plain({"dim": 1})
+    (", approximate='tanh', correction=1.3", '')
+    """
+    return "".join(f", {name}={value!r}" for name, value in kwargs.items() if isinstance(value, str | float))
 
 
 def _evaluate(op: OpInfo, sample: SampleInput, mode: str, inputs: list[Any]) -> list[Any]:
@@ -287,7 +300,7 @@ def difference(expected: list[Any], found: list[Any], *, shapes_only: bool = Fal
             return "another shape", math.inf
         distance = 0.0 if shapes_only else _distance(_values(e), _values(f))
         if distance:
-            return "values differ", distance
+            return VALUES, distance
     return lone, math.inf if lone else 0.0
 
 

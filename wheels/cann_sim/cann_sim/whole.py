@@ -8,8 +8,8 @@ from typing import Any
 
 from cann_sim import gate
 
-# The least percentages: of operators that are equal or explained; that are equal, of those whose dtype CANN supports; of
-# gradients' samples.
+# The least percentages: of operators that are equal or explained; that are equal, of those whose dtype CANN supports;
+# of gradients' samples.
 EXPLAINED = 98.0
 STRICT = dict.fromkeys(("forward float32", "forward float16", "forward bfloat16"), 98.0)
 GRADIENTS = 97.0

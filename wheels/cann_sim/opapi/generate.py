@@ -108,9 +108,19 @@ def read_operators() -> dict[str, list[str]]:
     return {name: functions.split() for name, functions in read_lines("operators.tsv", 2)}
 
 
-def read_held_back() -> dict[str, str]:
-    """Return the operators that stay at level aten although all their functions exist, each with the reason."""
-    return {line[0]: line[1] for line in read_lines("held_back.tsv", 2)}
+@dataclass(frozen=True)
+class HeldBack:
+    """Why an operator stays at level aten although all its functions exist, and in which of its calls."""
+
+    reason: str
+    argument: (
+        str  # only those that give this argument, a number that is not whole or anything else; empty: all
+    )
+
+
+def read_held_back() -> dict[str, HeldBack]:
+    """Return the operators that are held back at level aten."""
+    return {name: HeldBack(reason, argument) for name, reason, argument in read_lines("held_back.tsv", 3)}
 
 
 def bits(types: str) -> str:
@@ -169,18 +179,28 @@ def write_functions(folder: Path) -> list[Path]:
 
 
 def write_levels(source: Path) -> None:
-    """Write the table of operators whose functions all exist: (operator, whether it is at level aclnn by default)."""
+    """Write the table of operators whose functions all exist, and which of their calls are held back."""
     functions, held = read_functions(), read_held_back()
     ready = [name for name, needs in read_operators().items() if all(need in functions for need in needs)]
     for name in held:
         if name not in ready:
             raise TableError(f"held_back.tsv: {name} has no functions that it could be held back from")
-    rows = "".join(f'    {{"{name}", {str(name not in held).lower()}}},\n' for name in sorted(ready))
+    rows = "".join(f'    {{"{name}", {calls(held.get(name))}}},\n' for name in sorted(ready))
     write(source, f'{HEAD}#include "compute/levels.h"\n\nnamespace cann_sim {{\n\n'
-                  f"const std::unordered_map<std::string, bool> &ready_operators() {{\n"
-                  f"    static const std::unordered_map<std::string, bool> table = {{\n{rows}    }};\n"
+                  f"const std::unordered_map<std::string, Held> &ready_operators() {{\n"
+                  f"    static const std::unordered_map<std::string, Held> table = {{\n{rows}    }};\n"
                   f"    return table;\n}}\n\n"
                   "}  // namespace cann_sim\n")  # fmt: skip
+
+
+def calls(held: HeldBack | None) -> str:
+    """Return the C++ constant of the calls that are held back.
+
+    >>> calls(None), calls(HeldBack("why", "")), calls(HeldBack("why", "side"))
+    ('{Held::kNone, ""}', '{Held::kAll, ""}', '{Held::kSome, "side"}')
+    """
+    kind = "kNone" if held is None else "kSome" if held.argument else "kAll"
+    return f'{{Held::{kind}, "{held.argument if held else ""}"}}'
 
 
 def write(path: Path, text: str) -> None:

@@ -1,8 +1,13 @@
-// ACL operators of norms.
-// Prototypes and formulas: CANN's operator specifications, op-plugin's calls and tests. Half precision is computed in float32
-// and rounded once.
+// Norms of an order that CANN's aclnn functions do not take: torch_npu asks for them in two steps, the second of which
+// takes the root. Prototypes: CANN's operator IR. Infinite orders come as the limits of int.
 
 #include "pch.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/WrapDimUtilsMulti.h>
+
+#include <climits>
+#include <numeric>
 
 #include "acl/operators.h"
 
@@ -10,55 +15,74 @@ namespace cann_sim {
 
 namespace {
 
-// LayerNormV3(x, gamma, beta) -> (y, mean, rstd) over the dimensions from begin_norm_axis on.
-void layer_norm(OpCall &op) {
-    const at::Tensor x = floats(op.input(0));
-    const int64_t axis = c10::maybe_wrap_dim(op.get_int("begin_norm_axis", 0), x.dim());
-    const auto [y, mean, rstd] = at::native_layer_norm(
-        x, x.sizes().slice(static_cast<size_t>(axis)), floats(op.input(1)).view(x.sizes().slice(axis)),
-        floats(op.input(2)).view(x.sizes().slice(axis)), op.get_float("epsilon", 1e-5));
-    op.output(0).copy_(y);
-    op.output(1).copy_(mean.view(op.output(1).sizes()));
-    op.output(2).copy_(rstd.view(op.output(2).sizes()));
+double order(const OpCall &op) {
+    const double p = op.get_float("p", 2);
+    const double limit = INT_MAX;
+    return p >= limit ? INFINITY : p <= -limit ? -INFINITY : p;
 }
 
-// LayerNormGrad(dy, x, variance, mean, gamma) -> gradients of x, gamma and beta, over the dimensions of gamma. The third is the
-// variance, although npu_layernorm_grad calls it rstd. (torch takes but the shape of beta.)
-void layer_norm_grad(OpCall &op) {
-    const at::Tensor x = floats(op.input(1)), gamma = floats(op.input(4));
-    op.require(gamma.dim() <= x.dim() && x.sizes().slice(static_cast<size_t>(x.dim() - gamma.dim())) == gamma.sizes(),
-               "gamma must have the shape of the last dimensions of x");
-    const at::Tensor rstd = (floats(op.input(2)) + 1e-12).rsqrt();
-    const auto [dx, dgamma, dbeta] = at::native_layer_norm_backward(
-        floats(op.input(0)), x, gamma.sizes(), floats(op.input(3)), rstd, gamma, gamma, {true, true, true});
-    op.output(0).copy_(dx.view(op.output(0).sizes()));
-    op.output(1).copy_(dgamma.view(op.output(1).sizes()));
-    op.output(2).copy_(dbeta.view(op.output(2).sizes()));
+// Orders whose norm has no root.
+bool is_rootless(double p) { return p == 0 || p == 1 || std::isinf(p); }
+
+float sum_of_powers(const float *x, int64_t count, float p) {
+    return std::accumulate(x, x + count, 0.0F,
+                           [p](float sum, float value) { return sum + std::pow(std::abs(value), p); });
 }
 
-// NormalizeBatch(x [N, C, D], seq_len [N]): each picture less its mean, by its standard deviation (of a sample) + epsilon. Those
-// are of the first seq_len columns, per_feature or all_features; what lies behind them is normalised, too.
-void normalize_batch(OpCall &op) {
-    const at::Tensor x = floats(op.input(0));
-    const std::vector<int64_t> lengths = op.ints(1);
-    const std::string type = op.get_string("normalize_type", "");
-    op.require(type == "per_feature" || type == "all_features",
-               "normalize_type must be per_feature or all_features, not " + type);
-    op.require(x.dim() == 3 && lengths.size() == static_cast<size_t>(x.size(0)),
-               "input_x must have shape [N, C, D], and seq_len a number for each of N");
-    for (int64_t n = 0; n < x.size(0); ++n) {
-        const int64_t length = lengths[static_cast<size_t>(n)];
-        op.require(length > 1 && length <= x.size(2),
-                   "seq_len must be from 2 (a deviation needs two values) to " + std::to_string(x.size(2)));
-        const at::Tensor part = x[n].narrow(1, 0, length), row = type == "per_feature" ? part : part.reshape({1, -1});
-        op.output(0)[n].copy_((x[n] - row.mean(1, true)) / (row.std(1, true, true) + op.get_float("epsilon", 1e-5)));
+// The CPU's norm before its root: the same sums in the same order, so that both steps give its last bit. It adds number by
+// number, and where one result is left, in one part per thread.
+at::Tensor sums_of_powers(const at::Tensor &x, float p, const std::vector<int64_t> &axes, bool keep) {
+    at::Tensor result = x.sum(axes, keep);  // for its shape
+    std::vector<int64_t> kept, reduced;
+    const auto mask = at::dim_list_to_bitset(axes, static_cast<size_t>(x.dim()));
+    for (int64_t dim = 0; dim < x.dim(); ++dim) {
+        (axes.empty() || mask[static_cast<size_t>(dim)] ? reduced : kept).push_back(dim);
     }
+    kept.insert(kept.end(), reduced.begin(), reduced.end());
+    const at::Tensor rows = x.permute(kept).contiguous();
+    const float *from = rows.data_ptr<float>();
+    float *to = result.data_ptr<float>();
+    const int64_t results = result.numel(), count = results == 0 ? 0 : x.numel() / results;
+    const int64_t parts =
+        results == 1 ? std::min<int64_t>(at::get_num_threads(), at::divup(count, at::internal::GRAIN_SIZE)) : 1;
+    const int64_t part = at::divup(count, std::max<int64_t>(parts, 1));
+    for (int64_t i = 0; i < results; ++i, from += count) {
+        to[i] = 0;
+        for (int64_t first = 0; first < count; first += part) {
+            to[i] += sum_of_powers(from + first, std::min(part, count - first), p);
+        }
+    }
+    return result;
+}
+
+// LpNormReduceV2(x), attributes p, axes (none: all), keepdim, epsilon
+void lp_norm_reduce(OpCall &op) {
+    const double p = order(op);
+    const std::vector<int64_t> axes = op.get_ints("axes");
+    const bool keep = op.get_bool("keepdim", false);
+    const at::Tensor x = floats(op.input(0));
+    const at::Tensor result = is_rootless(p) ? at::linalg_vector_norm(x, p, axes, keep)
+                                             : sums_of_powers(x, static_cast<float>(p), axes, keep);
+    op.output(0).copy_(result.view(op.output(0).sizes()));
+}
+
+// LpNormUpdateV2(x), attributes p, epsilon: the root, and at least epsilon
+void lp_norm_update(OpCall &op) {
+    const auto p = static_cast<float>(order(op));
+    at::Tensor result = floats(op.input(0)).clone();
+    if (p == 2) {
+        result.sqrt_();
+    } else if (!is_rootless(p)) {
+        // Number by number, as the CPU's norm does: at::pow computes with vectors, which round otherwise.
+        float *values = result.data_ptr<float>();
+        std::transform(values, values + result.numel(), values, [p](float sum) { return std::pow(sum, 1.0F / p); });
+    }
+    op.output(0).copy_(result.clamp_min_(op.get_float("epsilon", 1e-12)).view(op.output(0).sizes()));
 }
 
 const Registration registered{
-    {"LayerNormGrad", layer_norm_grad},
-    {"LayerNormV3", layer_norm},
-    {"NormalizeBatch", normalize_batch},
+    {"LpNormReduceV2", lp_norm_reduce},
+    {"LpNormUpdateV2", lp_norm_update},
 };
 
 }  // namespace

@@ -80,6 +80,30 @@ void log_sigmoid_gradient(const Value *v) {
     write(v[3], at::log_sigmoid_backward(tensor(v[0]), self, std::get<1>(at::log_sigmoid_forward(self))));
 }
 
+// (x, mask, scale, mask the upper triangle?, out): what is masked counts as -10000. Where a row has a number that is not as
+// low, that is 0 beside it, as in the CPU's own.
+void masked_softmax(const Value *v) {
+    TORCH_CHECK(v[3].i == 0, "fixedTriuMask is true, and must be false");
+    const at::Tensor x = tensor(v[0]), scaled = v[2].d == 1 ? x : x * v[2].d;
+    TORCH_CHECK(x.size(3) > 0 && x.size(3) <= 4096, "x has ", x.size(3), " columns, and must have 1 to 4096");
+    const at::Tensor mask = tensor(v[1]).expand(x.sizes()).contiguous();
+    const at::Tensor low = scaled.masked_fill(mask, -INFINITY).amax(-1, true) < -9800;
+    const at::Tensor filled = scaled.to(at::kFloat).masked_fill(mask, -10000.);
+    write(v[4], at::where(low, filled.softmax(-1), at::_masked_softmax(scaled, mask, -1, 2).to(at::kFloat)));
+}
+
+// (self, mode, Q, R): mode is 0 reduced, 1 complete, 2 r. The CPU has no half precision.
+void qr(const Value *v) {
+    TORCH_CHECK(v[1].i >= 0 && v[1].i <= 2, "mode is ", v[1].i, ", and must be 0, 1 or 2");
+    const at::Tensor self = tensor(v[0]);
+    const auto [q, r] =
+        at::linalg_qr(self.scalar_type() == at::kHalf ? self.to(at::kFloat) : self, v[1].i == 0   ? "reduced"
+                                                                                    : v[1].i == 1 ? "complete"
+                                                                                                  : "r");
+    write(v[2], q);
+    write(v[3], r);
+}
+
 // ---- lists of tensors ----
 
 std::vector<at::Tensor> tensors(const Value &list) {
@@ -120,6 +144,8 @@ const ComputationRegistration registered{
     {"aclnnPreluBackward", prelu_gradient},
     {"aclnnLogSigmoidBackward", log_sigmoid_gradient},
     {"aclnnCtcLoss", ctc_loss},
+    {"aclnnScaledMaskedSoftmax", masked_softmax},
+    {"aclnnLinalgQr", qr},
     {"aclnnForeachAddScalar", with_number<at::_foreach_add>},
     {"aclnnForeachSubScalar", with_number<at::_foreach_sub>},
     {"aclnnForeachPowScalar", with_number<at::_foreach_pow>},

@@ -3,6 +3,7 @@
 #include "pch.h"
 
 #include "aclnn/adapter.h"
+#include "compute/formulas.h"
 
 namespace cann_sim {
 
@@ -100,6 +101,14 @@ void unique_consecutive(const Value *v) {
     }
 }
 
+// (self, sorted, inverse?, dim, values, inverse, counts): the CPU always sorts
+void unique_dim(const Value *v) {
+    const auto [values, inverse, counts] = at::unique_dim(tensor(v[0]), v[3].i, v[1].i != 0, v[2].i != 0, true);
+    write_shrunk(v[4], values);
+    write_unless_empty(v[5], inverse);
+    write_shrunk(v[6], counts);
+}
+
 // ---- scatter: reduce is 0 none, 1 add, 2 multiply ----
 
 const char *reduction(int64_t code) {
@@ -130,6 +139,11 @@ void one_hot(const Value *v) {
     write(v[5], at::where(hit, tensor(v[2]), tensor(v[3])).movedim(-1, v[4].i));
 }
 
+// (gradient, repeats, dim, out)
+void repeat_interleave_gradient(const Value *v) {
+    write(v[3], repeat_interleave_backward(tensor(v[0]), tensor(v[3]), tensor(v[1]), v[2].i));
+}
+
 void equal(const Value *v) { tensor(v[2]).fill_(at::equal(tensor(v[0]), tensor(v[1]))); }
 
 const ComputationRegistration registered{
@@ -143,6 +157,8 @@ const ComputationRegistration registered{
     {"aclnnUnique", unique},
     {"aclnnUnique2", unique_with_counts},
     {"aclnnUniqueConsecutive", unique_consecutive},
+    {"aclnnUniqueDim", unique_dim},
+    {"aclnnRepeatInterleaveGrad", repeat_interleave_gradient},
     {"aclnnScatter", scatter},
     {"aclnnScatterValue", scatter},
     {"aclnnInplaceScatter", scatter_in_place},

@@ -69,7 +69,7 @@ class CountedKernel final : public c10::OperatorKernel {
 public:
     // `own`: torch_npu's own kernel, at level aclnn, where its functions are counted (aclnn/run.cpp).
     CountedKernel(const c10::OperatorHandle &op, const c10::KernelFunction &kernel, bool falls_back, bool own)
-        : kernel_(kernel), falls_back_(falls_back), own_(own) {
+        : kernel_(kernel), falls_back_(falls_back), own_(own), held_(op) {
         const c10::OperatorName &name = op.operator_name();
         name_ = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
         is_copy_ = name.name == "aten::copy_";
@@ -86,7 +86,7 @@ public:
             const IssuedHere here;  // a copy that does not block runs on torch_npu's own thread
             kernel_.callBoxed(op, keys, stack);
             finish_queued_operators(current_npu());
-        } else if (own_) {
+        } else if (own_ || held_.spare(*stack, first)) {
             kernel_.callBoxed(op, keys, stack);
         } else if (falls_back_) {
             call(op, keys, stack);
@@ -158,6 +158,7 @@ private:
     c10::KernelFunction kernel_;
     bool falls_back_;
     bool own_;
+    HeldCalls held_;
     std::string name_;
     bool is_copy_;
     bool is_index_;

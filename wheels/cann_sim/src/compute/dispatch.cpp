@@ -70,7 +70,7 @@ const std::unordered_map<std::string, Twin> kTwins = {
 class CpuKernel final : public c10::OperatorKernel {
 public:
     CpuKernel(const c10::OperatorHandle &npu_op, c10::OperatorHandle cpu_op, c10::KernelFunction torch_npu_kernel)
-        : cpu_op_(cpu_op), torch_npu_kernel_(std::move(torch_npu_kernel)) {
+        : cpu_op_(cpu_op), torch_npu_kernel_(std::move(torch_npu_kernel)), held_(npu_op) {
         const std::string name = npu_op.schema().name();
         is_copy_ = name == "aten::copy_";
         inserts_bias_sizes_ = name == "aten::convolution_backward_overrideable";
@@ -107,6 +107,10 @@ public:
         std::optional<c10::Device> device = find_device(*stack, base);
         if (is_copy_ && !(is_npu((*stack)[base].toTensor()) && is_npu((*stack)[base + 1].toTensor()))) {
             check_task_queue();
+            torch_npu_kernel_.callBoxed(op, kNpu, stack);
+            return;
+        }
+        if (held_.spare(*stack, base)) {
             torch_npu_kernel_.callBoxed(op, kNpu, stack);
             return;
         }
@@ -293,6 +297,7 @@ private:
 
     c10::OperatorHandle cpu_op_;
     c10::KernelFunction torch_npu_kernel_;
+    HeldCalls held_;
     bool is_copy_ = false;
     bool inserts_bias_sizes_ = false;
     bool draws_random_ = false;

@@ -121,4 +121,12 @@ at::Tensor scales(const at::Tensor &scale) {
     return scale.to(at::kLong).contiguous().view(at::kFloat).slice(-1, 0, std::nullopt, 2);
 }
 
+at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
+                                      std::optional<int64_t> dim) {
+    const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);
+    const int64_t at_dim = c10::maybe_wrap_dim(dim.value_or(0), shape_of.dim());
+    const at::Tensor times = repeats.numel() == 1 ? repeats.expand({shape_of.size(at_dim)}) : repeats;
+    return at::zeros_like(shape_of).index_add_(at_dim, at::repeat_interleave(times), gradient).view(input.sizes());
+}
+
 }  // namespace cann_sim

@@ -1,6 +1,6 @@
 // Formulas that more than one of CANN's interfaces, or of the levels, computes by. Losses that a card computes in another way,
-// and gradients of losses that only torch_npu has as operators, are at level aten over NPU tensors, at level aclnn over CPU
-// tensors; the others are over CPU tensors.
+// and gradients that only torch_npu has as operators, are at level aten over NPU tensors, at level aclnn over CPU tensors; the
+// others are over CPU tensors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +20,9 @@ at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, co
 at::Tensor bce_with_logits_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                                     const std::optional<at::Tensor> &weight, const std::optional<at::Tensor> &positive,
                                     int64_t reduction);
+// Of `input` only the shape and the data type count.
+at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
+                                      std::optional<int64_t> dim);
 
 // Rotary position embedding: cos x + sin rotated(x). What is turned: the halves of the last dimension, (-second, first), or
 // its neighbours, (-x1, x0, -x3, x2, …).

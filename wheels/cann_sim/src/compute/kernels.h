@@ -3,7 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
 #include <c10/util/Exception.h>
+
+#include <cmath>
+
+#include "compute/levels.h"
 
 namespace cann_sim {
 
@@ -31,6 +36,30 @@ private:
 
     Silent silent_;
     const c10::WarningUtils::WarningHandlerGuard guard_;
+};
+
+// The calls of an operator that are held back at level aten where the others are at level aclnn (levels.h).
+class HeldCalls {
+public:
+    explicit HeldCalls(const c10::OperatorHandle &op) {
+        const c10::OperatorName &name = op.operator_name();
+        const std::string argument =
+            held_argument(name.overload_name.empty() ? name.name : name.name + "." + name.overload_name);
+        index_ = argument.empty() ? -1 : op.schema().argumentIndexWithName(argument).value();
+    }
+
+    // Whether the operator is at level aclnn, but for such calls, and this is none. `first`: its first argument.
+    bool spare(const torch::jit::Stack &stack, size_t first) const {
+        return index_ >= 0 && !is_given(stack[first + static_cast<size_t>(index_)]);
+    }
+
+private:
+    // A whole number counts as none: what torch_npu makes of it is what torch makes of it.
+    static bool is_given(const c10::IValue &value) {
+        return value.isDouble() ? std::floor(value.toDouble()) != value.toDouble() : !value.isNone() && !value.isInt();
+    }
+
+    int index_ = -1;
 };
 
 inline bool is_npu(const at::Tensor &tensor) { return tensor.defined() && tensor.is_privateuseone(); }

@@ -39,13 +39,25 @@ bool at_level_aclnn(const std::string &op) {
         return false;
     }
     const auto found = ready_operators().find(op);
-    return found != ready_operators().end() && (found->second || chosen() == Choice::kAll);
+    return found != ready_operators().end() && (found->second.calls == Held::kNone || chosen() == Choice::kAll);
+}
+
+std::string held_argument(const std::string &op) {
+    const auto found = ready_operators().find(op);
+    return found != ready_operators().end() && chosen() == Choice::kAclnn ? found->second.argument : "";
 }
 
 }  // namespace cann_sim
 
 SIM_API int cann_sim_level(const char *op) try {
     const auto found = cann_sim::ready_operators().find(op);
-    return found == cann_sim::ready_operators().end() ? 0 : found->second ? 1 : 2;
+    if (found == cann_sim::ready_operators().end()) {
+        return 0;
+    }
+    switch (found->second.calls) {
+        case cann_sim::Held::kNone: return 1;
+        case cann_sim::Held::kSome: return 3;
+        default: return 2;
+    }
 }
 SIM_CATCH

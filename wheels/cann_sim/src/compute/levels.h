@@ -9,15 +9,24 @@
 
 namespace cann_sim {
 
-// Operators of which all aclnn functions exist, and whether they are at level aclnn by default. Generated.
-const std::unordered_map<std::string, bool> &ready_operators();
+// Which calls of an operator are at level aten by default although all its aclnn functions exist.
+struct Held {
+    enum Calls : uint8_t { kNone, kSome, kAll } calls;
+    const char *argument;  // kSome: those that give it
+};
 
-// Whether torch_npu's own kernel of `op` (aten::add.Tensor) stays, by CANN_SIM_LEVEL. Read once; a value that is none ends
-// the process.
+// Operators of which all aclnn functions exist. Generated.
+const std::unordered_map<std::string, Held> &ready_operators();
+
+// Whether torch_npu's own kernel of `op` (aten::add.Tensor) stays, for all calls, by CANN_SIM_LEVEL. Read once; a value that
+// is none ends the process.
 bool at_level_aclnn(const std::string &op);
+
+// The argument whose presence holds a call of `op` back, by CANN_SIM_LEVEL; empty if its calls are all at one level.
+std::string held_argument(const std::string &op);
 
 }  // namespace cann_sim
 
-// For tools, whatever CANN_SIM_LEVEL is: 1 for an operator that `aclnn` puts at that level, 2 for one that only `all` does, 0
-// for one whose functions do not all exist.
+// For tools, whatever CANN_SIM_LEVEL is: 1 for an operator that `aclnn` puts at that level, 2 for one that only `all` does, 3
+// for one of which `aclnn` holds back some calls, 0 for one whose functions do not all exist.
 SIM_API int cann_sim_level(const char *op);

@@ -145,14 +145,6 @@ at::Tensor repeat_interleave_backward_int(const at::Tensor &gradient, const at::
         .view(input.sizes());
 }
 
-at::Tensor repeat_interleave_backward_tensor(const at::Tensor &gradient, const at::Tensor &input,
-                                             const at::Tensor &repeats, std::optional<int64_t> dim) {
-    const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);
-    const int64_t at_dim = c10::maybe_wrap_dim(dim.value_or(0), shape_of.dim());
-    const at::Tensor times = repeats.numel() == 1 ? repeats.expand({shape_of.size(at_dim)}) : repeats;
-    return at::zeros_like(shape_of).index_add_(at_dim, at::repeat_interleave(times), gradient).view(input.sizes());
-}
-
 // ---- aten operators that only torch_npu implements ----
 
 bool column_major(const at::Tensor &matrix) { return matrix.stride(0) == 1 && matrix.stride(1) == matrix.size(0); }
@@ -287,7 +279,7 @@ void register_npu_ops() {
     simulate(library, "npu", "one_", TORCH_FN(one_));
     simulate(library, "npu", "npu_gather_backward", TORCH_FN(gather_backward));
     simulate(library, "npu", "repeat_interleave_backward_int", TORCH_FN(repeat_interleave_backward_int));
-    simulate(library, "npu", "repeat_interleave_backward_tensor", TORCH_FN(repeat_interleave_backward_tensor));
+    simulate(library, "npu", "repeat_interleave_backward_tensor", TORCH_FN(repeat_interleave_backward));
 }
 
 }  // namespace cann_sim
