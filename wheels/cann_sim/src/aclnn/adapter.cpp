@@ -25,8 +25,8 @@ namespace cann_sim {
 
 namespace {
 
-std::unordered_map<std::string, Computation> &table() {
-    static std::unordered_map<std::string, Computation> functions;
+std::unordered_map<std::string, ComputationRegistration::Entry> &table() {
+    static std::unordered_map<std::string, ComputationRegistration::Entry> functions;
     return functions;
 }
 
@@ -37,7 +37,7 @@ struct Word {
 };
 
 struct Prepared {
-    Computation by_hand = nullptr;
+    Computation by_hand = nullptr, check = nullptr;
     std::optional<c10::OperatorHandle> op;
     std::vector<Word> words;
     bool copies = false;
@@ -72,7 +72,8 @@ const Prepared &prepare(const Function &function) {
     if (function.op == nullptr) {
         const auto found = table().find(function.name);
         TORCH_CHECK(found != table().end(), function.name, " is not simulated");
-        prepared->by_hand = found->second;
+        prepared->by_hand = found->second.compute;
+        prepared->check = found->second.check;
     } else {
         prepared->copies = function.op[0] == '=';
         prepared->multiplies = std::any_of(function.relations, function.relations + function.relation_count,
@@ -93,6 +94,11 @@ const Prepared &prepare(const Function &function) {
     const Prepared *result = prepared.release();
     function.prepared = result;  // for good
     return *result;
+}
+
+const Prepared &prepared_for(const Function &function) {
+    const void *ready = function.prepared.load(std::memory_order_acquire);
+    return ready != nullptr ? *static_cast<const Prepared *>(ready) : prepare(function);
 }
 
 bool holds_optionals(const c10::TypePtr &list) {
@@ -280,19 +286,23 @@ void write_shrunk(const Value &out, const at::Tensor &result) {
     tensor(out).copy_(whole);
 }
 
-ComputationRegistration::ComputationRegistration(
-    std::initializer_list<std::pair<const char *, Computation>> functions) {
-    for (const auto &[name, function] : functions) {
-        if (!table().emplace(name, function).second) {
-            std::fprintf(stderr, "cann_sim: two files register the aclnn function %s\n", name);
+ComputationRegistration::ComputationRegistration(std::initializer_list<Entry> functions) {
+    for (const Entry &function : functions) {
+        if (!table().emplace(function.name, function).second) {
+            std::fprintf(stderr, "cann_sim: two files register the aclnn function %s\n", function.name);
             std::abort();
         }
     }
 }
 
+void check_by_hand(const Function &function, const Value *values) {
+    if (const Computation by_hand = prepared_for(function).check) {
+        by_hand(values);
+    }
+}
+
 void compute(const Function &function, const Value *values) {
-    const void *ready = function.prepared.load(std::memory_order_acquire);
-    const Prepared &prepared = ready != nullptr ? *static_cast<const Prepared *>(ready) : prepare(function);
+    const Prepared &prepared = prepared_for(function);
     if (prepared.by_hand != nullptr) {
         prepared.by_hand(values);
         return;

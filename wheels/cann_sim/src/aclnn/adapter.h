@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <initializer_list>
-#include <utility>
 
 #include "opapi/call.h"
 
@@ -25,8 +24,16 @@ using Computation = void (*)(const Value *);
 
 class ComputationRegistration {
 public:
-    ComputationRegistration(std::initializer_list<std::pair<const char *, Computation>> functions);
+    struct Entry {
+        const char *name;
+        Computation compute;
+        Computation check = nullptr;  // throws what the tables cannot say is refused; reads no tensor's elements
+    };
+    ComputationRegistration(std::initializer_list<Entry> functions);
 };
+
+// The first phase of a function that is written by hand; throws what its check throws.
+void check_by_hand(const Function &function, const Value *values);
 
 // Throws what the operator throws.
 void compute(const Function &function, const Value *values);

@@ -51,12 +51,11 @@ std::string signature(const aclOpExecutor &executor) {
     return text;
 }
 
-void corrupt_first_result(const aclOpExecutor &executor) {
+void corrupt_results(const aclOpExecutor &executor) {
     for (size_t i = 0; i < executor.values.size(); ++i) {
         const Value &value = executor.values[i];
         if (executor.function->arguments[i].written && value.kind == Value::kTensor && !value.is_null()) {
             tensor(value).zero_();
-            return;
         }
     }
 }
@@ -92,7 +91,7 @@ void launch(const aclOpExecutor &executor) {
     const auto begin = std::chrono::steady_clock::now();
     compute(function, executor.values.data());
     if ((counts || task != 0 || watched) && suffer_faults(function.name, current_device(), begin)) {
-        corrupt_first_result(executor);
+        corrupt_results(executor);
     }
     cann_sim_task_end(task, "SIMULATED", function.name, text.c_str());
     if (counts) {
@@ -120,6 +119,19 @@ int run(const aclOpExecutor &executor) {
     return fail(kInnerError, message);
 }
 
+int check_first(const Function &function, const Value *values) {
+    std::string message;
+    try {
+        check_by_hand(function, values);
+        return 0;
+    } catch (const c10::Error &error) {
+        message = error.what_without_backtrace();
+    } catch (const std::exception &error) {
+        message = error.what();
+    }
+    return fail(kInnerError, std::string("EZ9999: ") + function.name + ": " + message);
+}
+
 // The device's memory is counted by the thread that plans: the results are allocated, and what follows is not yet.
 bool planned() {
     const bool part = counts_as_a_whole();
@@ -131,7 +143,7 @@ bool planned() {
 }
 
 const bool connected = [] {
-    static const AclnnHooks hooks = {&planned, &run, &queue_failure};
+    static const AclnnHooks hooks = {&check_first, &planned, &run, &queue_failure};
     cann_sim_set_aclnn(&hooks);
     return true;
 }();

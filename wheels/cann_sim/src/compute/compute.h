@@ -40,7 +40,6 @@ void adopt_resize(const at::Tensor &npu, const at::Tensor &cpu);
 
 void register_aten();           // dispatch.cpp
 void register_npu_ops();        // npu_ops.cpp
-void register_npu_attention();  // npu_attention.cpp
 
 // counted.cpp: the kernels as they are now are torch_npu's own; call it before any of ours takes a place.
 void remember_torch_npus_kernels();
@@ -50,7 +49,7 @@ void register_plugin_hooks();
 bool counts_as_a_whole();
 
 // `op` was launched on `device` and has run since `begin`: waits as long as a slow device would run on, and returns whether
-// a fault corrupts its first result.
+// a fault corrupts its results.
 bool suffer_faults(const std::string &op, int device, std::chrono::steady_clock::time_point begin);
 
 // Counts what the caching allocator holds on a device.

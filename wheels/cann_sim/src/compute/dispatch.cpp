@@ -395,7 +395,6 @@ const bool loaded = [] {
     register_aten();
     register_composites();
     register_npu_ops();
-    register_npu_attention();
     register_plugin_hooks();
     return true;
 }();

@@ -43,7 +43,10 @@ int plan(const Function &function, const Value *values, uint64_t *workspace, acl
         if (!failure.empty()) {
             return fail(kInnerError, std::string("EZ9999: ") + function.name + ": " + failure);
         }
-        const int status = check(function, values);
+        int status = check(function, values);
+        if (status == 0 && function.op == nullptr) {
+            status = hooks->check(function, values);
+        }
         if (status != 0) {
             return status;
         }

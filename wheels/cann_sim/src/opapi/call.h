@@ -100,6 +100,8 @@ struct Function {
 
 // Entry points of the compute plug-in. None of them throws.
 struct AclnnHooks {
+    // Of a function that is written by hand: 0, or the code in which the call ends; its message is remembered.
+    int (*check)(const Function &function, const Value *values);
     // On the thread that plans: whether the call is a part of an operator that is counted as a whole.
     bool (*planned)();
     // Computes, and returns 0 or an error code whose message is remembered (aclGetRecentErrMsg).

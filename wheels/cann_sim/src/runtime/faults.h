@@ -27,7 +27,7 @@ __attribute__((visibility("default"))) bool faults_watch_launches();
 
 struct LaunchFault {
     double slow_down;  // 1: none
-    bool corrupt;      // zero the first result
+    bool corrupt;      // zero the results
 };
 
 // `op` was launched on `device`.
