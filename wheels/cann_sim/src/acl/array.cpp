@@ -152,6 +152,51 @@ void sort_values(OpCall &op) {
     op.output(0).copy_(std::get<0>(op.input(0).sort(op.get_int("axis", -1), op.get_bool("descending", false))));
 }
 
+// MaskedFillRange(x, start [K, N], end [K, N], value [K]): in row n of x (its first dimension; of a vector the only one), from
+// start to end along the last axis, value k; a later k overwrites. How CANN fills along another axis its sources do not agree.
+void masked_fill_range(OpCall &op) {
+    const at::Tensor &x = op.input(0), &value = op.input(3);
+    op.require(x.dim() >= 1 && x.dim() <= 3, "x must have one to three dimensions");
+    const int64_t axis = op.get_int("axis", -1), length = x.size(-1), rows = x.dim() == 1 ? 1 : x.size(0);
+    op.require(axis == -1 || axis == x.dim() - 1, "axis must be the last one here");
+    op.require(op.input(1).dim() == 2 && op.input(1).sizes() == op.input(2).sizes() &&
+                   op.input(1).size(0) == value.numel() && op.input(1).size(1) <= rows,
+               "start and end must have shape [K, N], value [K], and x N rows");
+    op.output(0).copy_(x);
+    const at::Tensor filled = op.output(0).view({rows, -1, length});
+    const auto starts = op.ints(1), ends = op.ints(2);
+    const int64_t columns = op.input(1).size(1);
+    for (size_t i = 0; i < starts.size(); ++i) {
+        const int64_t start = std::max<int64_t>(starts[i], 0), end = std::min(ends[i], length);
+        if (start < end) {
+            const auto at = static_cast<int64_t>(i);
+            filled[at % columns].narrow(1, start, end - start).fill_(value.reshape(-1)[at / columns]);
+        }
+    }
+}
+
+// StrideAdd(x1, x2), for tensors in NC1HWC0: of each c1_len blocks of 16 channels from its offset on, which counts blocks, too;
+// the last block is padded with zeros.
+void stride_add(OpCall &op) {
+    constexpr int64_t block = 16;
+    const int64_t count = op.get_int("c1_len", 0);
+    const auto part = [&](size_t index, const char *attribute) {
+        const at::Tensor x = op.input(index).to(at::kFloat);
+        op.require(x.dim() >= 2, "x1 and x2 must have channels");
+        const int64_t offset = op.get_int(attribute, 0), blocks = (x.size(1) + block - 1) / block;
+        op.require(offset >= 0 && count > 0 && offset + count <= blocks,
+                   std::string("c1_len must not be more than the blocks of 16 channels behind ") + attribute);
+        std::vector<int64_t> sizes = x.sizes().vec();
+        sizes[1] = blocks * block;
+        at::Tensor padded = at::zeros(sizes);
+        padded.narrow(1, 0, x.size(1)).copy_(x);
+        return padded.narrow(1, offset * block, count * block);
+    };
+    const at::Tensor first = part(0, "x1_c1_offset"), second = part(1, "x2_c1_offset");
+    op.require(first.sizes() == second.sizes(), "x1 and x2 must have one shape, but for the channels");
+    op.output(0).copy_((first + second).view(op.output(0).sizes()));
+}
+
 // InplaceIndexAdd(var, indices, updates), attribute axis
 void index_add(OpCall &op) {
     if (op.output(0).data_ptr() != op.input(0).data_ptr()) {
@@ -180,6 +225,8 @@ const Registration registered{
     {"SortV2", sort_values},
     {"StridedSlice", strided_slice},
     {"LogicalNot", logical_not},
+    {"MaskedFillRange", masked_fill_range},
+    {"StrideAdd", stride_add},
     {"Triu", triu},
     {"GatherV2", gather},
     {"ReduceSum", reduce_sum},

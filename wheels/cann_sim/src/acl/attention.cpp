@@ -1,4 +1,4 @@
-// ACL operators that attention is made of: products, norms, softmax with its mask and dropout, rotary positions.
+// ACL operators that attention is made of: products, softmax with its mask and dropout, rotary positions.
 // Prototypes and formulas: torch_npu's documentation of its functions and op-plugin's calls. Half precision is computed in
 // float32 and rounded once.
 
@@ -22,18 +22,6 @@ void batch_matmul(OpCall &op) {
         return op.get_bool(adjoint, false) ? x.transpose(-2, -1) : x;
     };
     op.output(0).copy_(at::matmul(factor(0, "adj_x1"), factor(1, "adj_x2")));
-}
-
-// LayerNormV3(x, gamma, beta) -> (y, mean, rstd) over the dimensions from begin_norm_axis on.
-void layer_norm(OpCall &op) {
-    const at::Tensor x = floats(op.input(0));
-    const int64_t axis = c10::maybe_wrap_dim(op.get_int("begin_norm_axis", 0), x.dim());
-    const auto [y, mean, rstd] = at::native_layer_norm(
-        x, x.sizes().slice(static_cast<size_t>(axis)), floats(op.input(1)).view(x.sizes().slice(axis)),
-        floats(op.input(2)).view(x.sizes().slice(axis)), op.get_float("epsilon", 1e-5));
-    op.output(0).copy_(y);
-    op.output(1).copy_(mean.view(op.output(1).sizes()));
-    op.output(2).copy_(rstd.view(op.output(2).sizes()));
 }
 
 // ---- softmax ----
@@ -196,7 +184,6 @@ const Registration registered{
     {"DropOutDoMaskV3", apply_byte_mask},
     {"DropOutGenMaskV3", generate_byte_mask},
     {"DropoutWithMulsAndSoftmaxGrad", dropout_softmax_grad},
-    {"LayerNormV3", layer_norm},
     {"MultiHeadAttention", multi_head_attention},
     {"MultiHeadAttentionGrad", multi_head_attention_grad},
     {"RotaryMul", rotary},

@@ -160,6 +160,22 @@ void decode_boxes(OpCall &op) {
                                  1));
 }
 
+// YoloBoxesEncode(anchor_boxes [N, 4], gt_bboxes [N, 4], stride [N]), corners x1, y1, x2, y2 -> (x and y in a cell, from 0 to
+// 1, logarithms of the sizes' ratios). mmdetection's YOLOBBoxCoder, whose operator it is; both performance modes.
+void encode_yolo_boxes(OpCall &op) {
+    constexpr double eps = 1e-6;
+    const at::Tensor anchor = floats(op.input(0)), truth = floats(op.input(1)), stride = floats(op.input(2));
+    op.require(anchor.dim() == 2 && anchor.size(1) == 4 && truth.sizes() == anchor.sizes(),
+               "anchor_boxes and gt_bboxes must have shape [N, 4]");
+    op.require(stride.numel() == anchor.size(0), "stride must have one number per box");
+    const auto low = [](const at::Tensor &b) { return b.narrow(1, 0, 2); };
+    const auto high = [](const at::Tensor &b) { return b.narrow(1, 2, 2); };
+    const at::Tensor apart = (low(truth) + high(truth)) / 2 - (low(anchor) + high(anchor)) / 2;
+    const at::Tensor ratio = (high(truth) - low(truth)) / (high(anchor) - low(anchor));
+    op.output(0).copy_(
+        at::cat({(apart / stride.view({-1, 1}) + 0.5).clamp(eps, 1 - eps), ratio.clamp_min(eps).log()}, 1));
+}
+
 // AnchorResponseFlags(ground truth [N, 4]) -> [height * width * num_base_anchors], 1 for all anchors of a cell of the feature
 // map in which a box has its centre. A centre outside of the map has no cell.
 void anchor_response_flags(OpCall &op) {
@@ -212,6 +228,7 @@ const Registration registered{
     {"CIoUGrad", overlap_grad<Penalty::kComplete>},
     {"BoundingBoxEncode", encode_boxes},
     {"BoundingBoxDecode", decode_boxes},
+    {"YoloBoxesEncode", encode_yolo_boxes},
 };
 
 }  // namespace

@@ -107,7 +107,53 @@ void nms_with_mask(OpCall &op) {
     }
 }
 
+// BatchMultiClassNonMaxSuppression(boxes [B, N, 1 or C, 4], scores [B, N, C]) -> (boxes [B, M, 4], scores [B, M],
+// classes [B, M], how many of the M are valid [B]): each class by itself, at most max_size_per_class of it, then the M
+// (max_total_size) best of a picture, 0 after the last. What has no area is no box.
+void batch_multi_class_nms(OpCall &op) {
+    const at::Tensor boxes = floats(op.input(0)), scores = floats(op.input(1));
+    op.require(!op.get_bool("transpose_box", false), "transpose_box must be false");
+    op.require(!op.get_bool("change_coordinate_frame", false), "change_coordinate_frame needs a clip_window");
+    op.require(op.num_inputs() == 2, "clip_window and num_valid_boxes have no user here");
+    op.require(boxes.dim() == 4 && boxes.size(3) == 4, "boxes must have shape [B, N, 1 or C, 4]");
+    op.require(scores.dim() == 3 && scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1) &&
+                   (boxes.size(2) == 1 || boxes.size(2) == scores.size(2)),
+               "scores must have shape [B, N, C], and boxes be one per class or one for all");
+    const auto iou = static_cast<float>(op.get_float("iou_threshold", 0)),
+               least = static_cast<float>(op.get_float("score_threshold", 0));
+    const int64_t per_class = op.get_int("max_size_per_class", 0), most = op.get_int("max_total_size", 0);
+    struct Kept {
+        float score;
+        int64_t class_index, box;
+    };
+    for (size_t i = 0; i < op.num_outputs(); ++i) {
+        op.output(i).zero_();
+    }
+    for (int64_t b = 0; b < scores.size(0); ++b) {
+        std::vector<Kept> kept;
+        const auto boxes_of = [&](int64_t c) { return boxes[b].select(1, boxes.size(2) == 1 ? 0 : c).contiguous(); };
+        for (int64_t c = 0; c < scores.size(2); ++c) {
+            const at::Tensor own = boxes_of(c), flat = (own.narrow(1, 2, 2) <= own.narrow(1, 0, 2)).any(1);
+            const at::Tensor score =
+                scores[b].select(1, c).masked_fill(flat, -std::numeric_limits<float>::infinity()).contiguous();
+            for (const int64_t box : suppress(own, score, per_class, iou, least, 0)) {
+                kept.push_back({score.data_ptr<float>()[box], c, box});
+            }
+        }
+        std::stable_sort(kept.begin(), kept.end(), [](const Kept &x, const Kept &y) { return x.score > y.score; });
+        kept.resize(std::min(kept.size(), static_cast<size_t>(most)));
+        for (size_t i = 0; i < kept.size(); ++i) {
+            const auto row = static_cast<int64_t>(i);
+            op.output(0)[b][row].copy_(boxes_of(kept[i].class_index)[kept[i].box]);
+            op.output(1)[b][row] = kept[i].score;
+            op.output(2)[b][row] = kept[i].class_index;
+        }
+        op.output(3)[b] = static_cast<int64_t>(kept.size());
+    }
+}
+
 const Registration registered{
+    {"BatchMultiClassNonMaxSuppression", batch_multi_class_nms},
     {"NMSWithMask", nms_with_mask},
     {"NonMaxSuppressionV3", non_max_suppression},
     {"NonMaxSuppressionV4", non_max_suppression_v4},

@@ -3,18 +3,11 @@
 #include "pch.h"
 
 #include "aclnn/adapter.h"
+#include "compute/formulas.h"
 
 namespace cann_sim {
 
 namespace {
-
-// float32 or bfloat16, or an integer that holds a float32 in its lower half (npu_trans_quant_param).
-at::Tensor numbers(const at::Tensor &scale) {
-    if (scale.is_floating_point()) {
-        return scale.to(at::kFloat);
-    }
-    return scale.to(at::kLong).contiguous().view(at::kFloat).slice(-1, 0, std::nullopt, 2);
-}
 
 // What torch_npu leaves out is a null pointer, or a tensor without elements.
 at::Tensor given(const Value &value) {
@@ -26,9 +19,15 @@ struct Factors {
     at::Tensor by_column, by_row, offset, bias;
 };
 
+void check_int8(const Value *v) {
+    for (const Value *factor : {v, v + 1}) {
+        const at::ScalarType type = tensor(*factor).scalar_type();
+        TORCH_CHECK(type == at::kChar, "only int8 matrices are simulated, not ", type);
+    }
+}
+
 // ((x1 x2 + a bias of integers) by columns, by rows + another bias), rounded for int8; int32 is the sum alone.
 void multiply(const at::Tensor &x1, const at::Tensor &x2, const Factors &f, const Value &out) {
-    TORCH_CHECK(x1.scalar_type() == at::kChar && x2.scalar_type() == at::kChar, "only int8 matrices are simulated");
     at::Tensor sum = at::matmul(x1.to(at::kInt), x2.to(at::kInt));
     const bool integers = f.bias.defined() && f.bias.scalar_type() == at::kInt;
     if (integers) {
@@ -39,7 +38,7 @@ void multiply(const at::Tensor &x1, const at::Tensor &x2, const Factors &f, cons
         write(out, sum);
         return;
     }
-    at::Tensor result = sum.to(at::kFloat) * numbers(f.by_column);
+    at::Tensor result = sum.to(at::kFloat) * scales(f.by_column);
     if (f.by_row.defined()) {
         result = result * f.by_row.unsqueeze(-1);
     }
@@ -63,8 +62,11 @@ void quant_matmul(const Value *v) {
 }
 
 // (x1, x2, x1Scale, x2Scale, yScale, x1Offset, x2Offset, yOffset, bias, transposeX1, transposeX2, groupSize, out)
-void quant_matmul_by_scales(const Value *v) {
+void check_by_scales(const Value *v) {
+    check_int8(v);
     TORCH_CHECK(!given(v[4]).defined() && v[11].i == 0, "groups and yScale are not simulated");
+}
+void quant_matmul_by_scales(const Value *v) {
     multiply(matrix(v[0], v[9]), matrix(v[1], v[10]), {given(v[3]), given(v[2]), given(v[7]), given(v[8])}, v[12]);
 }
 
@@ -77,9 +79,9 @@ void trans_quant_param(const Value *v) { scale_bits(tensor(v[0]), v[2]); }
 void trans_quant_param_rounded(const Value *v) { scale_bits(tensor(v[0]), v[3]); }
 
 const ComputationRegistration registered{
-    {"aclnnQuantMatmulV4", quant_matmul},
-    {"aclnnQuantMatmulV5", quant_matmul_by_scales},
-    {"aclnnQuantMatmulWeightNz", quant_matmul_by_scales},
+    {"aclnnQuantMatmulV4", quant_matmul, check_int8},
+    {"aclnnQuantMatmulV5", quant_matmul_by_scales, check_by_scales},
+    {"aclnnQuantMatmulWeightNz", quant_matmul_by_scales, check_by_scales},
     {"aclnnTransQuantParamV2", trans_quant_param},
     {"aclnnTransQuantParamV3", trans_quant_param_rounded},
 };

@@ -4,6 +4,7 @@
 #include "pch.h"
 
 #include "aclnn/adapter.h"
+#include "compute/formulas.h"
 #include "compute/random.h"
 
 namespace cann_sim {
@@ -56,20 +57,11 @@ void rrelu(const Value *v) {
     write(v[7], at::rrelu_with_noise(tensor(v[0]), noise, scalar(v[2]), scalar(v[3]), v[4].i != 0, generator(v + 5)));
 }
 
-// ---- dropout: a bit per element, 1 is kept, the lowest first; padded to 128 bits ----
+// ---- dropout: a mask of bits ----
 
 void pack(const Value *v, const Value &out, const at::Generator &generator) {
-    const int64_t count = c10::multiply_integers(v[0].ints());
     at::Tensor mask = tensor(out);
-    TORCH_CHECK(mask.is_contiguous() && static_cast<int64_t>(mask.nbytes()) * 8 >= count, "no room for ", count,
-                " bits");
-    const at::Tensor kept = at::empty({count}, at::kByte).bernoulli_(1 - v[1].d, generator);
-    auto *bytes = static_cast<uint8_t *>(mask.data_ptr());
-    const auto *bits = kept.const_data_ptr<uint8_t>();
-    std::fill(bytes, bytes + mask.nbytes(), 0);
-    for (int64_t i = 0; i < count; ++i) {
-        bytes[i / 8] = static_cast<uint8_t>(bytes[i / 8] | bits[i] << i % 8);
-    }
+    pack_bits(at::empty({c10::multiply_integers(v[0].ints())}, at::kByte).bernoulli_(1 - v[1].d, generator), mask);
 }
 // (shape, probability of a zero, seed, offset, data type, out)
 void dropout_mask(const Value *v) { pack(v, v[5], generator(v + 2)); }
@@ -77,18 +69,7 @@ void dropout_mask(const Value *v) { pack(v, v[5], generator(v + 2)); }
 void dropout_mask_by_tensors(const Value *v) { pack(v, v[6], generator_of_tensors(v + 2)); }
 
 // (self, mask, probability of a zero, out)
-void dropout(const Value *v) {
-    const at::Tensor self = tensor(v[0]), mask = tensor(v[1]).contiguous();
-    TORCH_CHECK(static_cast<int64_t>(mask.nbytes()) * 8 >= self.numel(), "a mask of ", mask.nbytes(), " bytes");
-    const at::Tensor kept = at::empty({self.numel()}, at::kByte);
-    auto *bits = kept.data_ptr<uint8_t>();
-    const auto *bytes = static_cast<const uint8_t *>(mask.const_data_ptr());
-    for (int64_t i = 0; i < self.numel(); ++i) {
-        bits[i] = bytes[i / 8] >> i % 8 & 1;
-    }
-    const double scale = v[2].d < 1 ? 1 / (1 - v[2].d) : 0;
-    write(v[3], self.mul(kept.view(self.sizes())).mul(scale));
-}
+void dropout(const Value *v) { write(v[3], dropped_out(tensor(v[0]), tensor(v[1]), 1 - v[2].d)); }
 
 const ComputationRegistration registered{
     {"aclnnInplaceUniform", uniform},

@@ -88,6 +88,44 @@ void scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const a
     }
 }
 
+void pack_bits(const at::Tensor &flags, at::Tensor &bytes) {
+    const int64_t count = flags.numel();
+    TORCH_CHECK(bytes.is_contiguous() && static_cast<int64_t>(bytes.nbytes()) * 8 >= count, "no room for ", count,
+                " bits");
+    const at::Tensor ones = flags.to(at::kBool).contiguous();
+    const bool *flag = ones.const_data_ptr<bool>();
+    auto *byte = static_cast<uint8_t *>(bytes.data_ptr());
+    std::fill(byte, byte + bytes.nbytes(), 0);
+    for (int64_t i = 0; i < count; ++i) {
+        byte[i / 8] = static_cast<uint8_t>(byte[i / 8] | (flag[i] ? 1 : 0) << i % 8);
+    }
+}
+
+at::Tensor unpack_bits(const at::Tensor &bytes, int64_t count) {
+    TORCH_CHECK(static_cast<int64_t>(bytes.nbytes()) * 8 >= count, "a mask of ", bytes.nbytes(), " bytes for ", count,
+                " elements");
+    const at::Tensor packed = bytes.contiguous(), flags = at::empty({count}, at::kByte);
+    const auto *byte = static_cast<const uint8_t *>(packed.const_data_ptr());
+    auto *flag = flags.data_ptr<uint8_t>();
+    for (int64_t i = 0; i < count; ++i) {
+        flag[i] = byte[i / 8] >> i % 8 & 1;
+    }
+    return flags;
+}
+
+int64_t bytes_of_mask(int64_t count) { return (count + 127) / 128 * 16; }
+
+at::Tensor dropped_out(const at::Tensor &x, const at::Tensor &mask, double keep) {
+    return x.mul(unpack_bits(mask, x.numel()).view(x.sizes())).mul(keep > 0 ? 1 / keep : 0);
+}
+
+at::Tensor scales(const at::Tensor &scale) {
+    if (scale.is_floating_point()) {
+        return scale.to(at::kFloat);
+    }
+    return scale.to(at::kLong).contiguous().view(at::kFloat).slice(-1, 0, std::nullopt, 2);
+}
+
 at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &repeats,
                                       std::optional<int64_t> dim) {
     const at::Tensor shape_of = dim.has_value() ? input : input.reshape(-1);

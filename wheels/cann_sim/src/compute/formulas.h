@@ -32,6 +32,20 @@ at::Tensor rotary_mul(const at::Tensor &x, const at::Tensor &cos, const at::Tens
 at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos, const at::Tensor &sin,
                                bool neighbours);
 
+// Masks of dropout, and signs, as bits: a bit per element, the lowest of a byte first. `bytes` (uint8, contiguous) has room for
+// flags.numel() bits; those behind them become 0.
+void pack_bits(const at::Tensor &flags, at::Tensor &bytes);
+// The first `count` bits, as 0 and 1 (uint8).
+at::Tensor unpack_bits(const at::Tensor &bytes, int64_t count);
+// How many bytes a mask of dropout has: its bits are padded to 128.
+int64_t bytes_of_mask(int64_t count);
+// x with dropout by a mask of bits; what stays is divided by `keep`.
+at::Tensor dropped_out(const at::Tensor &x, const at::Tensor &mask, double keep);
+
+// Scales of quantised products: float32 or bfloat16, or an integer that holds a float32 in its lower half
+// (npu_trans_quant_param).
+at::Tensor scales(const at::Tensor &scale);
+
 // Per batch b, self[b] takes updates[b] at indices[b] along axis. The check throws, by shapes alone, if there is not one
 // index per batch, or axis is the batch's.
 void check_scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates, int64_t axis);

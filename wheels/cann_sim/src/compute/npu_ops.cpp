@@ -78,15 +78,31 @@ at::Tensor &format_cast_(at::Tensor &input, int64_t format, std::optional<int64_
     return input;
 }
 
-// ---- dropout: mask 1 = kept ----
+// ---- dropout: torch_npu's own mask is of bits ----
 
 std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor &input, double p) {
+    const at::Tensor kept = at::empty(input.sizes(), input.options().dtype(at::kByte)).bernoulli_(1 - p);
+    finish_queued_operators(input.device());
+    const DeviceAllocation on_device;
+    at::Tensor mask = at::empty({bytes_of_mask(input.numel())}, at::kByte);
+    pack_bits(alias_on_cpu(kept), mask);
+    return {wrap_on_npu(dropped_out(alias_on_cpu(input), mask, 1 - p), input.device()),
+            wrap_on_npu(mask, input.device())};
+}
+
+at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, double p) {
+    finish_queued_operators(gradient.device());
+    const DeviceAllocation on_device;
+    return wrap_on_npu(dropped_out(alias_on_cpu(gradient), alias_on_cpu(mask), 1 - p), gradient.device());
+}
+
+std::tuple<at::Tensor, at::Tensor> dropout_with_bytes(const at::Tensor &input, double p) {
     at::Tensor mask = at::empty(input.sizes(), input.options().dtype(at::kByte)).bernoulli_(1 - p);
     const double scale = p < 1 ? 1 / (1 - p) : 0;
     return {at::mul(input, mask).mul_(scale), mask};
 }
 
-at::Tensor dropout_backward(const at::Tensor &gradient, const at::Tensor &mask, double p) {
+at::Tensor dropout_with_bytes_backward(const at::Tensor &gradient, const at::Tensor &mask, double p) {
     return at::mul(gradient, mask).mul_(p < 1 ? 1 / (1 - p) : 0);
 }
 
@@ -252,9 +268,9 @@ void register_npu_ops() {
     simulate(library, "npu", "_npu_format_cast", TORCH_FN(format_cast_private));
     simulate(library, "npu", "npu_format_cast_.acl_format", TORCH_FN(format_cast_));
     simulate(library, "npu", "_npu_dropout", TORCH_FN(dropout));
-    simulate(library, "npu", "_dropout_with_byte_mask", TORCH_FN(dropout));
+    simulate(library, "npu", "_dropout_with_byte_mask", TORCH_FN(dropout_with_bytes));
     simulate(library, "npu", "npu_dropout_backward", TORCH_FN(dropout_backward));
-    simulate(library, "npu", "_dropout_with_byte_mask_backward", TORCH_FN(dropout_backward));
+    simulate(library, "npu", "_dropout_with_byte_mask_backward", TORCH_FN(dropout_with_bytes_backward));
     simulate(library, "npu", "l1_loss_backward", TORCH_FN(l1_loss_backward));
     simulate(library, "npu", "kl_div_backward", TORCH_FN(kl_div_backward));
     simulate(library, "npu", "npu_binary_cross_entropy_with_logits_backward", TORCH_FN(bce_with_logits_backward));
