@@ -135,6 +135,23 @@ def test_every_sparse_mode(mode: int, before: int, after: int, rows: int, keys: 
     agree(found, [t.nan_to_num(0.0) for t in expected])
 
 
+@pytest.mark.parametrize("across", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_channels_that_do_not_lie_one_after_the_other(across: tuple[int, ...]) -> None:
+    """As a convolution's channels are made the heads'; torch's own flash attention on the CPU would not take them."""
+    shape = (2, 3, 5, 8)
+    plain = tensors(shape, shape, shape)
+    results = []
+    for device in ("cpu", "npu"):
+        inputs = leaves(plain, device)
+        used = [
+            x.transpose(2, 3).contiguous().transpose(2, 3) if device == "npu" and i in across else x
+            for i, x in enumerate(inputs)
+        ]
+        out = torch.nn.functional.scaled_dot_product_attention(*used)
+        results.append(pulled(out, inputs))
+    agree(results[1], results[0])
+
+
 def test_no_mode_means_anything_without_a_mask() -> None:
     query, key, value = tensors((1, 2, 5, 8), (1, 2, 7, 8), (1, 2, 7, 8))
     for mode in range(5):

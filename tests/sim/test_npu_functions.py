@@ -636,10 +636,32 @@ def test_group_norm_with_silu() -> None:
     assert mean.shape == rstd.shape == (2, 3)
 
 
-def test_softmax_with_a_mask_and_relative_positions() -> None:
-    x, bias, mask = rand(1, 2, 3, 4, 4), rand(1, 1, 3, 4, 4), rand(1, 2, 1, 4, 4)
-    found = torch_npu.npu_masked_softmax_with_rel_pos_bias(x.npu(), mask.npu(), bias.npu(), 0.5)
-    torch.testing.assert_close(found.cpu(), (x * 0.5 + mask + bias).softmax(-1))
+def test_group_norm_takes_a_weight_as_it_lies_and_an_expanded_one() -> None:
+    x, table = rand(3, 4, 5), rand(4, 2)
+    expanded = torch.full((1,), 0.5).expand(4)
+    for weight, bias in ((table[:, 0], table[:, 1]), (expanded, expanded)):
+        on_npu = table.npu()[:, 0], table.npu()[:, 1]
+        if weight is expanded:
+            on_npu = (torch.full((1,), 0.5).npu().expand(4),) * 2
+        y = torch_npu.npu_group_norm_silu(x.npu(), *on_npu, 2)[0]
+        torch.testing.assert_close(y.cpu(), F.silu(F.group_norm(x, 2, weight, bias)))
+
+
+@pytest.mark.parametrize("mask_shape", [None, (3, 4, 4), (3, 1, 4, 4), (1, 3, 1, 4, 4)])
+@pytest.mark.parametrize("x_shape", [(2, 3, 3, 4, 4), (6, 2, 4, 4), (0, 2, 4, 4)])
+def test_softmax_with_a_mask_and_relative_positions(
+    x_shape: tuple[int, ...], mask_shape: tuple[int, ...] | None
+) -> None:
+    """Swin's windows: of [B, W, N, S, S] or [B W, N, S, S]; the mask is a window's, the bias a head's."""
+    heads = x_shape[-3]
+    x, bias = rand(*x_shape), rand(1, heads, 4, 4)
+    mask = None if mask_shape is None else rand(*mask_shape)
+    found = torch_npu.npu_masked_softmax_with_rel_pos_bias(
+        x.npu(), None if mask is None else mask.npu(), bias.npu(), 0.5
+    )
+    scores = x.view(-1, 3, heads, 4, 4) * 0.5 + bias
+    scores = scores if mask is None else scores + mask.view(3, 1, 4, 4)
+    torch.testing.assert_close(found.cpu(), scores.softmax(-1).view(x_shape))
 
 
 def test_integers_become_numbers_again() -> None:
@@ -834,6 +856,15 @@ LIMITS = """
         "aclnnCrossEntropyLoss: the z loss": lambda: torch_npu.npu_cross_entropy_loss(
             x, index, lse_square_scale_for_zloss=0.1
         ),
+        "aclnnCrossEntropyLoss: reduction must be none, mean or sum, not avg": lambda: torch_npu.npu_cross_entropy_loss(
+            x, index, reduction="avg"
+        ),
+        "relativePosBias must be [N, S1, S2]": lambda: torch_npu.npu_masked_softmax_with_rel_pos_bias(
+            torch.rand(6, 2, 4, 4).npu(), None, torch.rand(1, 3, 4, 4).npu()
+        ),
+        "attenMaskOptional must be": lambda: torch_npu.npu_masked_softmax_with_rel_pos_bias(
+            torch.rand(6, 2, 4, 4).npu(), torch.rand(3, 2, 4, 4).npu(), torch.rand(1, 2, 4, 4).npu()
+        ),
         "aclnnAscendAntiQuant: of integers only int8": lambda: torch_npu.npu_anti_quant(index.int().view(1, 2), x[0, :1]),
         "aclnnInplaceScatterUpdate: axis must not": lambda: torch_npu.scatter_update_(x, index.int(), x.clone(), 0),
         "aclnnScaledMaskedSoftmax: x has 5000 columns": lambda: torch._masked_softmax(rows, rows > 1, -1, 2),
@@ -856,7 +887,7 @@ def test_a_limit_is_told_where_the_function_is_called_and_the_task_queue_goes_on
     run_forked: RunPython,
 ) -> None:
     done = run_forked(LIMITS, TASK_QUEUE_ENABLE="1")
-    assert done.stdout.split() == ["True"] * 7, done.stderr
+    assert done.stdout.split() == ["True"] * 10, done.stderr
 
 
 EVERY = """

@@ -23,7 +23,7 @@ import time
 import types
 import unittest
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -161,8 +161,17 @@ def jobs() -> list[tuple[str, str, str]]:
     return wide + gradients + narrow
 
 
-def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Result:
-    """Run an operator's samples (only the first `limit`, if given) on both devices and return the result."""
+def compare(
+    name: str,
+    dtype: str,
+    mode: str,
+    limit: int | None = None,
+    lay: Callable[[Any], Any] = lambda leaf: leaf,
+) -> Result:
+    """Run an operator's samples (only the first `limit`, if given) on both devices and return the result.
+
+    `lay` gives what a sample is made of another layout in memory, for the NPU alone.
+    """
     op, result = find(name), Result(name, dtype, mode)
     started, reasons = time.monotonic(), collections.Counter[str]()
     torch.manual_seed(0)
@@ -171,7 +180,8 @@ def compare(name: str, dtype: str, mode: str, limit: int | None = None) -> Resul
         if limit is not None and result.samples >= limit:
             break
         # Copy before the CPU runs, because an operator may write to its input.
-        on_npu = _to_npu([sample.input, sample.args, sample.kwargs], op.name in HOST_ARGUMENTS)
+        inputs = pytree.tree_map(lay, [sample.input, sample.args, sample.kwargs])
+        on_npu = _to_npu(inputs, op.name in HOST_ARGUMENTS)
         reference = _reference(op, sample, mode)
         if reference is None:
             continue

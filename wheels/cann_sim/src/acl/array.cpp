@@ -157,6 +157,7 @@ void sort_values(OpCall &op) {
 void masked_fill_range(OpCall &op) {
     const at::Tensor &x = op.input(0), &value = op.input(3);
     op.require(x.dim() >= 1 && x.dim() <= 3, "x must have one to three dimensions");
+    op.require(x.numel() > 0, "x must have elements");
     const int64_t axis = op.get_int("axis", -1), length = x.size(-1), rows = x.dim() == 1 ? 1 : x.size(0);
     op.require(axis == -1 || axis == x.dim() - 1, "axis must be the last one here");
     op.require(op.input(1).dim() == 2 && op.input(1).sizes() == op.input(2).sizes() &&

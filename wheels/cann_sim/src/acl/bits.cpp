@@ -17,8 +17,10 @@ void generate_mask(OpCall &op) {
     const auto offset = op.ints(4);
     const at::Generator generator =
         generator_of(static_cast<uint64_t>(op.ints(2).at(0)), static_cast<uint64_t>(offset.back()));
+    const double stays = floats(op.input(1)).reshape({}).item<double>();
+    op.require(stays >= 0 && stays <= 1, "the probability of a zero must be in [0, 1]");
     const at::Tensor kept = at::empty({c10::multiply_integers(op.ints(0))}, at::kByte);
-    pack_bits(kept.bernoulli_(floats(op.input(1)).reshape({}).item<double>(), generator), op.output(0));
+    pack_bits(kept.bernoulli_(stays, generator), op.output(0));
 }
 
 // DropOutDoMask(x, mask, probability to stay)

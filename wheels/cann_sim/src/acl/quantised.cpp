@@ -21,7 +21,10 @@ void search_scale(OpCall &op) {
     const std::vector<float> range = op.get_floats("search_range");
     const auto step = static_cast<float>(op.get_float("search_step", 0));
     op.require(range.size() == 2 && range[1] > range[0] && step > 0, "search_range must increase, by a positive step");
+    const float count = std::floor((range[1] - range[0]) / step) + 1;
+    op.require(count <= 1e6f, "search_range must have at most 1,000,000 steps here");
     op.require(op.input(1).numel() == 1 && op.input(2).numel() == 1, "data_min and data_max must have shape [1]");
+    op.require(op.input(0).numel() > 0 && op.input(3).numel() > 0, "data and cumsum must have elements");
     const at::Tensor data = floats(op.input(0)), share = floats(op.input(3)) / static_cast<float>(data.numel());
     const auto least = floats(op.input(1)).item<float>(), most = floats(op.input(2)).item<float>();
     // where the histogram's share of the data first reaches `percentile`
@@ -40,8 +43,7 @@ void search_scale(OpCall &op) {
 
     float best_scale = 1, best_offset = 0;
     double best = std::numeric_limits<double>::infinity();
-    const auto steps = static_cast<int64_t>(std::floor((range[1] - range[0]) / step)) + 1;
-    for (int64_t i = 0; i < steps; ++i) {
+    for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
         const float end = high * (range[0] + static_cast<float>(i) * step);
         float scale = with_offset ? (end - low) / 255 : end / 127;
         if (with_offset && scale < std::numeric_limits<float>::epsilon()) {
@@ -54,6 +56,7 @@ void search_scale(OpCall &op) {
             best = error, best_scale = scale, best_offset = offset;
         }
     }
+    op.require(std::isfinite(best), "data, data_min and data_max must be finite");
     op.output(0).fill_(best_scale);
     op.output(1).fill_(best_offset);
 }

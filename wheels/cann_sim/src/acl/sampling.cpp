@@ -46,6 +46,8 @@ void sub_sample(OpCall &op) {
     op.require((labels.abs() <= 1).all().item<bool>(), "a label must be 1, 0 or -1 here");
     const int64_t most = op.get_int("batch_size_per_images", 0);
     const auto fraction = static_cast<float>(op.get_float("positive_fraction", 0));
+    op.require(most >= 0, "batch_size_per_images must not be negative");
+    op.require(fraction >= 0 && fraction <= 1, "positive_fraction must be in [0, 1]");
     const at::Generator generator = generator_of_seeds(0, 0);
     const at::Tensor positive =
         draw(at::nonzero(labels == 1).flatten(), static_cast<int64_t>(static_cast<float>(most) * fraction), generator);

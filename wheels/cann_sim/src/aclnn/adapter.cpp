@@ -41,7 +41,7 @@ struct Prepared {
     std::optional<c10::OperatorHandle> op;
     std::vector<Word> words;
     bool copies = false;
-    bool multiplies = false;  // matrices: of arguments whose inner sizes must agree
+    bool takes_strides = true;  // whether a result lies as an input of its size does
 };
 
 Word parse(const std::string &word) {
@@ -76,9 +76,12 @@ const Prepared &prepare(const Function &function) {
         prepared->check = found->second.check;
     } else {
         prepared->copies = function.op[0] == '=';
-        prepared->multiplies = std::any_of(function.relations, function.relations + function.relation_count,
-                                           [](const Relation &rule) { return rule.kind == Relation::kInner; });
         const std::string name(function.op + (prepared->copies ? 1 : 0));
+        // Products of matrices (arguments whose inner sizes must agree) do not at level aten either; torch's kernels of
+        // softmax write as if their result was contiguous, whatever they are given.
+        prepared->takes_strides = name.find("softmax") == std::string::npos &&
+                                  std::none_of(function.relations, function.relations + function.relation_count,
+                                               [](const Relation &rule) { return rule.kind == Relation::kInner; });
         const size_t dot = name.find('.');
         prepared->op = c10::Dispatcher::singleton().findSchemaOrThrow(
             ("aten::" + name.substr(0, dot)).c_str(), dot == std::string::npos ? "" : name.substr(dot + 1).c_str());
@@ -202,8 +205,8 @@ void call_in_place(const Prepared &prepared, torch::jit::Stack &stack) {
         }
         const at::Tensor given = stack[i].toTensor();
         // torch_npu's results are contiguous. The CPU computes with vectors, which round otherwise, only where the
-        // input lies as the result does: as at level aten, where the result takes the input's strides. Products take none.
-        const bool takes_strides = arguments[i].is_out() && given.is_contiguous() && !prepared.multiplies;
+        // input lies as the result does: as at level aten, where the result takes the input's strides.
+        const bool takes_strides = prepared.takes_strides && arguments[i].is_out() && given.is_contiguous();
         const at::Tensor *like = takes_strides ? input_like(stack, given) : nullptr;
         if (like != nullptr && !like->is_contiguous() && like->is_non_overlapping_and_dense()) {
             stack[i] = at::empty_strided(given.sizes(), like->strides(), given.options());

@@ -118,6 +118,8 @@ at::Tensor widened(const at::Tensor &tensor, const Attention &a) {
     const int64_t lacking = a.query.size(-1) - tensor.size(-1);
     return lacking == 0 ? tensor : at::constant_pad_nd(tensor, {0, lacking});
 }
+// It reads channels one after the other, whatever their stride.
+at::Tensor dense(const at::Tensor &tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
 at::Tensor narrowed(const at::Tensor &tensor, const Attention &a) { return tensor.narrow(-1, 0, a.value.size(-1)); }
 
 std::optional<at::Tensor> optional(const at::Tensor &tensor) {
@@ -136,7 +138,7 @@ std::pair<at::Tensor, Rows> attend(const Attention &a) {
             block.of_rows(maximum).copy_(finite(scores(a, query, key, block).amax(-1)));
         });
         const auto [output, logarithm] = at::_scaled_dot_product_flash_attention_for_cpu(
-            a.query, a.key, widened(a.value, a), 0., a.causal, optional(a.bias), a.scale);
+            dense(a.query), dense(a.key), dense(widened(a.value, a)), 0., a.causal, optional(a.bias), a.scale);
         return {narrowed(output, a), rows_of(maximum.view(by_row), logarithm, sizes.keys)};
     }
     const at::Tensor value = wide(a.value);
@@ -161,8 +163,8 @@ Gradients attend_backward(const Attention &a, const Rows &rows, const at::Tensor
     if (!a.kept.defined()) {
         const at::Tensor logarithm = rows.maximum.to(at::kDouble).add(rows.sum.to(at::kDouble).log()).to(at::kFloat);
         auto [query, key, value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            widened(grad, a), a.query, a.key, widened(a.value, a), widened(output, a), logarithm.contiguous(), 0.,
-            a.causal, optional(a.bias), a.scale);
+            dense(widened(grad, a)), dense(a.query), dense(a.key), dense(widened(a.value, a)),
+            dense(widened(output, a)), logarithm.contiguous(), 0., a.causal, optional(a.bias), a.scale);
         return {query, key, narrowed(value, a)};
     }
     const Sizes sizes(a);

@@ -16,6 +16,12 @@ at::Tensor wide(const at::Tensor &tensor) {
 }
 at::Tensor wide(const Value &value) { return wide(tensor(value)); }
 
+// For torch's kernels that read a tensor's memory without its strides.
+at::Tensor dense(const Value &value) {
+    const at::Tensor found = wide(value);
+    return found.defined() ? found.contiguous() : found;
+}
+
 std::vector<int64_t> last_dims(const at::Tensor &weight) {
     std::vector<int64_t> dims;
     for (int64_t dim = -weight.dim(); dim < 0; ++dim) {
@@ -110,10 +116,10 @@ struct Groups {
 
 // out: y, mean, 1 / standard deviation
 void group_norm(const Value *inputs, int64_t groups, double epsilon, std::optional<double> swish, const Value *out) {
-    const at::Tensor x = wide(inputs[0]).contiguous();
+    const at::Tensor x = dense(inputs[0]);
     const Groups g(x, groups);
     const auto [y, mean, rstd] =
-        at::native_group_norm(x, wide(inputs[1]), wide(inputs[2]), g.batch, g.channels, g.inner, g.groups, epsilon);
+        at::native_group_norm(x, dense(inputs[1]), dense(inputs[2]), g.batch, g.channels, g.inner, g.groups, epsilon);
     write(out[0], swish.has_value() ? y * (y * *swish).sigmoid() : y);
     write(out[1], mean);
     write(out[2], rstd);
@@ -129,10 +135,10 @@ void group_norm_swish(const Value *v) {
 
 // (dy, mean, rstd, x, gamma, beta, groups, data format, scale, two bools, dx, dgamma, dbeta)
 void group_norm_swish_grad(const Value *v) {
-    const at::Tensor x = wide(v[3]).contiguous(), gamma = wide(v[4]);
+    const at::Tensor x = dense(v[3]), gamma = dense(v[4]);
     const Groups g(x, v[6].i);
     const double scale = v[8].d;
-    const at::Tensor mean = wide(v[1]).reshape({g.batch, g.groups}), rstd = wide(v[2]).reshape({g.batch, g.groups});
+    const at::Tensor mean = dense(v[1]).view({g.batch, g.groups}), rstd = dense(v[2]).view({g.batch, g.groups});
     std::vector<int64_t> per_channel(static_cast<size_t>(x.dim()), 1);
     per_channel[1] = g.channels;
     const at::Tensor grouped = x.reshape({g.batch, g.groups, -1});
@@ -216,7 +222,12 @@ void write_zeros(const Value &out) {
 }
 
 // (logits, classes, weight, reduction, ignored class, smoothing, scale and return of the z loss, loss, log softmax, z loss, its sum)
-void check_no_z_loss(const Value *v) {
+void check_reduction(const Value &value) {
+    const std::string name = value.text();
+    TORCH_CHECK(name == "none" || name == "mean" || name == "sum", "reduction must be none, mean or sum, not ", name);
+}
+void check_cross_entropy(const Value *v) {
+    check_reduction(v[3]);
     TORCH_CHECK(v[6].d == 0 && v[7].i == 0, "the z loss is not simulated (nor in CANN)");
 }
 void cross_entropy_loss(const Value *v) {
@@ -249,13 +260,37 @@ void cross_entropy_loss_grad(const Value *v) {
 
 // ---- attention ----
 
-// (x, mask or none, bias of relative positions, scale, precision, softmax(scale x + mask + bias))
+// (x, mask or none, bias of relative positions, scale, precision, softmax(scale x + mask + bias)), with sizes B batches,
+// W windows, N heads: x [B W, N, S, S] or [B, W, N, S, S]; mask [W, S, S], [W, 1, S, S] or [1, W, 1, S, S]; bias [N, S, S],
+// perhaps with 1s before.
+int64_t windows_of(const at::Tensor &x, const at::Tensor &mask) {
+    return x.dim() == 5 ? x.size(1) : mask.defined() ? mask.size(mask.dim() == 5 ? 1 : 0) : 1;
+}
+void check_masked_softmax(const Value *v) {
+    const at::Tensor x = tensor(v[0]), mask = tensor(v[1]), bias = tensor(v[2]);
+    TORCH_CHECK(x.dim() == 4 || x.dim() == 5, "x must have 4 or 5 dimensions, not shape ", x.sizes());
+    const int64_t windows = windows_of(x, mask), heads = x.size(-3), pixels = x.size(-2) * x.size(-1);
+    TORCH_CHECK(windows > 0 && (x.dim() == 5 || x.size(0) % windows == 0), "x of shape ", x.sizes(),
+                " cannot have the windows of a mask of shape ", mask.defined() ? mask.sizes() : at::IntArrayRef());
+    TORCH_CHECK(!mask.defined() || (mask.dim() >= 3 && mask.dim() <= 5 && mask.size(-2) == x.size(-2) &&
+                                    mask.size(-1) == x.size(-1) && mask.numel() == windows * pixels),
+                "attenMaskOptional must be [W, S1, S2], [W, 1, S1, S2] or [1, W, 1, S1, S2], not of shape ",
+                mask.defined() ? mask.sizes() : at::IntArrayRef(), " for x of shape ", x.sizes());
+    TORCH_CHECK(
+        bias.dim() >= 3 && bias.size(-2) == x.size(-2) && bias.size(-1) == x.size(-1) && bias.numel() == heads * pixels,
+        "relativePosBias must be [N, S1, S2], perhaps with 1s before, not of shape ", bias.sizes(), " for x of shape ",
+        x.sizes());
+}
 void masked_softmax(const Value *v) {
-    at::Tensor scores = wide(v[0]) * v[3].d;
-    if (!v[1].is_null()) {
-        scores = scores + tensor(v[1]);
+    const at::Tensor x = tensor(v[0]), mask = tensor(v[1]);
+    const int64_t windows = windows_of(x, mask), heads = x.size(-3), rows = x.size(-2), columns = x.size(-1);
+    const int64_t batches = x.dim() == 5 ? x.size(0) : x.size(0) / windows;
+    at::Tensor scores = wide(x).reshape({batches, windows, heads, rows, columns});
+    scores = scores * v[3].d;
+    if (mask.defined()) {
+        scores = scores + mask.reshape({windows, 1, rows, columns});
     }
-    write(v[5], (scores + tensor(v[2])).softmax(-1));
+    write(v[5], (scores + tensor(v[2]).reshape({heads, rows, columns})).softmax(-1).view(x.sizes()));
 }
 
 // (x, cos, sin, 0: halves are turned, 1: neighbours, y)
@@ -304,8 +339,8 @@ const ComputationRegistration registered{
     {"aclnnAddLayerNormGrad", add_layer_norm_grad},
     {"aclnnAddRmsNorm", add_rms_norm},
     {"aclnnAscendAntiQuant", anti_quant, check_int8},
-    {"aclnnCrossEntropyLoss", cross_entropy_loss, check_no_z_loss},
-    {"aclnnCrossEntropyLossGrad", cross_entropy_loss_grad},
+    {"aclnnCrossEntropyLoss", cross_entropy_loss, check_cross_entropy},
+    {"aclnnCrossEntropyLossGrad", cross_entropy_loss_grad, [](const Value *v) { check_reduction(v[6]); }},
     {"aclnnDeepNorm", deep_norm},
     {"aclnnDeepNormGrad", deep_norm_grad},
     {"aclnnGeGluV3", geglu},
@@ -317,7 +352,7 @@ const ComputationRegistration registered{
     {"aclnnGroupNormSwish", group_norm_swish},
     {"aclnnGroupNormSwishGrad", group_norm_swish_grad},
     {"aclnnInplaceScatterUpdate", scatter_update, check_scatter_update},
-    {"aclnnMaskedSoftmaxWithRelPosBias", masked_softmax},
+    {"aclnnMaskedSoftmaxWithRelPosBias", masked_softmax, check_masked_softmax},
     {"aclnnRmsNorm", rms_norm},
     {"aclnnRmsNormGrad", rms_norm_grad},
     {"aclnnRotaryPositionEmbedding", rotary},
