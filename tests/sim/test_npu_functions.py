@@ -865,7 +865,9 @@ LIMITS = """
         "attenMaskOptional must be": lambda: torch_npu.npu_masked_softmax_with_rel_pos_bias(
             torch.rand(6, 2, 4, 4).npu(), torch.rand(3, 2, 4, 4).npu(), torch.rand(1, 2, 4, 4).npu()
         ),
-        "aclnnAscendAntiQuant: of integers only int8": lambda: torch_npu.npu_anti_quant(index.int().view(1, 2), x[0, :1]),
+        "aclnnAscendAntiQuant: of integers only int8": lambda: torch_npu.npu_anti_quant(
+            index.int().view(1, 2), x[0, :1]
+        ),
         "aclnnInplaceScatterUpdate: axis must not": lambda: torch_npu.scatter_update_(x, index.int(), x.clone(), 0),
         "aclnnScaledMaskedSoftmax: x has 5000 columns": lambda: torch._masked_softmax(rows, rows > 1, -1, 2),
         "aclnnGeluV2: x has data type DT_INT32": lambda: torch_npu.npu_gelu(index.int(), approximate="tanh"),
