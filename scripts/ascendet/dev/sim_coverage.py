@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> None:
         options += ["--json"] if args.json else []
         run_cann_sim(stack, python, level, ["coverage", *options])
     if kept and not args.json:
-        run_cann_sim(stack, python, "aclnn", ["differences", "--markdown", str(wheel / "DIFFERENCES.md")])
+        run_cann_sim(stack, python, "all", ["differences", "--markdown", str(wheel / "DIFFERENCES.md")])
 
 
 def run_cann_sim(stack: Stack, python: Path, level: str, words: list[str]) -> None:

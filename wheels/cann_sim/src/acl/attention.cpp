@@ -100,8 +100,9 @@ void rotary_grad(OpCall &op) {
     const at::Tensor x = floats(op.input(0)), gradient = floats(op.input(3));
     op.output(0).copy_(rotary_mul_backward(gradient, floats(op.input(1)), floats(op.input(2)), false));
     if (op.get_bool("need_backward", true)) {
-        op.output(1).copy_((x * gradient).sum_to_size(op.output(1).sizes()));
-        op.output(2).copy_((rotated(x, false) * gradient).sum_to_size(op.output(2).sizes()));
+        const auto [r1, r2] = rotary_factors_backward(gradient, x, op.output(1).sizes(), op.output(2).sizes(), false);
+        op.output(1).copy_(r1);
+        op.output(2).copy_(r2);
     }
 }
 

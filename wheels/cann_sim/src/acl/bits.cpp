@@ -38,7 +38,7 @@ void pack_signs(OpCall &op) {
 void unpack_signs(OpCall &op) {
     at::Tensor &out = op.output(0);
     op.require(out.numel() == op.input(0).numel() * 8, "y must have an element per bit");
-    out.copy_(unpack_bits(op.input(0), out.numel()).to(at::kFloat).mul(2).sub(1).view(out.sizes()));
+    out.copy_(unpack_bits(op.input(0), 0, out.numel()).to(at::kFloat).mul(2).sub(1).view(out.sizes()));
 }
 
 const Registration registered{

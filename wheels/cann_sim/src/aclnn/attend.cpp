@@ -1,6 +1,7 @@
 #include "pch.h"
 
 #include "aclnn/attend.h"
+#include "compute/formulas.h"
 
 #include <cmath>
 #include <limits>
@@ -40,9 +41,7 @@ void for_blocks(const Sizes &sizes, const F &compute) {
 }
 
 // In at least float32, with batches and heads as one dimension.
-at::Tensor wide(const at::Tensor &tensor) {
-    return tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)).flatten(0, 1);
-}
+at::Tensor wide_rows(const at::Tensor &tensor) { return wide(tensor).flatten(0, 1); }
 
 at::Tensor scores(const Attention &a, const at::Tensor &scaled_query, const at::Tensor &key, const Block &block) {
     at::Tensor result = at::bmm(block.of_rows(scaled_query), block.of_keys(key).transpose(1, 2));
@@ -65,17 +64,12 @@ at::Tensor scores(const Attention &a, const at::Tensor &scaled_query, const at::
 at::Tensor kept(const Attention &a, const Block &block, const at::TensorOptions &options) {
     const Sizes sizes(a);
     const at::Tensor result = at::empty({block.heads, block.rows, sizes.keys}, options.dtype(at::kFloat));
-    const auto *bytes = a.kept.const_data_ptr<uint8_t>();
-    auto *factors = result.data_ptr<float>();
     const int64_t count = block.rows * sizes.keys;
-    const auto factor = static_cast<float>(1 / a.keep);
     for (int64_t i = 0; i < block.heads; ++i) {
         const int64_t first = a.first_bit + ((block.head + i) * sizes.rows + block.row) * sizes.keys;
-        for (int64_t bit = first; bit < first + count; ++bit) {
-            *factors++ = (bytes[bit / 8] >> bit % 8 & 1) != 0 ? factor : 0.F;
-        }
+        result[i].copy_(unpack_bits(a.kept, first, count).view({block.rows, sizes.keys}));
     }
-    return result;
+    return result.mul_(1 / a.keep);
 }
 
 // A row that sees no key has the maximum that masked scores have on a card, and its softmax is 0.
@@ -130,7 +124,7 @@ std::optional<at::Tensor> optional(const at::Tensor &tensor) {
 
 std::pair<at::Tensor, Rows> attend(const Attention &a) {
     const Sizes sizes(a);
-    const at::Tensor query = wide(a.query) * a.scale, key = wide(a.key);
+    const at::Tensor query = wide_rows(a.query) * a.scale, key = wide_rows(a.key);
     const at::Tensor maximum = at::empty({sizes.batch * sizes.heads, sizes.rows}, query.options().dtype(at::kFloat));
     const at::IntArrayRef by_row = a.query.sizes().slice(0, 3);
     if (!a.kept.defined()) {
@@ -141,7 +135,7 @@ std::pair<at::Tensor, Rows> attend(const Attention &a) {
             dense(a.query), dense(a.key), dense(widened(a.value, a)), 0., a.causal, optional(a.bias), a.scale);
         return {narrowed(output, a), rows_of(maximum.view(by_row), logarithm, sizes.keys)};
     }
-    const at::Tensor value = wide(a.value);
+    const at::Tensor value = wide_rows(a.value);
     const at::Tensor sum = at::empty_like(maximum);
     const at::Tensor output = at::empty({sizes.batch * sizes.heads, sizes.rows, value.size(-1)}, query.options());
     for_blocks(sizes, [&](const Block &block) {
@@ -168,9 +162,10 @@ Gradients attend_backward(const Attention &a, const Rows &rows, const at::Tensor
         return {query, key, narrowed(value, a)};
     }
     const Sizes sizes(a);
-    const at::Tensor query = wide(a.query), scaled = query * a.scale, key = wide(a.key), value = wide(a.value);
-    const at::Tensor grad_out = wide(grad);
-    const at::Tensor inner = (grad_out * wide(output)).sum(-1, true);
+    const at::Tensor query = wide_rows(a.query), scaled = query * a.scale, key = wide_rows(a.key),
+                     value = wide_rows(a.value);
+    const at::Tensor grad_out = wide_rows(grad);
+    const at::Tensor inner = (grad_out * wide_rows(output)).sum(-1, true);
     const at::Tensor maximum = rows.maximum.flatten(0, 1).unsqueeze(-1), sum = rows.sum.flatten(0, 1).unsqueeze(-1);
     const Gradients whole{at::empty_like(query), at::zeros_like(key), at::zeros_like(value)};
     for_blocks(sizes, [&](const Block &block) {

@@ -99,14 +99,13 @@ void launch(const aclOpExecutor &executor) {
     }
 }
 
-int run(const aclOpExecutor &executor) {
+// What a call of a function throws, as a card's message; nothing if it does not.
+template <typename F>
+std::optional<std::string> failure_of(const Function &function, const F &call) {
     std::string message;
     try {
-        keep_queue_thread_alone();
-        const at::AutoDispatchBelowADInplaceOrView below_autograd;
-        const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-        launch(executor);
-        return 0;
+        call();
+        return std::nullopt;
     } catch (const c10::Error &error) {
         message = error.what_without_backtrace();
     } catch (const std::exception &error) {
@@ -114,22 +113,26 @@ int run(const aclOpExecutor &executor) {
     } catch (...) {
         message = "an unknown exception";
     }
-    message = std::string("EZ9999: ") + executor.function->name + ": " + message;
-    remember_queue_failure(message);
-    return fail(kInnerError, message);
+    return std::string("EZ9999: ") + function.name + ": " + message;
+}
+
+int run(const aclOpExecutor &executor) {
+    const auto failure = failure_of(*executor.function, [&] {
+        keep_queue_thread_alone();
+        const at::AutoDispatchBelowADInplaceOrView below_autograd;
+        const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+        launch(executor);
+    });
+    if (!failure.has_value()) {
+        return 0;
+    }
+    remember_queue_failure(*failure);
+    return fail(kInnerError, *failure);
 }
 
 int check_first(const Function &function, const Value *values) {
-    std::string message;
-    try {
-        check_by_hand(function, values);
-        return 0;
-    } catch (const c10::Error &error) {
-        message = error.what_without_backtrace();
-    } catch (const std::exception &error) {
-        message = error.what();
-    }
-    return fail(kInnerError, std::string("EZ9999: ") + function.name + ": " + message);
+    const auto failure = failure_of(function, [&] { check_by_hand(function, values); });
+    return failure.has_value() ? fail(kInnerError, *failure) : 0;
 }
 
 // The device's memory is counted by the thread that plans: the results are allocated, and what follows is not yet.

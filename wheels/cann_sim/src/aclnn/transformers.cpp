@@ -11,9 +11,7 @@ namespace cann_sim {
 
 namespace {
 
-at::Tensor wide(const at::Tensor &tensor) {
-    return tensor.defined() ? tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)) : tensor;
-}
+using cann_sim::wide;
 at::Tensor wide(const Value &value) { return wide(tensor(value)); }
 
 // For torch's kernels that read a tensor's memory without its strides.
@@ -302,9 +300,9 @@ void rotary_grad(const Value *v) {
     const at::Tensor dy = wide(v[0]), cos = wide(v[1]), sin = wide(v[2]);
     write(v[5], rotary_mul_backward(dy, cos, sin, neighbours));
     if (!v[3].is_null()) {
-        const at::Tensor x = wide(v[3]);
-        write(v[6], (x * dy).sum_to_size(cos.sizes()));
-        write(v[7], (rotated(x, neighbours) * dy).sum_to_size(sin.sizes()));
+        const auto [dcos, dsin] = rotary_factors_backward(dy, wide(v[3]), cos.sizes(), sin.sizes(), neighbours);
+        write(v[6], dcos);
+        write(v[7], dsin);
     }
 }
 

@@ -71,7 +71,7 @@ public:
     CountedKernel(const c10::OperatorHandle &op, const c10::KernelFunction &kernel, bool falls_back, bool own)
         : kernel_(kernel), falls_back_(falls_back), own_(own), held_(op) {
         const c10::OperatorName &name = op.operator_name();
-        name_ = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
+        name_ = c10::toString(name);
         is_copy_ = name.name == "aten::copy_";
         is_index_ = name_ == "aten::index.Tensor";
         // The host waits for a result whose value or shape decides what it does next.
@@ -206,8 +206,7 @@ void wrap_operators() {
             library = std::make_unique<torch::Library>(torch::Library::IMPL, space, c10::DispatchKey::PrivateUse1,
                                                        __FILE__, __LINE__);
         }
-        const c10::OperatorName &name = op.operator_name();
-        const std::string full = name.name + (name.overload_name.empty() ? "" : "." + name.overload_name);
+        const std::string full = c10::toString(op.operator_name());
         auto counted = std::make_unique<CountedKernel>(op, kernel, falls_back, own);
         library->impl(full.substr(space.size() + 2).c_str(),
                       torch::CppFunction::makeFromBoxedFunctor(std::move(counted)));

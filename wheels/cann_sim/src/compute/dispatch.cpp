@@ -329,7 +329,7 @@ void register_aten() {
             !is_compiled(cann_sim::entry_of(*op).lookup(kNpu))) {
             continue;
         }
-        const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+        const std::string full = c10::toString(name);
         if (kKeep.count(full) != 0 || is_view(op->schema()) || at_level_aclnn(full)) {
             continue;
         }
@@ -376,7 +376,7 @@ void register_composites() {
     c10::Dispatcher &dispatcher = c10::Dispatcher::singleton();
     for (const c10::OperatorName &name : dispatcher.getAllOpNames()) {
         const auto op = dispatcher.findSchema(name);
-        const std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+        const std::string full = c10::toString(name);
         if (name.getNamespace() == "aten" && kFused.count(full) == 0 && !at_level_aclnn(full) && op.has_value() &&
             op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
             op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) && !is_view(op->schema())) {

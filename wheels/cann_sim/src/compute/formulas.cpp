@@ -14,6 +14,10 @@ at::Tensor reduced(const at::Tensor &gradient, const at::Tensor &input, int64_t 
 
 }  // namespace
 
+at::Tensor wide(const at::Tensor &tensor) {
+    return tensor.defined() ? tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)) : tensor;
+}
+
 at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                             int64_t reduction) {
     return (input - target).sign() * reduced(gradient, input, reduction);
@@ -28,9 +32,6 @@ at::Tensor kl_div_backward(const at::Tensor &gradient, const at::Tensor &, const
 // (torch/csrc/autograd/FunctionsManual.cpp), so that the two agree to the last bit.
 at::Tensor bce_with_logits(const at::Tensor &input, const at::Tensor &target, const at::Tensor &weight,
                            const at::Tensor &positive, int64_t reduction) {
-    const auto wide = [](const at::Tensor &tensor) {
-        return tensor.defined() ? tensor.to(at::promoteTypes(tensor.scalar_type(), at::kFloat)) : tensor;
-    };
     const at::Tensor loss =
         at::binary_cross_entropy_with_logits(wide(input), wide(target), wide(weight), wide(positive), reduction);
     const at::ScalarType type = at::promoteTypes(input.scalar_type(), target.scalar_type());
@@ -73,6 +74,11 @@ at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos
     return cos * gradient - rotated(sin * gradient, neighbours);
 }
 
+std::pair<at::Tensor, at::Tensor> rotary_factors_backward(const at::Tensor &gradient, const at::Tensor &x,
+                                                          at::IntArrayRef cos, at::IntArrayRef sin, bool neighbours) {
+    return {(x * gradient).sum_to_size(cos), (rotated(x, neighbours) * gradient).sum_to_size(sin)};
+}
+
 void check_scatter_by_batch(const at::Tensor &self, const at::Tensor &indices, const at::Tensor &updates,
                             int64_t axis) {
     TORCH_CHECK(indices.dim() == 1 && indices.numel() == updates.size(0), "indices must have one number per batch");
@@ -101,14 +107,14 @@ void pack_bits(const at::Tensor &flags, at::Tensor &bytes) {
     }
 }
 
-at::Tensor unpack_bits(const at::Tensor &bytes, int64_t count) {
-    TORCH_CHECK(static_cast<int64_t>(bytes.nbytes()) * 8 >= count, "a mask of ", bytes.nbytes(), " bytes for ", count,
-                " elements");
+at::Tensor unpack_bits(const at::Tensor &bytes, int64_t first, int64_t count) {
+    TORCH_CHECK(static_cast<int64_t>(bytes.nbytes()) * 8 >= first + count, "a mask of ", bytes.nbytes(), " bytes for ",
+                count, " elements");
     const at::Tensor packed = bytes.contiguous(), flags = at::empty({count}, at::kByte);
     const auto *byte = static_cast<const uint8_t *>(packed.const_data_ptr());
     auto *flag = flags.data_ptr<uint8_t>();
     for (int64_t i = 0; i < count; ++i) {
-        flag[i] = byte[i / 8] >> i % 8 & 1;
+        flag[i] = byte[(first + i) / 8] >> (first + i) % 8 & 1;
     }
     return flags;
 }
@@ -116,7 +122,7 @@ at::Tensor unpack_bits(const at::Tensor &bytes, int64_t count) {
 int64_t bytes_of_mask(int64_t count) { return (count + 127) / 128 * 16; }
 
 at::Tensor dropped_out(const at::Tensor &x, const at::Tensor &mask, double keep) {
-    return x.mul(unpack_bits(mask, x.numel()).view(x.sizes())).mul(keep > 0 ? 1 / keep : 0);
+    return x.mul(unpack_bits(mask, 0, x.numel()).view(x.sizes())).mul(keep > 0 ? 1 / keep : 0);
 }
 
 at::Tensor scales(const at::Tensor &scale) {

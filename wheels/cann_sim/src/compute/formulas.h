@@ -6,8 +6,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <utility>
 
 namespace cann_sim {
+
+// In at least float32; undefined stays so.
+at::Tensor wide(const at::Tensor &tensor);
 
 at::Tensor l1_loss_backward(const at::Tensor &gradient, const at::Tensor &input, const at::Tensor &target,
                             int64_t reduction);
@@ -28,15 +32,17 @@ at::Tensor repeat_interleave_backward(const at::Tensor &gradient, const at::Tens
 // its neighbours, (-x1, x0, -x3, x2, …).
 at::Tensor rotated(const at::Tensor &x, bool neighbours);
 at::Tensor rotary_mul(const at::Tensor &x, const at::Tensor &cos, const at::Tensor &sin, bool neighbours);
-// The gradient of x.
+// The gradient of x, and those of cos and sin, of the sizes that these had.
 at::Tensor rotary_mul_backward(const at::Tensor &gradient, const at::Tensor &cos, const at::Tensor &sin,
                                bool neighbours);
+std::pair<at::Tensor, at::Tensor> rotary_factors_backward(const at::Tensor &gradient, const at::Tensor &x,
+                                                          at::IntArrayRef cos, at::IntArrayRef sin, bool neighbours);
 
 // Masks of dropout, and signs, as bits: a bit per element, the lowest of a byte first. `bytes` (uint8, contiguous) has room for
 // flags.numel() bits; those behind them become 0.
 void pack_bits(const at::Tensor &flags, at::Tensor &bytes);
-// The first `count` bits, as 0 and 1 (uint8).
-at::Tensor unpack_bits(const at::Tensor &bytes, int64_t count);
+// `count` bits from the `first` on, as 0 and 1 (uint8).
+at::Tensor unpack_bits(const at::Tensor &bytes, int64_t first, int64_t count);
 // How many bytes a mask of dropout has: its bits are padded to 128.
 int64_t bytes_of_mask(int64_t count);
 // x with dropout by a mask of bits; what stays is divided by `keep`.

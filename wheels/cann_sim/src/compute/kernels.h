@@ -42,9 +42,7 @@ private:
 class HeldCalls {
 public:
     explicit HeldCalls(const c10::OperatorHandle &op) {
-        const c10::OperatorName &name = op.operator_name();
-        const std::string argument =
-            held_argument(name.overload_name.empty() ? name.name : name.name + "." + name.overload_name);
+        const std::string argument = held_argument(c10::toString(op.operator_name()));
         index_ = argument.empty() ? -1 : op.schema().argumentIndexWithName(argument).value();
     }
 
