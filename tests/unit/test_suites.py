@@ -95,17 +95,22 @@ def test_a_long_suite_has_a_process_per_file() -> None:
 # -- reports --
 
 
-def run_pytest(folder: Path, text: str) -> tuple[Path, int]:
-    """Run pytest as a suite does, on one file; its report and its exit code."""
-    (folder / "test_x.py").write_text(text)
+def run_pytest(folder: Path, text: str, *options: str) -> Report:
+    """Run pytest as a suite does, on one file; its report."""
+    file = folder / "tests" / "unit" / "test_x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
     report = folder / "x.xml"
-    options = ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--rootdir={folder}"]
-    command = [sys.executable, "-m", "pytest", "--quiet", *options, f"--junitxml={report}", "test_x.py"]
-    return report, subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
+    usual = ["-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--rootdir={folder}"]
+    command = [sys.executable, "-m", "pytest", "--quiet", *usual, *options, f"--junitxml={report}", str(file)]
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return reports.read(report, done.stdout, exit_code=done.returncode, seconds=2.0, cpu_seconds=3.0)
 
 
 def test_a_report_says_what_pytest_said(tmp_path: Path) -> None:
-    report, code = run_pytest(
+    found = run_pytest(
         tmp_path,
         """
 import pytest
@@ -119,28 +124,41 @@ def test_error(broken): pass
 def test_known(): assert 0
 """,
     )
-    found = reports.read(report, exit_code=code, seconds=2.0, cpu_seconds=3.0)
     assert found.counts == Counts(passed=1, failed=2, skipped=2)
-    assert found.failed == {"test_x.py"}
-    assert "test_x.py::test_good" in [name for _, name in found.tests]
+    assert found.failed == {"tests/unit/test_x.py"}
+    assert "tests/unit/test_x.py::test_good" in [name for _, name in found.tests]
     assert (found + found).counts == Counts(passed=2, failed=4, skipped=4)
     assert (found + found).cpu_seconds == 6.0
+    assert not found.broken_off
 
 
 @pytest.mark.parametrize(
     "text", ["", "import no_such_module", "def test_crash():\n    import os\n    os.abort()"], ids=str.split
 )
 def test_no_test_no_import_and_a_crash_are_failures(tmp_path: Path, text: str) -> None:
-    report, code = run_pytest(tmp_path, text)
-    found = reports.read(report, exit_code=code, seconds=2.0, cpu_seconds=3.0)
+    assert run_pytest(tmp_path, text).counts == Counts(failed=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("import os; os.abort()", []),
+        ("import time; time.sleep(60)", ["faulthandler_timeout=1", "faulthandler_exit_on_timeout=true"]),
+    ],
+    ids=["a crash", "a test that never ends"],
+)
+def test_a_process_that_ends_in_a_test_says_in_which(tmp_path: Path, line: str, options: list[str]) -> None:
+    text = f"def help(): {line}\ndef test_good(): pass\ndef test_bad():\n    help()\n"
+    found = run_pytest(tmp_path, text, *(word for option in options for word in ("-o", option)))
     assert found.counts == Counts(failed=1)
+    assert found.failed == {"tests/unit/test_x.py"}
+    assert found.broken_off == ("tests/unit/test_x.py:4 in test_bad",)
+    assert any("test_x.py:4 in test_bad" in said for said in reports.describe_times({"unit": found}))
 
 
 def test_a_file_that_is_skipped_as_a_whole_is_no_failure(tmp_path: Path) -> None:
     text = "import pytest\npytest.importorskip('no_such_module', reason='the stack has none')\ndef test_x(): pass\n"
-    report, code = run_pytest(tmp_path, text)
-    found = reports.read(report, exit_code=code, seconds=2.0, cpu_seconds=3.0)
-    assert found.counts == Counts(skipped=1)
+    assert run_pytest(tmp_path, text).counts == Counts(skipped=1)
 
 
 def test_the_ten_slowest_tests_and_each_suites_time_are_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,10 @@ from pathlib import Path
 SLOWEST = 10
 _NO_TESTS = 5  # pytest's exit code where no test ran
 _SLOW = 1.0  # seconds; faster tests are not listed
+# A frame of a test in what faulthandler writes when a process crashes, or when a test took longer than it may.
+_FRAME = re.compile(
+    r'^  File "(?:.*/)?(?P<file>tests/\w+/test_\w+\.py)", line (?P<line>\d+) in (?P<test>test_\w+)$', re.M
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class Report:
     ----------
     failed
         The files of the tests that failed.
+    broken_off
+        Lines of the tests in which processes ended: `file:line in test`.
     tests
         Each test's seconds, including its fixtures, and its id.
     seconds, cpu_seconds
@@ -49,6 +56,7 @@ class Report:
 
     counts: Counts = field(default_factory=Counts)
     failed: frozenset[str] = frozenset()
+    broken_off: tuple[str, ...] = ()
     tests: tuple[tuple[float, str], ...] = ()
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -58,18 +66,21 @@ class Report:
         return Report(
             counts=self.counts + other.counts,
             failed=self.failed | other.failed,
+            broken_off=self.broken_off + other.broken_off,
             tests=self.tests + other.tests,
             seconds=self.seconds + other.seconds,
             cpu_seconds=self.cpu_seconds + other.cpu_seconds,
         )
 
 
-def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> Report:
+def read(file: Path, text: str, *, exit_code: int, seconds: float, cpu_seconds: float) -> Report:
     """Return the report in pytest's JUnit XML (family xunit1); a crash or a run without tests counts as a failure.
 
-    A file that is skipped as a whole is no failure.
+    A file that is skipped as a whole is no failure. Where there is no XML, because the process ended in a test, the
+    output `text` tells in which.
     """
     counts, failed, tests = Counts(), set(), []
+    broken_off: tuple[str, ...] = ()
     if file.exists():
         for case in ElementTree.parse(file).iter("testcase"):  # noqa: S314  # written by our own pytest
             name = f"{case.get('file')}::{case.get('name')}" if case.get("file") else str(case.get("name"))
@@ -80,12 +91,16 @@ def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> R
                 failed.add(str(case.get("file") or case.get("name")))
             else:
                 counts += Counts(skipped=1) if "skipped" in kinds else Counts(passed=1)
+    elif frames := list(_FRAME.finditer(text)):
+        broken_off = (f"{frames[-1]['file']}:{frames[-1]['line']} in {frames[-1]['test']}",)
+        failed.add(frames[-1]["file"])
     skipped = exit_code == _NO_TESTS and counts.skipped
     if exit_code and not counts.failed and not skipped:  # a crash, a broken plug-in, no test at all
         counts += Counts(failed=1)
     return Report(
         counts=counts,
         failed=frozenset(failed),
+        broken_off=broken_off,
         tests=tuple(tests),
         seconds=seconds,
         cpu_seconds=cpu_seconds,
@@ -93,7 +108,11 @@ def read(file: Path, *, exit_code: int, seconds: float, cpu_seconds: float) -> R
 
 
 def describe_times(reports: Mapping[str, Report]) -> Iterator[str]:
-    """Yield lines of text: the slowest tests of all suites, then each suite's time."""
+    """Yield lines of text: where processes broke off, the slowest tests of all suites, each suite's time."""
+    broken_off = [line for report in reports.values() for line in report.broken_off]
+    if broken_off:
+        yield "== processes ended in a test, which crashed or took too long (its stacks are above)"
+        yield from (f"  {line}" for line in broken_off)
     tests = sorted((test for report in reports.values() for test in report.tests), reverse=True)
     slow = [test for test in tests[:SLOWEST] if test[0] >= _SLOW]
     if slow:

@@ -111,11 +111,11 @@ def _again(name: str, report: Report) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A process of a suite, and how to read from its end what it said."""
+    """A process of a suite, and how to read from its end and its output what it said."""
 
     suite: str
     job: Job
-    read: Callable[[Outcome], Report]
+    read: Callable[[Outcome, str], Report]
 
 
 def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> dict[str, Report]:
@@ -125,9 +125,9 @@ def _run(stack: Stack, names: Sequence[str], tests: Mapping[str, list[str]]) -> 
     folder.mkdir(parents=True, exist_ok=True)
 
     def show(part: Part, outcome: Outcome) -> None:
-        report = part.read(outcome)
-        found[part.suite] += report
         text = part.job.log.read_text(encoding="utf-8", errors="replace") if part.job.log else ""
+        report = part.read(outcome, text)
+        found[part.suite] += report
         print(f"== {part.job.name}: {report.counts}, {outcome.seconds:.0f} s\n{text}", end="", flush=True)
 
     with Pool(count_slots()) as pool:
@@ -203,9 +203,9 @@ def _pytest(suite: Suite, stack: Stack, tests: list[str], folder: Path) -> Itera
         yield Part(suite=suite.name, job=job, read=functools.partial(_read_pytest, report))
 
 
-def _read_pytest(file: Path, outcome: Outcome) -> Report:
+def _read_pytest(file: Path, outcome: Outcome, text: str) -> Report:
     return reports.read(
-        file, exit_code=outcome.exit_code, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds
+        file, text, exit_code=outcome.exit_code, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds
     )
 
 
@@ -234,7 +234,7 @@ def _lint(folder: Path) -> Iterator[Part]:
         yield Part(suite=LINT, job=job, read=_read_lint)
 
 
-def _read_lint(outcome: Outcome) -> Report:
+def _read_lint(outcome: Outcome, _: str) -> Report:
     counts = Counts(failed=1) if outcome.exit_code else Counts(passed=1)
     return Report(counts=counts, seconds=outcome.seconds, cpu_seconds=outcome.cpu_seconds)
 

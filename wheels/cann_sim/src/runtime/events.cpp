@@ -26,9 +26,10 @@ struct Event {
     bool resettable;
 };
 
-// Of all events: few wait at a time.
-std::mutex mutex;
-std::condition_variable recorded;
+// Of all events: few wait at a time. Never destroyed: a stream may still wait when a process ends, and the end of a
+// condition variable waits for all who wait for it.
+std::mutex &mutex = *new std::mutex;
+std::condition_variable &recorded = *new std::condition_variable;
 
 // Null after fail().
 Event *checked(aclrtEvent event) {
@@ -41,6 +42,9 @@ Event *checked(aclrtEvent event) {
 void finish_record(State &state, uint64_t number, const cann_sim::Failure &failure) {
     {
         const std::lock_guard<std::mutex> lock(mutex);
+        if (state.complete >= number) {
+            return;  // a later record, in another stream, was faster
+        }
         state.recorded_ns = cann_sim::now_ns();
         state.failure = failure;
         state.complete = number;
