@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,15 @@ from staged_om.host import Batch, Detections, DeviceStep, HostStep, Step
 from staged_om.meta import Meta, Port, Stage
 
 SIZE = 8
+_LIMIT = 300  # seconds; less than the suite's patience, so that the program tells where it hangs, and not only the test
+
+
+def run_program(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that can import this folder; standard error is the test's, with stacks if it hangs."""
+    head = f"import faulthandler, sys; faulthandler.dump_traceback_later({_LIMIT}, exit=True)\n"
+    head += f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    command = [sys.executable, "-c", head + program]
+    return subprocess.run(command, env=os.environ | environ, stdout=subprocess.PIPE, text=True, check=False)
 
 
 def hand_made(batch: int = 1, **changed: Any) -> Meta:

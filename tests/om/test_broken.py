@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ascendet_common.errors import RunError
+from conftest import run_program
 from staged_om import atc
 from staged_om.compare import COMPARISON, NoDetections, OmDiffers, Paths, run
 from staged_om.device import AclError, Device
@@ -290,8 +290,6 @@ def test_an_output_that_is_read_before_the_stream_is_synchronised_is_stale(
 ) -> None:
     """In a process of its own: another model, slowed down 100 times, runs before it when the copy happens."""
     job = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from staged_om.device import Device
 from test_broken import Rpn
@@ -307,10 +305,7 @@ with Device() as device:
     device.call("rt.synchronize_stream", stream)
     print(set(early) == {{7}}, bytes(rpn.read()) != early)
 """
-    environ = os.environ | {"CANN_SIM_FAULT": "slow-device:100"}
-    done = subprocess.run(
-        [sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=True
-    )
+    done = run_program(job, CANN_SIM_FAULT="slow-device:100")
     assert done.stdout.split()[-2:] == ["True", "True"]
 
 
@@ -368,8 +363,6 @@ def test_a_device_that_is_lost_in_the_middle_keeps_the_results_so_far(
         pictures.append(str(file))
     (tmp_path / "images.json").write_text(json.dumps(pictures))
     job = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
 from strip_detector import Faults, install
 install(Faults(), lambda modules, name, value: modules.__setitem__(name, value))
 from staged_om.infer import main
@@ -377,10 +370,7 @@ sys.argv = ["infer", "--om={good[0] / f"{SOC}-origin"}", "--images={tmp_path / "
 main()
 """
     # The first picture runs twice, three stages each; the tenth stage is the first of the third run.
-    environ = os.environ | {"CANN_SIM_FAULT": "device-lost@launch:10", "WORK_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", job], env=environ, capture_output=True, text=True, check=False
-    )
+    done = run_program(job, CANN_SIM_FAULT="device-lost@launch:10", WORK_DIR=str(tmp_path))
     assert done.returncode != 0
     error = json.loads((tmp_path / "error.json").read_text())
     assert error["name"] == "npu-lost"

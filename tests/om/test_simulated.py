@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import types
@@ -17,7 +16,7 @@ import onnx
 import pytest
 from ascendet_common.errors import RunError
 from cann_sim.atc.__main__ import main as atc
-from conftest import Picture, digest, hand_made, hand_made_steps
+from conftest import Picture, digest, hand_made, hand_made_steps, run_program
 from onnx import TensorProto, helper, numpy_helper
 from staged_om import ranges
 from staged_om.device import Device
@@ -187,9 +186,8 @@ def test_an_om_for_another_soc_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 LOST = """
-import json, sys
+import json
 from pathlib import Path
-sys.path[:0] = {paths!r}
 import cv2, numpy as np
 from conftest import hand_made, hand_made_steps
 from staged_om import infer
@@ -212,11 +210,8 @@ with Device() as device:
 
 
 def test_a_lost_device_keeps_the_pictures_before_it(folder: Path) -> None:
-    program = LOST.format(paths=[str(Path(__file__).parent)], folder=str(folder.parent))
-    environ = os.environ | {"CANN_SIM_FAULT": "device-lost@launch:8"}  # a picture runs two models
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
-    )
+    # A picture runs two models.
+    done = run_program(LOST.format(folder=str(folder.parent)), CANN_SIM_FAULT="device-lost@launch:8")
     name, what = json.loads(done.stdout.splitlines()[-1])
     kept: list[Any] = json.loads((folder.parent / "results.json").read_text())["images"]
     assert name == "npu-lost"
