@@ -143,6 +143,24 @@ def test_what_was_found_before_the_device_was_lost_is_kept(fake: FakeAcl, tmp_pa
     assert fake.alive == {}
 
 
+def test_a_device_that_is_lost_when_a_thread_begins_is_named_and_nothing_waits(
+    fake: FakeAcl, tmp_path: Path
+) -> None:
+    """Threads take the device's context beside each other, and the pool ends while they do."""
+    export = exported(tmp_path)
+    files = pictures(tmp_path, [255] * 9)
+    detect([export], files, tmp_path)
+    begins = [number for number, name in enumerate(fake.calls) if name == "set_context"]
+    assert len(begins) > 1
+    fake.code, fake.lost = 507010, True
+    for fake.fail_at in begins * 5:
+        fake.calls.clear()
+        with pytest.raises(RunError) as caught:
+            detect([export], files, tmp_path)
+        assert caught.value.name == "npu-lost"
+        assert fake.alive == {}
+
+
 def test_the_program_reads_the_command_line_and_the_family_of_the_metadata(
     fake: FakeAcl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,8 @@ def overlapped(session: Session, sources: Iterable[Callable[[], Batch]]) -> Iter
         free.put(lane)
 
     def work(number: int, source: Callable[[], Batch]) -> Finished:
+        # Not the pool's initializer: if it fails, on a device that is lost, Python 3.11's pool can wait for ever at its end.
+        session.device.attach()
         batch = source()
         lane = free.get()
         try:
@@ -127,7 +129,7 @@ def overlapped(session: Session, sources: Iterable[Callable[[], Batch]]) -> Iter
 
     waiting: deque[Future[Finished]] = deque()
     failure: Exception | None = None
-    with ThreadPoolExecutor(len(session.lanes) + 1, initializer=session.device.attach) as pool:
+    with ThreadPoolExecutor(len(session.lanes) + 1) as pool:
         remaining = enumerate(sources)
         more = True
         while more or waiting:
