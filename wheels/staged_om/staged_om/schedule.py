@@ -116,7 +116,7 @@ def overlapped(session: Session, sources: Iterable[Callable[[], Batch]]) -> Iter
         free.put(lane)
 
     def work(number: int, source: Callable[[], Batch]) -> Finished:
-        # Not the pool's initializer: if it fails, on a device that is lost, Python 3.11's pool can wait for ever at its end.
+        # Not as the pool's initializer: where that fails, on a lost device, Python 3.11's pool can wait for ever.
         session.device.attach()
         batch = source()
         lane = free.get()
