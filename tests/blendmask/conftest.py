@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import ascendet_common
 import pytest
-
-# The goldens were computed on a CPU with AVX2. Their weights, made of formulas, make more of the last bit's rounding
-# than a trained network does: with AVX-512 some gradients are others.
-os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 The original's numbers are float32's of one CPU, and formulas for weights make a network that enlarges a rounding: in
 float64 our model is as far from them as in float32 on another CPU. Limits are about twice what was seen with kernels of
-SSE4.1, AVX2, AVX-512: 1.5e-3 of a map's largest value, 4e-5 of a loss, of a gradient's mean 2 % in the median and 20 %
+SSE4.1, AVX2, AVX-512: 3e-3 of a map's largest value, 4e-5 of a loss, of a gradient's mean 2 % in the median and 20 %
 at most, 3 % of the masks' area, because they lie at their threshold. A wrong sign, factor or target is far beyond them.
 """
 
@@ -65,7 +65,7 @@ def test_maps_are_the_originals(filled: tuple[BlendMask, dict[str, Any]]) -> Non
         total, number = expected[1:3]
         assert actual[2] == number, name
         assert actual[:2] == pytest.approx(expected[:2], rel=0, abs=5e-4 * total), name
-        assert np.abs(actual[3:] - expected[3:]).max() <= 3e-3 * np.abs(expected[3:]).max(), name
+        assert np.abs(actual[3:] - expected[3:]).max() <= 6e-3 * np.abs(expected[3:]).max(), name
     assert {f"eval/{name}" for name in found} == {
         key for key in golden if key.startswith("eval/") and key[5] not in "01"
     }
