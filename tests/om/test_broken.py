@@ -306,6 +306,7 @@ with Device() as device:
     print(set(early) == {{7}}, bytes(rpn.read()) != early)
 """
     done = run_program(job, CANN_SIM_FAULT="slow-device:100")
+    assert done.returncode == 0
     assert done.stdout.split()[-2:] == ["True", "True"]
 
 

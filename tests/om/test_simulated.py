@@ -212,6 +212,7 @@ with Device() as device:
 def test_a_lost_device_keeps_the_pictures_before_it(folder: Path) -> None:
     # A picture runs two models.
     done = run_program(LOST.format(folder=str(folder.parent)), CANN_SIM_FAULT="device-lost@launch:8")
+    assert done.returncode == 0
     name, what = json.loads(done.stdout.splitlines()[-1])
     kept: list[Any] = json.loads((folder.parent / "results.json").read_text())["images"]
     assert name == "npu-lost"

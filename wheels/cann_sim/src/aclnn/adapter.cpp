@@ -4,7 +4,8 @@
 //   ^3    a number; 0 stands for one that is left out                  L3   a tensor of indices, as int64
 //   -     a result that nobody wants
 // An operator without = writes into our arguments itself. That is right for in-place operators and for structured ones
-// only: others use out= as a buffer, or resize it, and would write beyond the device's memory.
+// only, if their kernels follow a result's strides (those of triangles and of padding do not): others use out= as a buffer, or
+// resize it, and would write beyond the device's memory.
 
 #include "pch.h"
 
